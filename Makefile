@@ -1,0 +1,34 @@
+# Two commands do all set-up: `make quickstart` and `make test`.
+PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/dev/null && echo python3.12 || echo python3.11)
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+
+.PHONY: quickstart test fast check clean
+
+quickstart: $(READY)  ## environment, embedded data set, pretraining, probe, table and picture
+	$(BIN)/viewshards pack builtin:emoji runs/data/emoji
+	$(BIN)/manyviews fit --config experiments/quickstart.yaml --run runs/quickstart
+	$(BIN)/manyviews report --run runs/quickstart
+
+test: $(READY)  ## the whole suite
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests
+
+fast: $(READY)  ## the tests that need no training run or subprocess
+	$(BIN)/python -m pytest -n 2 -m "not slow" tests
+
+check: $(READY)  ## style, types and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=ssl:datamodules $(BIN)/lint-imports
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "manyviews needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $(READY)
+
+clean:  ## removes the environment and the caches, never runs/
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache dist

@@ -1,0 +1,69 @@
+"""What every objective shares: the call, the checks, full precision."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from manyviews.distributed import LOCAL, Gather, Rows
+from manyviews.similarity import full_precision
+
+
+class Objective(nn.Module, ABC):
+    """Compares the views of a batch: `loss = objective(views, gather=..., **context)`.
+
+    Called with V tensors (n, D), or one (V, n, D): un-normalised, un-gathered embeddings of n images in V views, any
+    float type. Returns the scalar loss of the global batch, the same on every rank, its gradient exact under DDP.
+    Detached readings of the call lie in `diagnostics`. It works in any PyTorch loop; `gather` is only needed where
+    ranks share a batch (`manyviews.distributed.current()`).
+
+    A subclass writes its equation in `loss`, which receives float32 (or float64) views with autocast off, and the
+    rows of the global batch.
+    """
+
+    batch_coupled: ClassVar[bool] = True
+    """Whether the loss of one image depends on the others of its batch: then batches must not be cut by accumulation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.diagnostics: dict[str, Tensor] = {}
+
+    def forward(self, views: Sequence[Tensor] | Tensor, *, gather: Gather = LOCAL, **context: Any) -> Tensor:
+        """The loss of `views`; `context` is what the paper needs besides (see the subclass)."""
+        views = list(views)
+        self._check(views)
+        self.diagnostics = {}
+        with torch.autocast(views[0].device.type, enabled=False):
+            return self.loss([full_precision(view) for view in views], gather(len(views[0])), **context)
+
+    @abstractmethod
+    def loss(self, views: list[Tensor], rows: Rows, **context: Any) -> Tensor:
+        """The equation. `views`: V tensors (n, D); `rows`: the global batch this rank's n images belong to."""
+
+    def _check(self, views: list[Tensor]) -> None:
+        name, shapes = type(self).__name__, [tuple(view.shape) for view in views]
+        if len(views) < 2:
+            raise ValueError(f"{name} compares views: got {len(views)}, expected 2 or more tensors (n, D)")
+        if any(len(shape) != 2 or shape != shapes[0] for shape in shapes):
+            raise ValueError(f"{name}: views must all be (n, D) with the same n and D, got {shapes}")
+
+
+def exactly_two(objective: Objective, views: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The two views of a two-view objective, or an error that names the way out."""
+    if len(views) != 2:
+        raise ValueError(
+            f"{type(objective).__name__} is defined for 2 views, got {len(views)}: "
+            "use MVInfoNCE, MVDHEL, PairwiseViews, AverageViews or PolyView for more"
+        )
+    return views[0], views[1]
+
+
+def positive(name: str, value: float) -> float:
+    """`value` if it is a positive number; temperatures are checked once, at construction."""
+    if not value > 0:
+        raise ValueError(f"{name} must be > 0, got {value}")
+    return value
