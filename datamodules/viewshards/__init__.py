@@ -1,0 +1,22 @@
+"""Views from plain WebDataset shards: indexed, ordered by a pure function, exactly resumable."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from viewshards.datamodule import ShardDataModule
+    from viewshards.shards import ShardSet
+
+__all__ = ["ShardDataModule", "ShardSet"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lightning takes seconds to import; `viewshards --help` and the index need none of it.
+    if name == "ShardDataModule":
+        from viewshards.datamodule import ShardDataModule
+
+        return ShardDataModule
+    if name == "ShardSet":
+        from viewshards.shards import ShardSet
+
+        return ShardSet
+    raise AttributeError(f"module 'viewshards' has no attribute {name!r}")

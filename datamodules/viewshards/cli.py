@@ -1,0 +1,117 @@
+"""The `viewshards` command: pack, index, verify, inspect."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Returns the exit code: 0 fine, 1 problems found, 2 bad input, 130 interrupted."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return {"pack": _pack, "index": _index, "verify": _verify, "inspect": _inspect}[arguments.command](arguments)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"viewshards {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if type(error).__name__ != "BrokenShard":
+            raise
+        print(f"viewshards {arguments.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="viewshards", description="Shards for training: make, index, check, look at.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    pack = commands.add_parser("pack", help="write a data set into shards", description=pack_help)
+    pack.add_argument(
+        "source", metavar="SOURCE", help="folder, .csv, .jsonl, builtin:NAME, torchvision:NAME, sklearn:NAME"
+    )
+    pack.add_argument("out", metavar="OUT", type=Path, help="folder for the shards")
+    pack.add_argument("--shard-mb", type=float, default=100, help="target size of a shard (default: %(default)s MB)")
+    pack.add_argument("--shard-samples", type=int, help="samples a shard, instead of --shard-mb")
+    pack.add_argument("--resize", type=int, help="bring larger pictures to this shorter side, in pixels")
+    pack.add_argument("--quality", type=int, default=92, help="of the JPEG a resized picture becomes (%(default)s)")
+    pack.add_argument("--val-fraction", type=float, default=0.1, help="of a source without splits (%(default)s)")
+    pack.add_argument("--labels", default="", help="further columns of a table that are labels, comma separated")
+    pack.add_argument("--root", default="data", help="where torchvision finds its data (%(default)s)")
+    pack.add_argument("--skip-broken", action="store_true", help="leave out what does not decode, and list it")
+    pack.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (%(default)s)")
+
+    index = commands.add_parser("index", help="index WebDataset tars that are there already")
+    index.add_argument("root", metavar="ROOT", type=Path, help="folder of the tars")
+    index.add_argument("--split", help="the split all of them belong to (default: train, val or test in their names)")
+
+    verify = commands.add_parser("verify", help="check sizes, end blocks and checksums, and decode every sample")
+    verify.add_argument("root", metavar="ROOT", type=Path)
+
+    inspect = commands.add_parser("inspect", help="counts, fields, sizes, class balance, contact sheet")
+    inspect.add_argument("root", metavar="ROOT")
+    inspect.add_argument("--split", default="train", help="(default: %(default)s)")
+    inspect.add_argument("--sheet", type=Path, help="write a contact sheet to this PNG")
+    return parser
+
+
+pack_help = (
+    "Writes plain WebDataset tars with an index beside each and a manifest. A killed or interrupted pack goes on when "
+    "the same command is given again."
+)
+
+
+def _pack(arguments: argparse.Namespace) -> int:
+    from viewshards.pack import Encoding, pack
+    from viewshards.sources import open_source
+
+    labels = [name for name in arguments.labels.split(",") if name]
+    source = open_source(arguments.source, arguments.root, arguments.val_fraction, labels)
+    encoding = Encoding(arguments.resize, arguments.quality, arguments.skip_broken)
+    manifest = pack(
+        source, arguments.out, encoding, arguments.shard_mb, arguments.shard_samples, max(1, arguments.workers)
+    )
+    skipped = manifest.made["skipped"]
+    for line in skipped:
+        print(f"left out: {line}", file=sys.stderr)
+    return 1 if skipped else 0
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    from viewshards.existing import build_index
+
+    manifest = build_index(arguments.root, arguments.split)
+    for split, shards in manifest.splits.items():
+        print(f"{split}: {sum(s.samples for s in shards)} samples in {len(shards)} shards")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from viewshards.existing import verify
+
+    problems = 0
+    for problem in verify(arguments.root):
+        print(problem)
+        problems += 1
+    print(f"{arguments.root}: {problems} problems" if problems else f"{arguments.root}: every sample is whole")
+    return 1 if problems else 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from viewshards.existing import contact_sheet, inspect
+
+    for name, value in inspect(arguments.root, arguments.split).items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, count in value.items():
+                print(f"  {key:<28} {count}")
+        else:
+            print(f"{name}: {value}")
+    if arguments.sheet:
+        contact_sheet(arguments.root, arguments.split, arguments.sheet)
+        print(f"contact sheet: {arguments.sheet}")
+    return 0

@@ -1,0 +1,274 @@
+"""The LightningDataModule over a set of shards: exact order, exact resume, views, normalisation on the device."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from viewshards.cache import ShardCache
+from viewshards.dataset import PlainViews, Sample, ShardDataset, collate, prepare_worker
+from viewshards.order import EvalBatches, TrainBatches, default_lanes
+from viewshards.shards import ShardSet
+from viewshards.views import CentreCrop, MultiView, device
+
+Batch = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+
+class ShardDataModule(pl.LightningDataModule):
+    """Feeds views from shards made by `viewshards pack` or indexed by `viewshards index`.
+
+    The batch is a dict: `image`, a list of views (B, 3, H, W), float and normalised once on the device; `index`
+    (B,) the sample's stable number; `key`; `label` (B,), -1 unknown; `group` (B,), -1 or the number of a set of
+    samples known to be the same; `weight` (B,), 0 for padding in evaluation; `replaced`, what could not be read;
+    `caption` where samples have a `.txt`.
+
+    Its state is what the optimiser consumed, not what a loader fetched ahead. It holds for every number of workers,
+    and for every number of ranks that divides `lanes`.
+
+    Args:
+        root: folder or URL of the shards, which holds a `manifest.json`.
+        global_batch_size: samples a step over all ranks.
+        views: the augmented views of training.
+        eval_view: the view of evaluation; default a centre crop of the first training view's size.
+        natural_views: which of a sample's own views (`google` of `key.google.png`), in this order; default all.
+        label: which label field: `cls`, or a field of the `.json` file that the manifest lists.
+        train_split: name of the split to train on. val_split: name of the split to evaluate on.
+        seed: of order and augmentation.
+        lanes: see `viewshards.order`; default the largest divisor of the global batch up to 64.
+        window: pieces whose samples are shuffled together.
+        workers: loader processes of each rank; default its share of the cores, at most 16.
+        max_broken: share of the split's samples that may be unreadable before the run stops with their list.
+        cache_dir: node-local folder for shards of a URL. cache_gb: its bound.
+        mean: RGB mean that is subtracted, of [0, 1]. std: RGB deviation that is divided by.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        global_batch_size: int,
+        views: MultiView,
+        eval_view: CentreCrop | None = None,
+        natural_views: list[str] | None = None,
+        label: str = "cls",
+        train_split: str = "train",
+        val_split: str = "val",
+        seed: int = 0,
+        lanes: int | None = None,
+        window: int = 4,
+        workers: int | None = None,
+        max_broken: float = 0.001,
+        cache_dir: str | None = None,
+        cache_gb: float = 100.0,
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+    ) -> None:
+        super().__init__()
+        self.root, self.global_batch_size, self.views = root, global_batch_size, views
+        self.eval_view = eval_view or CentreCrop(views.augmentations[0].size)
+        self.natural_views, self.label = natural_views, label
+        self.train_split, self.val_split = train_split, val_split
+        self.seed, self.lanes, self.window = seed, lanes or default_lanes(global_batch_size), window
+        self.workers, self.max_broken = workers, max_broken
+        self.cache = ShardCache(cache_dir, int(cache_gb * 2**30)) if cache_dir else None
+        self.mean, self.std = mean, std
+        self.position = {"epoch": 0, "consumed": 0}
+        self.broken: dict[str, None] = {}
+        if global_batch_size % self.lanes:
+            raise ValueError(
+                f"global_batch_size ({global_batch_size}) must be a multiple of lanes ({self.lanes}): every step "
+                f"takes global_batch_size / lanes samples of each lane"
+            )
+
+    @cached_property
+    def train_set(self) -> ShardSet:
+        """The shards trained on."""
+        return ShardSet(self.root, self.train_split, self.cache)
+
+    @cached_property
+    def val_set(self) -> ShardSet:
+        """The shards evaluated on."""
+        return ShardSet(self.root, self.val_split, self.cache)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one epoch: the samples that do not fill a step are left out, others each epoch."""
+        return len(self._train_batches(1, 0))
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the label's classes, by number; empty if the set does not name them."""
+        return self.train_set.manifest.labels.get(self.label, [])
+
+    def setup(self, stage: str) -> None:
+        """Checks shards and arithmetic before anything trains, and hooks the position into the trainer."""
+        if stage != "fit" or self.trainer is None:
+            return
+        if (
+            getattr(self.trainer._accelerator_connector, "use_distributed_sampler", False)
+            and self.trainer.world_size > 1
+        ):
+            raise ValueError("ShardDataModule orders its samples itself: set trainer.use_distributed_sampler to false")
+        self._check_arithmetic(self.trainer.world_size)
+        if not any(isinstance(callback, _Position) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            self.trainer.callbacks.insert(0, _Position(self))  # type: ignore[attr-defined]  # before any checkpoint is saved
+
+    def _check_arithmetic(self, world: int) -> None:
+        batch, lanes, samples = self.global_batch_size, self.lanes, len(self.train_set)
+        if lanes % world:
+            fitting = [d for d in range(1, batch + 1) if batch % d == 0 and d % world == 0]
+            raise ValueError(
+                f"{world} ranks cannot share {lanes} lanes evenly ({lanes} / {world} = {lanes / world:.2f}). "
+                + (
+                    f"Set lanes to one of {fitting[:8]}, which divide global_batch_size {batch} and are multiples of {world}"
+                    if fitting
+                    else f"Set global_batch_size ({batch}) to a multiple of {world}"
+                )
+            )
+        if samples // lanes < batch // lanes:
+            raise ValueError(
+                f"{self.root} split {self.train_split!r} has {samples} samples, fewer than one global batch of {batch} "
+                f"({lanes} lanes x {batch // lanes}): set global_batch_size to {samples} or less"
+            )
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """The training batches of this rank, from the position on."""
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        batches = self._train_batches(world, rank)
+        batches.epoch, batches.consumed = self.position["epoch"], self.position["consumed"]
+        dataset = ShardDataset(self.train_set, self.views, self.seed, self.natural_views, self.label)
+        return self._loader(dataset, batches, keep=True)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """The validation batches of this rank; padding has weight 0."""
+        return self.evaluation_loader(self.val_split)
+
+    def evaluation_loader(
+        self, split: str, batch_size: int = 256, world: int | None = None, rank: int | None = None
+    ) -> DataLoader[Sample]:
+        """Every sample of a split once, un-augmented, each natural view a view; the last batch is padded (weight 0).
+
+        Args:
+            split: `train` and `val` stand for the splits this module trains and evaluates on; or any other name.
+            batch_size: per rank.
+            world, rank: default those of the trainer, or of one process.
+        """
+        name = {"train": self.train_split, "val": self.val_split}.get(split, split)
+        shards = {self.train_split: self.train_set, self.val_split: self.val_set}.get(name) or ShardSet(
+            self.root, name, self.cache
+        )
+        if world is None or rank is None:
+            world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        dataset = ShardDataset(shards, PlainViews(self.eval_view), self.seed, self.natural_views, self.label)
+        return self._loader(dataset, EvalBatches(len(shards), batch_size, world, rank), keep=False)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Bytes to normalised floats on the device, and the colour of the `device` backend."""
+        images: list[Tensor] = [image.float().div_(255) for image in batch["image"]]
+        if "draws" in batch:
+            triples = zip(images, batch.pop("draws"), self.views.augmentations, strict=True)
+            images = [device.colour(image, draws, augmentation) for image, draws, augmentation in triples]
+        mean, std = (images[0].new_tensor(x).view(3, 1, 1) for x in (self.mean, self.std))
+        return {**batch, "image": [image.sub_(mean).div_(std) for image in images]}
+
+    def denormalise(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) back to [0, 1], to look at."""
+        mean, std = (images.new_tensor(x).view(3, 1, 1) for x in (self.mean, self.std))
+        return (images * std + mean).clamp(0, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what it is a position in. Rank-free."""
+        return {**self._frame(), **self.position}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up a position.
+
+        Raises:
+            ValueError: if it is a position in another order, naming each difference.
+        """
+        different = [
+            f"{name}: checkpoint {state_dict[name]}, now {mine}"
+            for name, mine in self._frame().items()
+            if state_dict[name] != mine
+        ]
+        if different:
+            raise ValueError(
+                "this run cannot continue the checkpoint's order of samples; " + "; ".join(different) + ". Give the "
+                "original values (and shards), or start a new run"
+            )
+        self.position = {name: state_dict[name] for name in ("epoch", "consumed")}
+
+    def _frame(self) -> dict[str, Any]:
+        return {
+            "shards": self.train_set.fingerprint,
+            "seed": self.seed,
+            "global_batch_size": self.global_batch_size,
+            "lanes": self.lanes,
+            "window": self.window,
+        }
+
+    def _train_batches(self, world: int, rank: int) -> TrainBatches:
+        return TrainBatches(
+            self.train_set.counts, self.global_batch_size, self.lanes, self.window, self.seed, world, rank
+        )
+
+    def _loader(self, dataset: ShardDataset, batches: TrainBatches | EvalBatches, keep: bool) -> DataLoader[Sample]:
+        workers = self.workers
+        if workers is None:
+            ranks = int(os.environ.get("LOCAL_WORLD_SIZE", self.trainer.num_devices if self.trainer else 1))
+            workers = min(16, max(1, len(os.sched_getaffinity(0)) // ranks))
+        if workers == 0:
+            prepare_worker()
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=collate,
+            worker_init_fn=prepare_worker,
+            persistent_workers=keep and workers > 0,
+            prefetch_factor=4 if workers else None,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else every new iterator draws from the RNG that dropout uses
+        )
+
+    def count_broken(self, problems: Sequence[str]) -> None:
+        """Remembers samples that could not be read; raises RuntimeError with their list when they are too many."""
+        self.broken.update(dict.fromkeys(problems))
+        if len(self.broken) > self.max_broken * len(self.train_set):
+            listed = "\n  ".join(list(self.broken)[:20])
+            raise RuntimeError(
+                f"{len(self.broken)} of {len(self.train_set)} samples of {self.root} cannot be read, more than "
+                f"max_broken = {self.max_broken:g}. `viewshards verify {self.root}` lists them all:\n  {listed}"
+            )
+
+
+class _Position(pl.Callback):
+    """Moves the data module's position when the optimiser has consumed a batch."""
+
+    def __init__(self, data: ShardDataModule) -> None:
+        self.data = data
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        for problem in batch["replaced"]:
+            if problem not in self.data.broken:
+                logger.warning("replaced by its successor: %s", problem)
+        self.data.count_broken(batch["replaced"])
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.data.position["consumed"] += self.data.global_batch_size
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.data.position = {"epoch": trainer.current_epoch + 1, "consumed": 0}

@@ -1,0 +1,165 @@
+"""Samples by number: bytes from the shards, decoded, turned into views, collated into a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from viewshards.decode import PICTURES, Picture, decode, kind
+from viewshards.index import BrokenShard
+from viewshards.order import generator
+from viewshards.shards import ShardSet
+from viewshards.views import CentreCrop, MultiView
+
+IN_A_ROW = 16
+"""Neighbours tried for a broken sample before the run ends."""
+AUGMENTATION = 2
+"""Branch of the seed tree that augmentations draw from; 0 and 1 are the order's."""
+
+Sample = dict[str, Any]
+
+
+class Render(Protocol):
+    """Makes the pictures of one sample: V views (H, W, 3) uint8, and the rows of the `device` backend, if any."""
+
+    def __call__(
+        self, images: Sequence[Picture], rng: np.random.Generator
+    ) -> tuple[list[Picture], list[list[float]]]: ...
+
+
+class PlainViews:
+    """Each natural view through the same deterministic transform: what evaluation sees."""
+
+    def __init__(self, transform: CentreCrop) -> None:
+        self.transform = transform
+
+    def __call__(self, images: Sequence[Picture], rng: np.random.Generator) -> tuple[list[Picture], list[list[float]]]:
+        """One view a natural view."""
+        return [self.transform(image) for image in images], []
+
+
+class ShardDataset(Dataset[Sample]):
+    """Sample (epoch, id) -> dict. Its random numbers come from (seed, epoch, id) alone, so workers cannot change it.
+
+    A sample that cannot be read is replaced by its successor and named in the dict (`replaced`).
+
+    Args:
+        shards: where the samples lie.
+        render: makes views of the natural views.
+        seed: of the augmentations.
+        natural_views: which natural views, in this order; None: all pictures of a sample, sorted by name.
+        label: which label field of the manifest; unknown or absent labels are -1.
+
+    Raises:
+        ValueError: for a label field the set does not have.
+        RuntimeError: when 16 samples in a row cannot be read.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        render: MultiView | PlainViews,
+        seed: int,
+        natural_views: Sequence[str] | None,
+        label: str,
+    ) -> None:
+        self.shards, self.render, self.seed = shards, render, seed
+        self.natural_views, self.label = natural_views, label
+        known = shards.manifest.labels
+        if label != "cls" and label not in known:
+            raise ValueError(f"{shards.root}: no label field {label!r}; it has {', '.join(sorted(known)) or 'none'}")
+        self.classes = {name: number for number, name in enumerate(known.get(label, []))}
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, place: tuple[int, int]) -> Sample:
+        epoch, wanted = place
+        if wanted < 0:  # padding of an evaluation batch: the shape of a sample, nothing of its content
+            blank = self[epoch, 0]
+            images = [np.zeros_like(image) for image in blank["image"]]
+            return {
+                **blank,
+                "image": images,
+                "index": -1,
+                "key": "",
+                "label": -1,
+                "group": -1,
+                "weight": 0.0,
+                "replaced": [],
+            }
+        problems: list[str] = []
+        for step in range(IN_A_ROW):
+            sample = (wanted + step) % len(self)
+            try:
+                return {**self._load(epoch, sample), "replaced": problems}
+            except (ValueError, BrokenShard, OSError) as error:
+                shard, _ = self.shards.locate(sample)
+                problems.append(f"{self.shards.path(shard)} sample {sample}: {error}")
+        raise RuntimeError(f"{IN_A_ROW} samples in a row cannot be read:\n" + "\n".join(problems))
+
+    def _load(self, epoch: int, sample: int) -> Sample:
+        files = self.shards.read(sample)
+        fields = {e: decode(e, data) for e, data in files.items() if kind(e) not in PICTURES}
+        about = fields.get("json", {})
+        rng = generator(self.seed, epoch, AUGMENTATION, sample)
+        images, draws = self.render(self._pictures(files, sample), rng)
+        out: Sample = {
+            "image": images,
+            "draws": draws,
+            "index": sample,
+            "key": self.shards.key(sample),
+            "label": self._label(fields, about),
+            "group": about.get("same", -1) if isinstance(about, dict) else -1,
+            "weight": 1.0,
+        }
+        if "txt" in fields:
+            out["caption"] = fields["txt"]
+        return out
+
+    def _pictures(self, files: dict[str, bytes], sample: int) -> list[Picture]:
+        named = {e.rpartition(".")[0]: e for e in sorted(files) if kind(e) in PICTURES}
+        wanted = list(named) if self.natural_views is None else list(self.natural_views)
+        missing = [view for view in wanted if view not in named]
+        if missing or not wanted:
+            raise ValueError(f"no picture {', '.join(missing) or 'at all'}; it has {', '.join(sorted(files))}")
+        return [decode(named[view], files[named[view]]) for view in wanted]
+
+    def _label(self, fields: dict[str, Any], about: Any) -> int:
+        if self.label == "cls":
+            return int(fields.get("cls", -1))
+        return self.classes.get(about.get(self.label), -1) if isinstance(about, dict) else -1
+
+
+def collate(samples: list[Sample]) -> dict[str, Any]:
+    """Samples to a batch: views view-major, each (B, 3, H, W) uint8."""
+    batch: dict[str, Any] = {
+        "image": [_stack(images) for images in zip(*(s["image"] for s in samples), strict=True)],
+        "index": torch.tensor([s["index"] for s in samples]),
+        "key": [s["key"] for s in samples],
+        "label": torch.tensor([s["label"] for s in samples]),
+        "group": torch.tensor([s["group"] for s in samples]),
+        "weight": torch.tensor([s["weight"] for s in samples]),
+        "replaced": [problem for s in samples for problem in s["replaced"]],
+    }
+    if samples[0]["draws"]:
+        batch["draws"] = [torch.tensor(rows) for rows in zip(*(s["draws"] for s in samples), strict=True)]
+    if all("caption" in s for s in samples):
+        batch["caption"] = [s["caption"] for s in samples]
+    return batch
+
+
+def _stack(images: Sequence[Picture]) -> Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def prepare_worker(_: int = 0) -> None:
+    """One thread a worker: libraries that each start as many as there are cores slow all of them down."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

@@ -1,0 +1,156 @@
+"""The order of samples: a pure function of (seed, epoch), so that a position in it is one number.
+
+Shards are cut into pieces, the pieces are permuted and laid in one line, the line is cut by sample into `lanes` of
+equal length, and inside a lane the samples of every `window` pieces are permuted together. A step takes
+`global_batch / lanes` samples of every lane, and rank r of W owns lanes [r * lanes / W, (r + 1) * lanes / W). So
+
+- all ranks have the same number of batches by construction, whatever the sizes of the shards;
+- a rank reads its own pieces, a few at a time; nothing longer than a window is ever held;
+- the global batch is the same set of samples for every world size that divides `lanes`;
+- finding the middle of an epoch touches one window a lane.
+
+A piece is a shard, or an even part of one where shards are few: with at least PIECES pieces for every place of a window
+a small set is shuffled as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+PIECES = 4
+
+
+def generator(*key: int) -> np.random.Generator:
+    """The random numbers of one place in the seed tree, such as (seed, epoch, sample)."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+class EpochOrder:
+    """The order of one epoch.
+
+    Args:
+        counts: samples of each shard.
+        seed, epoch: what the order depends on.
+        lanes: number of lanes.
+        window: pieces whose samples are permuted together.
+    """
+
+    def __init__(self, counts: Sequence[int], seed: int, epoch: int, lanes: int, window: int) -> None:
+        self.seed, self.epoch, self.window = seed, epoch, window
+        first, length = _pieces(np.asarray(counts, np.int64), lanes * window * PIECES)
+        order = generator(seed, epoch, 0).permutation(len(length))
+        self.first, self.length = first[order], length[order]
+        self.starts = np.concatenate([[0], np.cumsum(self.length)])
+        self.lane_length = int(self.starts[-1]) // lanes
+
+    def lane(self, lane: int, position: int = 0) -> Iterator[int]:
+        """The sample ids of a lane from a position on."""
+        low, high = lane * self.lane_length, (lane + 1) * self.lane_length
+        piece = int(np.searchsorted(self.starts, low, "right")) - 1
+        number = done = 0
+        while low < high:
+            after = min(piece + self.window, len(self.length))
+            end = min(int(self.starts[after]), high)
+            if position < done + end - low:
+                ids = self._ids(piece, after, low, end)
+                ids = ids[generator(self.seed, self.epoch, 1, lane, number).permutation(len(ids))]
+                yield from ids[max(0, position - done) :].tolist()
+            done, low, piece, number = done + end - low, end, after, number + 1
+
+    def _ids(self, piece: int, after: int, low: int, high: int) -> NDArray[np.int64]:
+        """The ids on the stretch [low, high) of the line, which lies in the pieces [piece, after)."""
+        parts = []
+        for p in range(piece, after):
+            start = int(self.starts[p])
+            a, b = max(low, start), min(high, start + int(self.length[p]))
+            parts.append(np.arange(a - start, b - start) + int(self.first[p]))
+        return np.concatenate(parts)
+
+
+def _pieces(counts: NDArray[np.int64], wanted: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First sample id and length of each piece: shards cut evenly until there are about `wanted` of them."""
+    longest = max(1, int(counts.sum()) // wanted)
+    parts = -(-counts // longest)
+    shard = np.repeat(np.arange(len(counts)), parts)
+    part = np.arange(len(shard)) - np.repeat(np.cumsum(parts) - parts, parts)
+    low, high = part * counts[shard] // parts[shard], (part + 1) * counts[shard] // parts[shard]
+    first_of_shard = np.cumsum(counts) - counts
+    return first_of_shard[shard] + low, high - low
+
+
+class TrainBatches(Sampler[list[tuple[int, int]]]):
+    """The (epoch, sample id) lists that one rank trains on: a batch sampler.
+
+    Args:
+        counts: samples of each shard.
+        global_batch_size: samples a step over all ranks, a multiple of `lanes`.
+        lanes: a multiple of `world`.
+        window, seed: see `EpochOrder`.
+        world, rank: of the process group.
+
+    Attributes:
+        epoch: the epoch the next iteration is of.
+        consumed: samples of that epoch, over all ranks, that were used already.
+    """
+
+    def __init__(
+        self, counts: Sequence[int], global_batch_size: int, lanes: int, window: int, seed: int, world: int, rank: int
+    ) -> None:
+        self.counts, self.global_batch_size, self.lanes, self.window, self.seed = (
+            counts,
+            global_batch_size,
+            lanes,
+            window,
+            seed,
+        )
+        self.mine = range(rank * lanes // world, (rank + 1) * lanes // world)
+        self.epoch = self.consumed = 0
+        # Lightning calls set_epoch on `loader.sampler` and `loader.batch_sampler.sampler`, never on the batch sampler.
+        self.sampler = self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch; another epoch than the current one begins at its start."""
+        if epoch != self.epoch:
+            self.epoch, self.consumed = epoch, 0
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch: Lightning counts from the epoch's start, also when it resumes inside."""
+        return sum(self.counts) // self.lanes // (self.global_batch_size // self.lanes)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, each = self.epoch, self.global_batch_size // self.lanes
+        order = EpochOrder(self.counts, self.seed, epoch, self.lanes, self.window)
+        position = self.consumed // self.lanes
+        lanes = [order.lane(lane, position) for lane in self.mine]
+        for _ in range((order.lane_length - position) // each):
+            yield [(epoch, next(lane)) for lane in lanes for _ in range(each)]
+
+
+class EvalBatches(Sampler[list[tuple[int, int]]]):
+    """Every sample once, in natural order, over all ranks; the last batches are filled up with id -1, never repeated.
+
+    Args:
+        samples: size of the set.
+        batch_size: per rank.
+        world, rank: of the process group.
+    """
+
+    def __init__(self, samples: int, batch_size: int, world: int = 1, rank: int = 0) -> None:
+        self.samples, self.batch_size, self.world, self.rank = samples, batch_size, world, rank
+
+    def __len__(self) -> int:
+        return -(-self.samples // (self.batch_size * self.world))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(len(self)):
+            first = (step * self.world + self.rank) * self.batch_size
+            yield [(0, i if i < self.samples else -1) for i in range(first, first + self.batch_size)]
+
+
+def default_lanes(global_batch_size: int) -> int:
+    """The largest divisor of the global batch that is at most 64: a function of the batch alone, not of the ranks."""
+    return max(d for d in range(1, min(64, global_batch_size) + 1) if global_batch_size % d == 0)

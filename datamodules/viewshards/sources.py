@@ -1,0 +1,291 @@
+"""What can be packed: image folders, tables, torchvision and scikit-learn data sets, and the built-in ones.
+
+A source lists its samples (key and split) at once and gives the files of one when asked, so that packing is parallel.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+SPLITS = ("train", "val", "test")
+FILE_COLUMNS = ("file_name", "file", "filepath", "path", "image")
+
+
+class Source(ABC):
+    """Samples to pack.
+
+    Attributes:
+        name: of the data set; shards are called `name-split-000000.tar`.
+        samples: (key, split) of each sample; keys are unique, without dots.
+        labels: class names by label field (`cls`, or a field of the samples' `.json`).
+    """
+
+    name: str
+    samples: list[tuple[str, str]]
+    labels: dict[str, list[str]]
+
+    @abstractmethod
+    def files(self, sample: int) -> dict[str, bytes]:
+        """Contents by extension of one sample."""
+
+    def fingerprint(self) -> str:
+        """Changes when the listing does; tells a pack that goes on from one of something else."""
+        return hashlib.sha256(json.dumps([self.name, self.samples, self.labels]).encode()).hexdigest()[:16]
+
+
+def open_source(text: str, root: str = "data", val_fraction: float = 0.1, labels: Sequence[str] = ()) -> Source:
+    """The source a command line names.
+
+    Args:
+        text: a folder, a `.csv` or `.jsonl` file, `builtin:NAME`, `torchvision:NAME` or `sklearn:NAME`.
+        root: where torchvision finds its data.
+        val_fraction: share of samples that goes to `val`, by a hash of the key, if the source has no splits itself.
+        labels: further columns of a table that are labels.
+    """
+    scheme, _, name = text.partition(":")
+    if scheme == "builtin":
+        if name not in BUILTIN:
+            raise ValueError(f"no built-in set {name!r}; there are {', '.join(sorted(BUILTIN))}")
+        return BUILTIN[name]()
+    if scheme == "torchvision":
+        return Torchvision(name, root, val_fraction)
+    if scheme == "sklearn":
+        return Sklearn(name, val_fraction)
+    path = Path(text)
+    if path.is_dir():
+        return ImageFolder(path, val_fraction)
+    if path.suffix in (".csv", ".jsonl"):
+        return Table(path, val_fraction, labels)
+    raise FileNotFoundError(
+        f"{text}: expected a folder of images, a .csv or .jsonl file, builtin:NAME, torchvision:NAME or sklearn:NAME"
+    )
+
+
+class ImageFolder(Source):
+    """Images in `ROOT/[train|val|test/][CLASS/]**`, torchvision's layout, labelled or not."""
+
+    def __init__(self, root: Path, val_fraction: float) -> None:
+        self.root, self.name = root, root.resolve().name.replace(".", "_")
+        splits = [root / split for split in SPLITS if (root / split).is_dir()]
+        found = [(base, path) for base in splits or [root] for path in sorted(base.rglob("*")) if _is_image(path)]
+        if not found:
+            raise FileNotFoundError(f"{root}: no images ({', '.join(sorted(IMAGES))}) below it")
+        self.paths = [path for _, path in found]
+        parts = [path.relative_to(base).parts for base, path in found]
+        classes = sorted({part[0] for part in parts if len(part) > 1})
+        self.labels = {"cls": classes} if classes else {}
+        self.classes = [classes.index(part[0]) if len(part) > 1 else -1 for part in parts]
+        keys = _unique("/".join(part).rpartition(".")[0] for part in parts)
+        self.samples = [
+            (key, base.name if splits else _hashed_split(key, val_fraction))
+            for key, (base, _) in zip(keys, found, strict=True)
+        ]
+
+    def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
+        extension, data = _image_file(self.paths[sample])
+        files = {extension: data}
+        if self.classes[sample] >= 0:
+            files["cls"] = str(self.classes[sample]).encode()
+        return files
+
+    def fingerprint(self) -> str:  # noqa: D102
+        sizes = [path.stat().st_size for path in self.paths]
+        return hashlib.sha256(json.dumps([super().fingerprint(), sizes]).encode()).hexdigest()[:16]
+
+
+class Table(Source):
+    """A CSV or JSONL table with one file a row.
+
+    Columns: the file (`file_name`, `file`, `filepath`, `path` or `image`; relative to the table), and if there are
+    any: `caption`, `label`, `split`, and `id` with `view`, by which several files become the natural views of one
+    sample. All other columns are kept in the sample's `.json`.
+    """
+
+    def __init__(self, path: Path, val_fraction: float, labels: Sequence[str]) -> None:
+        self.path, self.name = path, (path.parent.resolve().name if path.stem == "metadata" else path.stem)
+        rows = _rows(path)
+        column = next((c for c in FILE_COLUMNS if c in rows[0]), None)
+        if column is None:
+            raise ValueError(f"{path}: no column for the file; expected one of {', '.join(FILE_COLUMNS)}")
+        missing = [row[column] for row in rows if not (path.parent / row[column]).is_file()]
+        if missing:
+            raise FileNotFoundError(f"{path}: {len(missing)} of its files are not there, first {missing[0]!r}")
+        grouped: dict[str, list[dict[str, Any]]] = {}
+        has_views = "id" in rows[0] and "view" in rows[0]
+        for row in rows:
+            grouped.setdefault(str(row["id"]) if has_views else str(row[column]), []).append(row)
+        self.column, self.groups = column, list(grouped.values())
+        fields = [f for f in ("label", *labels) if f in rows[0]]
+        unknown = set(labels) - set(rows[0])
+        if unknown:
+            raise ValueError(f"{path}: no column {', '.join(sorted(unknown))}; it has {', '.join(rows[0])}")
+        self.labels = {f: sorted({str(row[f]) for row in rows if row.get(f) not in (None, "")}) for f in fields}
+        if "label" in self.labels:
+            self.labels["cls"] = self.labels.pop("label")
+        self.numbers = {name: number for number, name in enumerate(self.labels.get("cls", []))}
+        keys = _unique(key if has_views else key.rpartition(".")[0] for key in grouped)
+        self.samples = [
+            (key, str(rows[0].get("split") or _hashed_split(key, val_fraction)))
+            for key, rows in zip(keys, self.groups, strict=True)
+        ]
+
+    def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
+        rows, files = self.groups[sample], {}
+        for row in rows:
+            extension, data = _image_file(self.path.parent / row[self.column])
+            files[f"{row['view']}.{extension}" if len(rows) > 1 or "view" in row else extension] = data
+        first = rows[0]
+        if first.get("caption"):
+            files["txt"] = str(first["caption"]).encode()
+        if str(first.get("label", "")) in self.numbers:
+            files["cls"] = str(self.numbers[str(first["label"])]).encode()
+        rest = {k: v for k, v in first.items() if k not in (self.column, "caption", "label", "split", "view")}
+        if rest:
+            files["json"] = json.dumps(rest, ensure_ascii=False).encode()
+        return files
+
+
+class Emoji(Source):
+    """1,905 emoji at 32 px, each drawn by two vendors, with names, keywords, groups and subgroups (shipped)."""
+
+    name = "emoji"
+
+    def __init__(self) -> None:
+        # In memory: packing processes are forks, and a file they shared would have one read position for all of them.
+        data = (resources.files("viewshards.builtin") / "emoji.zip").read_bytes()
+        self._archive = zipfile.ZipFile(io.BytesIO(data))
+        self.concepts = [json.loads(line) for line in self._archive.read("concepts.jsonl").decode().splitlines()]
+        self.samples = [(c["id"], c["split"]) for c in self.concepts]
+        groups, subgroups = (sorted({c[f] for c in self.concepts}) for f in ("group", "subgroup"))
+        self.labels = {"cls": groups, "group": groups, "subgroup": subgroups}
+
+    def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
+        concept = self.concepts[sample]
+        files = {f"{view}.webp": self._archive.read(f"{concept['id']}.{view}.webp") for view in ("google", "twitter")}
+        files["cls"] = str(self.labels["cls"].index(concept["group"])).encode()
+        files["txt"] = concept["name"].encode()
+        files["json"] = json.dumps({k: v for k, v in concept.items() if k != "split"}, ensure_ascii=False).encode()
+        return files
+
+
+class Arrays(Source):
+    """Images held in memory as arrays (n, H, W[, 3]) uint8 with integer labels."""
+
+    def __init__(
+        self, name: str, images: NDArray[np.uint8], targets: Sequence[int], classes: list[str], splits: Sequence[str]
+    ) -> None:
+        self.name, self.images, self.targets = name, images, [int(t) for t in targets]
+        self.labels = {"cls": classes}
+        self.samples = [(f"{i:06d}", split) for i, split in enumerate(splits)]
+
+    def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
+        return {"png": _png(Image.fromarray(self.images[sample])), "cls": str(self.targets[sample]).encode()}
+
+
+class Sklearn(Arrays):
+    """A bundled scikit-learn image set by the name of its loader: `digits` (1,797 handwritten digits of 8x8)."""
+
+    def __init__(self, name: str = "digits", val_fraction: float = 0.2) -> None:
+        from sklearn import datasets
+
+        loader = getattr(datasets, f"load_{name}", None)
+        data = loader() if loader else None
+        if data is None or not hasattr(data, "images") or not hasattr(data, "target"):
+            raise ValueError(f"sklearn:{name}: not an image set bundled with scikit-learn; there is sklearn:digits")
+        images = np.rint(data.images * (255 / data.images.max())).astype(np.uint8)
+        splits = [_hashed_split(f"{i:06d}", val_fraction) for i in range(len(images))]
+        super().__init__(name, images, data.target, [str(c) for c in data.target_names], splits)
+
+
+class Torchvision(Source):
+    """A torchvision classification set that is on disk already (`root`); nothing is downloaded."""
+
+    def __init__(self, name: str, root: str, val_fraction: float) -> None:
+        import torchvision.datasets as sets
+
+        if not hasattr(sets, name):
+            raise ValueError(f"torchvision has no data set {name!r}")
+        maker = getattr(sets, name)
+        self.name = name.lower()
+        try:
+            try:
+                self.parts = {"train": maker(root, train=True), "val": maker(root, train=False)}
+            except TypeError:  # sets that name their splits, and sets without any
+                try:
+                    self.parts = {split: maker(root, split=split) for split in ("train", "test")}
+                except TypeError:
+                    self.parts = {"": maker(root)}
+        except RuntimeError as error:
+            raise FileNotFoundError(f"torchvision:{name}: not below {root!r} ({error})") from error
+        self.places = [(part, i) for part, data in self.parts.items() for i in range(len(data))]
+        self.samples = []
+        for part, i in self.places:
+            key = f"{part or 'all'}-{i:07d}"
+            self.samples.append((key, part or _hashed_split(key, val_fraction)))
+        first = next(iter(self.parts.values()))
+        self.labels = {"cls": [str(c) for c in getattr(first, "classes", [])]}
+
+    def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
+        part, i = self.places[sample]
+        image, target = self.parts[part][i]
+        return {"png": _png(image), "cls": str(int(target)).encode()}
+
+
+BUILTIN: dict[str, type[Source]] = {"emoji": Emoji, "digits": Sklearn}
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    with open(path, newline="", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f)) if path.suffix == ".csv" else [json.loads(line) for line in f if line.strip()]
+    if not rows:
+        raise ValueError(f"{path}: no rows")
+    return rows
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGES and path.is_file()
+
+
+def _image_file(path: Path) -> tuple[str, bytes]:
+    """Extension and contents; formats that shards do not hold become PNG."""
+    extension = path.suffix.lower().removeprefix(".")
+    if extension in ("jpg", "jpeg", "png", "webp"):
+        return extension, path.read_bytes()
+    with Image.open(path) as image:
+        return "png", _png(image.convert("RGBA" if "transparency" in image.info else "RGB"))
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _hashed_split(key: str, val_fraction: float) -> str:
+    share = int(hashlib.sha1(key.encode()).hexdigest()[:8], 16) / 2**32
+    return "val" if share < val_fraction else "train"
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    """Keys: no dot in them (WebDataset cuts there), and no key twice."""
+    seen: dict[str, int] = {}
+    keys = []
+    for name in names:
+        key = name.replace(".", "_").replace(" ", "_")
+        seen[key] = seen.get(key, 0) + 1
+        keys.append(key if seen[key] == 1 else f"{key}-{seen[key]}")
+    return keys
