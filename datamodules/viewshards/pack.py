@@ -111,15 +111,17 @@ def pack(
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
     )
-    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool, bar:
-        task = bar.add_task(f"packing {source.name}", total=len(source.samples))
+    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+        # Submitted, and so forked, before the bar starts its thread: a fork inherits the locks other threads hold.
         futures = {pool.submit(_write, source, job, encoding): job for job in jobs}
         try:
-            for future in as_completed(futures):
-                shard, problems = future.result()
-                skipped += problems
-                shards[futures[future].split].append((shard.file, shard))
-                bar.advance(task, len(futures[future].samples))
+            with bar:
+                task = bar.add_task(f"packing {source.name}", total=len(source.samples))
+                for future in as_completed(futures):
+                    shard, problems = future.result()
+                    skipped += problems
+                    shards[futures[future].split].append((shard.file, shard))
+                    bar.advance(task, len(futures[future].samples))
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
