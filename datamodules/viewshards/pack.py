@@ -111,9 +111,10 @@ def pack(
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
     )
-    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+    # A fork hands the source over as it is, open archives included: sources need not be picklable.
+    with ProcessPoolExecutor(workers, get_context("fork"), _adopt, (source, encoding)) as pool:
         # Submitted, and so forked, before the bar starts its thread: a fork inherits the locks other threads hold.
-        futures = {pool.submit(_write, source, job, encoding): job for job in jobs}
+        futures = {pool.submit(_write, job): job for job in jobs}
         try:
             with bar:
                 task = bar.add_task(f"packing {source.name}", total=len(source.samples))
@@ -193,9 +194,19 @@ def _plan(source: Source, out: Path, each: int) -> list[_Job]:
     return jobs
 
 
-def _write(source: Source, job: _Job, encoding: Encoding) -> tuple[Shard, list[str]]:
-    """Writes one shard and its index, or finds it written. Runs in a worker process."""
+_adopted: tuple[Source, Encoding]
+
+
+def _adopt(source: Source, encoding: Encoding) -> None:
+    """First call in a worker process."""
+    global _adopted
+    _adopted = source, encoding
     cv2.setNumThreads(0)
+
+
+def _write(job: _Job) -> tuple[Shard, list[str]]:
+    """Writes one shard and its index, or finds it written. Runs in a worker process."""
+    source, encoding = _adopted
     problems: list[str] = []
     if not _is_written(job.path):
         with atomic_write(job.path) as f:
