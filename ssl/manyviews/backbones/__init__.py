@@ -1,0 +1,6 @@
+"""Encoders. All return one `Encoding`; any `nn.Module` with a `width` that returns one (or a (B, D) tensor) will do."""
+
+from manyviews.backbones.encoding import Encoding
+from manyviews.backbones.images import ConvNet, Pixels, TimmBackbone
+
+__all__ = ["ConvNet", "Encoding", "Pixels", "TimmBackbone"]

@@ -1,0 +1,36 @@
+"""What every backbone returns, whatever it sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Encoding:
+    """Features of a batch.
+
+    Attributes:
+        pooled: (B, D) one vector a sample; what evaluation uses.
+        tokens: (B, T, d) patch, frame or word features, prefix tokens first; None if the backbone has none.
+        token_mask: (B, T) bool, True where a token is valid; None if all are.
+        prefix_tokens: how many leading tokens are no patches (class token, registers).
+    """
+
+    pooled: Tensor
+    tokens: Tensor | None = None
+    token_mask: Tensor | None = None
+    prefix_tokens: int = 0
+
+    @classmethod
+    def of(cls, output: Any) -> Encoding:
+        """An Encoding as it is, or a plain (B, D) tensor as the pooled features of one."""
+        if isinstance(output, cls):
+            return output
+        if isinstance(output, torch.Tensor) and output.ndim == 2:
+            return cls(pooled=output)
+        found = f"a tensor {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
+        raise TypeError(f"a backbone must return an Encoding or a (B, D) tensor, got {found}")

@@ -1,0 +1,105 @@
+"""Image backbones: any timm model by name, and a small convolutional network for CPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from manyviews.backbones.encoding import Encoding
+
+
+class TimmBackbone(nn.Module):
+    """Any timm model, headless.
+
+    Args:
+        name: timm's model name, such as `resnet50` or `vit_small_patch16_224`.
+        small_stem: for ResNets on small images (CIFAR): a 3x3 stride-1 first convolution and no max-pooling.
+        image_size, patch_size: for ViTs; None keeps the model's own.
+        checkpoint: a local weights file that timm can read; nothing is ever downloaded.
+        drop_path: stochastic depth rate.
+
+    Attributes:
+        width: D of the pooled features.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        small_stem: bool = False,
+        image_size: int | None = None,
+        patch_size: int | None = None,
+        checkpoint: str | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        options: dict[str, Any] = {"img_size": image_size, "patch_size": patch_size}
+        options = {key: value for key, value in options.items() if value is not None}
+        if drop_path:
+            options["drop_path_rate"] = drop_path
+        if not timm.is_model(name):
+            near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+            raise ValueError(f"timm has no model {name!r}" + (f"; near it: {', '.join(near)}" if near else ""))
+        self.name, self.small_stem, self.options = name, small_stem, options
+        self.model = timm.create_model(name, num_classes=0, checkpoint_path=checkpoint or "", **options)
+        if small_stem:
+            _make_small_stem(self.model, name)
+        self.width: int = self.model.num_features
+        self.prefix_tokens = int(getattr(self.model, "num_prefix_tokens", 0))
+
+    def forward(self, images: Tensor) -> Encoding:
+        """(B, 3, H, W) normalised floats to an Encoding with one token a patch or feature-map place."""
+        features = self.model.forward_features(images)
+        tokens = features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
+        pooled = self.model.forward_head(features, pre_logits=True)
+        return Encoding(pooled, tokens, prefix_tokens=self.prefix_tokens)
+
+
+def _make_small_stem(model: nn.Module, name: str) -> None:
+    conv = getattr(model, "conv1", None)
+    if not isinstance(conv, nn.Conv2d) or not hasattr(model, "maxpool"):
+        raise ValueError(f"small_stem is for timm ResNets with a 7x7 stem, not for {name}; use patch_size for ViTs")
+    model.conv1 = nn.Conv2d(3, conv.out_channels, 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+
+
+class ConvNet(nn.Module):
+    """A plain stack of 3x3 convolutions with BatchNorm and ReLU, for small images on a CPU.
+
+    The first keeps the resolution, each further one that widens halves it; features are averaged over places.
+    With the default widths an image of 32 px costs about 24 million multiply-adds.
+
+    Args:
+        widths: channels of each convolution.
+
+    Attributes:
+        width: D of the pooled features.
+    """
+
+    def __init__(self, widths: Sequence[int] = (32, 64, 128, 256, 256)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 3
+        for number, after in enumerate(widths):
+            stride = 2 if number and after > before else 1
+            layers += [nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+            before = after
+        self.body = nn.Sequential(*layers)
+        self.width = before
+
+    def forward(self, images: Tensor) -> Encoding:
+        """(B, 3, H, W) normalised floats to an Encoding with one token a place of the last feature map."""
+        tokens = self.body(images).flatten(2).transpose(1, 2)
+        return Encoding(tokens.mean(1), tokens)
+
+
+class Pixels(nn.Module):
+    """The raw pixels as features: the baseline that every image encoder has to beat."""
+
+    def forward(self, images: Tensor) -> Encoding:
+        """(B, 3, H, W) to (B, 3 H W)."""
+        return Encoding(torch.flatten(images, 1))

@@ -1,0 +1,70 @@
+"""The `manyviews` command. Help, `list` and argument errors need no torch and answer at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+COMMANDS = {
+    "fit": "train, or go on with a run: manyviews fit --config RECIPE.yaml [--run FOLDER] [--model.temperature 0.2 ...]",
+    "probe": "linear probe (and logistic regression on small sets) of a checkpoint",
+    "knn": "k-nearest-neighbour accuracy of a checkpoint",
+    "retrieve": "cross-view retrieval of a checkpoint",
+    "report": "one table and a picture of neighbours: trained against untrained against raw pixels",
+    "embed": "features of a split to .npz or .parquet, or to TensorBoard's projector",
+    "export": "the backbone as safetensors, loaded back and compared",
+    "list": "methods, objectives, backbones, protocols, views and data sets, a line each",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Returns the exit code: 0 fine, 2 bad input, 128 + n after signal n."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["fit"]:
+        from manyviews.cli.fit import fit
+
+        return fit(argv[1:])
+    arguments = _parser().parse_args(argv)
+    if arguments.command == "list":
+        from manyviews.cli.catalogue import catalogue
+
+        print(catalogue())
+        return 0
+    from manyviews.cli import evaluate
+
+    try:
+        getattr(evaluate, arguments.command)(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"manyviews {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="manyviews", description="Self-supervised pretraining whose runs can be trusted."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    made = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
+    for name in ("probe", "knn", "retrieve", "report", "embed", "export"):
+        which = made[name].add_mutually_exclusive_group(required=True)
+        which.add_argument("--checkpoint", metavar="C", help="a checkpoint file")
+        which.add_argument("--run", metavar="FOLDER", help="a run's folder: its newest checkpoint")
+        made[name].add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    for name in ("probe", "knn", "retrieve", "report", "embed"):
+        made[name].add_argument("--data", metavar="D", help="folder of shards (default: those of the run)")
+        made[name].add_argument("--label", help="label field (default: the run's)")
+        made[name].add_argument("--workers", type=int, help="loader processes")
+    for name in ("probe", "knn", "retrieve"):
+        made[name].add_argument("--json", metavar="FILE", help="default: RUN/evaluations/NAME-step-N.json")
+    made["probe"].add_argument("--epochs", type=int, default=50, help="of the linear probe (default: %(default)s)")
+    made["probe"].add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
+    made["knn"].add_argument("--k", type=int, nargs="+", default=[20, 200], help="neighbours (default: 20 200)")
+    made["knn"].add_argument("--temperature", type=float, nargs="+", default=[0.07, 0.1], help="one for each k")
+    made["embed"].add_argument("--split", default="val", help="train, val or another (default: %(default)s)")
+    made["embed"].add_argument("--out", metavar="FILE", help="features.npz or features.parquet")
+    made["embed"].add_argument("--projector", action="store_true", help="write TensorBoard's embedding projector")
+    made["export"].add_argument("--out", required=True, metavar="FOLDER", help="model.safetensors and config.json go here")
+    return parser

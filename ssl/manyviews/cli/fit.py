@@ -1,0 +1,164 @@
+"""`manyviews fit`: LightningCLI, with a run folder that resumes itself."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+import manyviews.evaluation
+import manyviews.methods
+from manyviews.cli.errors import explain
+from manyviews.monitoring import CollapseAlarm, Monitor
+from manyviews.runs import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    FiniteGuard,
+    RandomState,
+    RunFolder,
+    Stopped,
+    StopOnSignal,
+    newest_whole,
+)
+from manyviews.runs.checkpoints import NAME
+from manyviews.runs.folder import provenance
+
+FINISHED = "finished.json"
+CONFIG_KEY = "manyviews_config"
+
+
+class FitCLI(LightningCLI):
+    """The configuration: `model`, `data`, `trainer` as in Lightning; the run's folder and the default callbacks."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Our arguments beside Lightning's."""
+        parser.add_argument("--run", type=str | None, help="folder of the run (default: runs/NAME of the config file)")
+        parser.add_lightning_class_args(Monitor, "monitor")
+        parser.add_lightning_class_args(CollapseAlarm, "collapse")
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.add_lightning_class_args(StopOnSignal, "stop")
+        parser.add_lightning_class_args(FiniteGuard, "finite")
+
+    def before_instantiate_classes(self) -> None:
+        """Opens the run's folder, or refuses to continue another experiment in it."""
+        files = self.config.get("config") or []
+        default = Path("runs") / (Path(str(files[0])).stem if files else "unnamed")
+        self.folder = RunFolder(Path(self.config.run or default))
+        self.config.run = str(self.folder.path)
+        self.config.checkpoints.folder = str(self.folder.checkpoints)
+        dumped = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        self.resolved: dict[str, Any] = {k: v for k, v in dumped.items() if k != "config"}
+        self.folder.open(self.resolved)
+        self.resume_from = newest_whole(self.folder.checkpoints)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The trainer with our logger, checkpoint format and remaining callbacks."""
+        logger = True
+        if self.config.trainer.logger is None:
+            # Events after the checkpoint, written before the run died, are taken back.
+            match = NAME.fullmatch(self.resume_from.name) if self.resume_from else None
+            purge = int(match[1]) + 1 if match else None
+            logger = TensorBoardLogger(self.folder.path, name="", version="", purge_step=purge)  # type: ignore[assignment]
+        extra: list[pl.Callback] = [RandomState(), _Config(self.resolved)]
+        if sys.stderr.isatty() and self.config.trainer.enable_progress_bar is not False:
+            extra.append(RichProgressBar(refresh_rate=20))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return super().instantiate_trainer(
+                **({"logger": logger} if logger is not True else {}),
+                callbacks=[*(self.config_init.trainer.callbacks or []), *extra],
+                plugins=[AtomicCheckpointIO()],
+                **kwargs,
+            )
+
+
+class _Config(pl.Callback):
+    """The resolved configuration in every checkpoint, so that a checkpoint alone can be evaluated; and hparams."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def on_save_checkpoint(  # noqa: D102
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[CONFIG_KEY] = self.config
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+        if trainer.logger is not None and trainer.ckpt_path is None:
+            trainer.logger.log_hyperparams({key: self.config[key] for key in ("model", "data", "seed_everything")})
+
+
+def fit(argv: list[str]) -> int:
+    """Trains from the command line. Exit codes: 0 done, 2 bad input, 128 + n stopped by signal n (saved)."""
+    _quiet()
+    try:
+        cli = FitCLI(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={
+                "use_distributed_sampler": False,
+                "enable_checkpointing": True,
+                "enable_progress_bar": sys.stderr.isatty(),
+                "enable_model_summary": False,
+                "log_every_n_steps": 50,
+                "num_sanity_val_steps": 0,
+            },
+            parser_kwargs={"exit_on_error": False, "description": "Trains, or goes on with a run."},
+            args=argv,
+            run=False,
+        )
+    except Exception as error:
+        print(f"manyviews fit: {explain(error)}", file=sys.stderr)
+        return 2
+    finished = cli.folder.path / FINISHED
+    if finished.exists():
+        print(f"{cli.folder.path}: finished already, {json.loads(finished.read_text())['steps']} steps", file=sys.stderr)
+        return 0
+    if cli.resume_from is not None:
+        print(f"{cli.folder.path}: going on from {cli.resume_from.name}", file=sys.stderr)
+    try:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.resume_from, weights_only=True)
+    except Stopped as stop:
+        print(f"stopped by {stop} at step {cli.trainer.global_step}, saved; the same command goes on", file=sys.stderr)
+        return stop.code
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        print(f"manyviews fit: {error}", file=sys.stderr)
+        return 2
+    if cli.trainer.is_global_zero:
+        scores = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+        finished.write_text(
+            json.dumps({"steps": cli.trainer.global_step, "scores": scores, **provenance()}, indent=1) + "\n"
+        )
+    return 0
+
+
+def _quiet() -> None:
+    """Lightning's tips and warnings that do not apply here."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*have no `validation_step`.*",
+        ".*args parameter is intended to run from within Python.*",
+        ".*does not have many workers.*",
+        ".*`srun` command is available.*",
+        ".*Checkpoint directory .* exists.*",
+        ".*LeafSpec.*",
+        ".*is smaller than the logging interval.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+__all__ = ["CONFIG_KEY", "FitCLI", "fit", "manyviews"]

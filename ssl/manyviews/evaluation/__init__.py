@@ -1,0 +1,20 @@
+"""Protocols that put a number on frozen features: the same code as a callback and as a command."""
+
+from manyviews.evaluation.callback import Evaluation
+from manyviews.evaluation.features import Features, extract
+from manyviews.evaluation.knn import KNN
+from manyviews.evaluation.linear import LinearProbe, LogisticRegression
+from manyviews.evaluation.protocol import Protocol, Result
+from manyviews.evaluation.retrieval import Retrieval
+
+__all__ = [
+    "KNN",
+    "Evaluation",
+    "Features",
+    "LinearProbe",
+    "LogisticRegression",
+    "Protocol",
+    "Result",
+    "Retrieval",
+    "extract",
+]

@@ -1,0 +1,79 @@
+"""Protocols during training: every n epochs, on the frozen backbone of the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from manyviews import distributed
+from manyviews.evaluation import plots
+from manyviews.evaluation.features import Features, extract
+from manyviews.evaluation.knn import KNN
+from manyviews.evaluation.protocol import Protocol, save
+
+
+class Evaluation(pl.Callback):
+    """Runs protocols on the data module's train and val splits; scores are called `val/NAME`.
+
+    It needs a data module with `evaluation_loader(split)` and `on_after_batch_transfer`, and a method with `embed`.
+    It leaves no trace in training: no gradient, no statistics, no random numbers.
+
+    Args:
+        protocols: what is evaluated; features are computed once for all of them.
+        every_n_epochs: epochs between evaluations; the last epoch is always evaluated.
+    """
+
+    def __init__(self, protocols: Sequence[Protocol] | None = None, every_n_epochs: int = 10) -> None:
+        self.protocols = list(protocols) if protocols is not None else [KNN()]
+        self.every_n_epochs = every_n_epochs
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+        if (trainer.current_epoch + 1) % self.every_n_epochs and not _is_last(trainer):
+            return
+        data: Any = getattr(trainer, "datamodule", None)
+        train, val = (features_of(pl_module, data, split) for split in ("train", "val"))
+        if trainer.is_global_zero:
+            found = {protocol.name: (protocol, protocol.evaluate(train, val)) for protocol in self.protocols}
+            scores = {f"val/{name}": score for _, result in found.values() for name, score in result.scores.items()}
+            self._write(trainer, found, scores)
+        else:
+            scores = {}
+        scores = trainer.strategy.broadcast(scores, src=0)
+        for name, score in scores.items():  # so that Checkpoints can choose by them
+            pl_module.log(name, score, logger=False)
+
+    def _write(self, trainer: pl.Trainer, found: dict[str, Any], scores: dict[str, float]) -> None:
+        if trainer.logger is None:
+            return
+        trainer.logger.log_metrics(scores, step=trainer.global_step)
+        folder = trainer.logger.log_dir or trainer.default_root_dir
+        for name, (protocol, result) in found.items():
+            path = Path(folder) / "evaluations" / f"{name}-step-{trainer.global_step:08d}.json"
+            save(path, protocol, result, {"step": trainer.global_step, "epoch": trainer.current_epoch})
+            if result.confusion is not None and isinstance(trainer.logger, TensorBoardLogger):
+                classes = getattr(getattr(trainer, "datamodule", None), "classes", [])
+                picture = plots.confusion(result.confusion, classes)
+                trainer.logger.experiment.add_image(
+                    f"pictures/confusion_{name}", picture, trainer.global_step, dataformats="HWC"
+                )
+
+
+def features_of(module: Any, data: Any, split: str, embed: Any = None) -> Features:
+    """Features of a split of a data module, over all ranks, on the module's device."""
+
+    def prepare(batch: dict[str, Any]) -> dict[str, Any]:
+        return data.on_after_batch_transfer(data.transfer_batch_to_device(batch, module.device, 0), 0)  # type: ignore[no-any-return]
+
+    gather = distributed.current()
+    loader = data.evaluation_loader(split, world=gather.world, rank=gather.rank)
+    return extract(module, embed or module.embed, loader, prepare, gather)
+
+
+def _is_last(trainer: pl.Trainer) -> bool:
+    steps_done = 0 < trainer.max_steps <= trainer.global_step
+    epochs_done = trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch + 1
+    return steps_done or epochs_done

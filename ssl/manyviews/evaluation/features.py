@@ -1,0 +1,105 @@
+"""Frozen features of a split, computed once for all protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manyviews.backbones import Encoding
+from manyviews.distributed import LOCAL, Gather
+
+Batch = dict[str, Any]
+Embed = Callable[[Batch], list[Encoding]]
+"""Batch to the encoding of each of its views: `Method.embed`."""
+
+
+@dataclass
+class Features:
+    """Detached features of N samples, in the order of their index.
+
+    Attributes:
+        views: (V, N, D) float32, one slice a natural view.
+        label: (N,) int64, -1 unknown. index: (N,) int64. group: (N,) int64, -1: no known duplicates.
+        key: N names (only of this rank's samples where there are several).
+    """
+
+    views: Tensor
+    label: Tensor
+    index: Tensor
+    group: Tensor
+    key: list[str] = field(default_factory=list)
+
+    def labelled(self) -> Features:
+        """Without the samples whose label is unknown."""
+        keep = self.label >= 0
+        return Features(self.views[:, keep], self.label[keep], self.index[keep], self.group[keep])
+
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """Each natural view as a sample of its own: (V N, D) features and (V N,) labels."""
+        return self.views.flatten(0, 1), self.label.repeat(len(self.views))
+
+    def subset(self, positions: Tensor) -> Features:
+        """The samples at these positions, with all their views."""
+        return Features(
+            self.views[:, positions], self.label[positions], self.index[positions], self.group[positions]
+        )
+
+
+@torch.no_grad()
+def extract(
+    module: nn.Module,
+    embed: Embed,
+    batches: Iterable[Batch],
+    prepare: Callable[[Batch], Batch],
+    gather: Gather = LOCAL,
+) -> Features:
+    """Features of every sample with weight > 0, in eval mode, without autocast, in float32.
+
+    Args:
+        module: what is put into eval mode and back, each part as it was.
+        embed: batch to encodings. batches: un-augmented views. prepare: brings a batch to the device, normalised.
+        gather: of the ranks that share the batches; all of them get all features.
+    """
+    views, rest = [], []
+    with frozen(module):
+        for batch in batches:
+            prepared = prepare(batch)
+            device = prepared["image"][0].device
+            with torch.autocast(device.type, enabled=False):
+                pooled = torch.stack([encoding.pooled.float() for encoding in embed(prepared)])
+            views.append(pooled.cpu())
+            rest.append({name: batch[name].cpu() for name in ("label", "index", "group", "weight")})
+            rest[-1]["key"] = batch["key"]
+    columns = {name: torch.cat([r[name] for r in rest]) for name in ("label", "index", "group", "weight")}
+    stacked = torch.cat(views, 1).transpose(0, 1).contiguous()  # (n, V, D)
+    keys = [key for r in rest for key in r["key"]]
+    if gather.world > 1:
+        rows = gather(len(stacked))
+        stacked, keys = rows.gather(stacked), []
+        columns = {name: rows.gather(column) for name, column in columns.items()}
+    keep = torch.nonzero(columns["weight"] > 0)[:, 0]
+    order = keep[torch.argsort(columns["index"][keep])]
+    return Features(
+        stacked[order].transpose(0, 1).contiguous(),
+        columns["label"][order],
+        columns["index"][order],
+        columns["group"][order],
+        [keys[int(i)] for i in order] if keys else [],
+    )
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Eval mode for all parts, and afterwards each part in the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode

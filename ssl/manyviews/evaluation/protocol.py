@@ -1,0 +1,58 @@
+"""A protocol and its result: no number without how it came about."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from manyviews.evaluation.features import Features
+
+
+@dataclass
+class Result:
+    """What a protocol found.
+
+    Attributes:
+        scores: by name, in [0, 1] unless the name says otherwise.
+        details: what stands beside them: chosen hyper-parameters, deviations over seeds, sizes.
+        confusion: (C, C) counts, rows true classes, if the protocol classifies.
+    """
+
+    scores: dict[str, float]
+    details: dict[str, Any] = field(default_factory=dict)
+    confusion: Tensor | None = None
+
+
+class Protocol(ABC):
+    """Frozen features in, numbers out. A dataclass whose fields are the protocol."""
+
+    name: str
+
+    @abstractmethod
+    def evaluate(self, train: Features, val: Features) -> Result:
+        """Uses `train` as bank or training set (and for every choice), `val` once."""
+
+    def describe(self) -> dict[str, Any]:
+        """The protocol in plain types."""
+        assert is_dataclass(self)
+        return {"protocol": type(self).__name__, **asdict(self)}
+
+
+def save(path: Path, protocol: Protocol, result: Result, about: dict[str, Any]) -> None:
+    """Writes scores, details, protocol and provenance to a JSON file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"scores": result.scores, "protocol": protocol.describe(), "details": result.details, **about}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def need_labels(protocol: str, train: Features, val: Features) -> tuple[Features, Features]:
+    """The labelled samples of both, or an error that says what is missing."""
+    train, val = train.labelled(), val.labelled()
+    if not len(train.label) or not len(val.label):
+        raise ValueError(f"{protocol} needs labels in both splits: {len(train.label)} train, {len(val.label)} val have one")
+    return train, val

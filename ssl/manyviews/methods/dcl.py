@@ -1,0 +1,41 @@
+"""Decoupled contrastive learning (Yeh et al., ECCV 2022): SimCLR with the decoupled loss."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+
+from manyviews import objectives
+from manyviews.heads import projector
+from manyviews.methods.method import Method
+from manyviews.optim import LARS, OptimizerFactory, Schedule
+
+
+class DCL(Method):
+    """Two views, SimCLR's projector, DCL or DCLW. Made for small batches.
+
+    Args:
+        backbone: images to an Encoding, with an attribute `width`.
+        temperature: t of the loss; 0.1 in the paper.
+        sigma: None for DCL; of the weights of DCLW, 0.5 in the paper.
+        projector_hidden: width of the projector's hidden layer; default that of the backbone.
+        projector_out: width of the embedding.
+        optimizer: paper: LARS, 0.075 sqrt(B), which is 1.2 at 256 with `scaling: sqrt`, weight decay 1e-6.
+        schedule: warm-up, cosine, scaling rule.
+        grad_cache: images the backbone sees at a time; 0: all. Exact.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        temperature: float = 0.1,
+        sigma: float | None = None,
+        projector_hidden: int | None = None,
+        projector_out: int = 128,
+        optimizer: OptimizerFactory = partial(LARS, lr=1.2, weight_decay=1e-6),
+        schedule: Schedule = Schedule(scaling="sqrt"),  # noqa: B008  # frozen
+        grad_cache: int = 0,
+    ) -> None:
+        head = projector(backbone.width, projector_hidden or backbone.width, projector_out)  # type: ignore[arg-type]
+        super().__init__(backbone, head, objectives.DCL(temperature, sigma), optimizer, schedule, grad_cache)

@@ -1,0 +1,97 @@
+"""GradCache (Gao et al., 2021): the exact gradient of a large batch in the memory of a small one.
+
+A batch-coupled loss needs the features of all images at once, but only their features. So the backbone runs in chunks
+without a graph, the loss is taken on all features and gives their gradient, and then each chunk runs again with a graph
+and receives its part of it: one more forward, exact. Projector and objective see the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+RngState = tuple[Tensor, Tensor | None]
+
+
+class GradCache:
+    """One batch on its way through `encode`.
+
+    Args:
+        encode: images (b, ...) to features (b, D).
+        parameters: those that `encode` trains.
+        chunk: images at a time.
+        context: the context `encode` runs in (autocast).
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        parameters: list[nn.Parameter],
+        chunk: int,
+        context: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self.encode, self.parameters, self.chunk, self.context = encode, parameters, chunk, context
+
+    def forward(self, images: list[Tensor]) -> list[Tensor]:
+        """Features of each view, as leaves whose gradient `backward` will use."""
+        self.chunks = [chunk for view in images for chunk in view.split(self.chunk)]
+        self.states: list[RngState] = []
+        features = []
+        with torch.no_grad():
+            for chunk in self.chunks:
+                self.states.append(_rng_state(chunk))
+                features.append(self.encode(chunk))
+        self.features = [feature.requires_grad_() for feature in features]
+        per_view = [-(-len(view) // self.chunk) for view in images]
+        starts = [sum(per_view[:v]) for v in range(len(images))]
+        return [torch.cat(self.features[s : s + n]) for s, n in zip(starts, per_view, strict=True)]
+
+    def backward(self) -> None:
+        """Runs each chunk again, with the random numbers of its first run, and sends its gradient through.
+
+        All but the last chunk are summed outside of the parameters' `.grad`, so that DDP's hooks see one backward
+        and reduce once.
+        """
+        sums: list[Tensor | None] = [None] * len(self.parameters)
+        after = _rng_state(self.chunks[0])
+        last = len(self.chunks) - 1
+        for number, (chunk, state, feature) in enumerate(zip(self.chunks, self.states, self.features, strict=True)):
+            _set_rng_state(state, chunk)
+            with self.context():
+                again = self.encode(chunk)
+            if number < last:
+                grads = torch.autograd.grad(again, self.parameters, feature.grad, allow_unused=True)
+                sums = [a if g is None else g if a is None else a.add_(g) for a, g in zip(sums, grads, strict=True)]
+            else:
+                for parameter, total in zip(self.parameters, sums, strict=True):
+                    if total is not None:
+                        parameter.grad = total if parameter.grad is None else parameter.grad.add_(total)
+                torch.autograd.backward(again, feature.grad)
+        _set_rng_state(after, self.chunks[0])
+        del self.chunks, self.features, self.states
+
+
+def check_exact(backbone: nn.Module) -> None:
+    """Refuses a backbone whose output for one image depends on the chunk it is in."""
+    norms = [name for name, module in backbone.named_modules() if isinstance(module, _BatchNorm)]
+    if norms:
+        raise ValueError(
+            f"grad_cache is exact only if an image's features do not depend on its chunk, but the backbone has "
+            f"{len(norms)} BatchNorm layers ({norms[0]}, ...): use a backbone with LayerNorm or GroupNorm "
+            "(a ViT, ConvNeXt, resnet50_gn), or a batch that fits without grad_cache"
+        )
+
+
+def _rng_state(like: Tensor) -> RngState:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(like.device) if like.is_cuda else None
+
+
+def _set_rng_state(state: RngState, like: Tensor) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], like.device)

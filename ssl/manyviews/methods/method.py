@@ -1,0 +1,122 @@
+"""What every method shares: embedding, the optimiser, exact accumulation. The science is in the subclasses."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from manyviews import distributed
+from manyviews.backbones import Encoding
+from manyviews.methods.gradcache import GradCache, check_exact
+from manyviews.objectives import Objective
+from manyviews.optim import LARS, OptimizerFactory, Schedule, decay_groups
+
+Batch = dict[str, Any]
+
+
+class Method(pl.LightningModule):
+    """Backbone, projector and objective: a contrastive method over the views of a batch.
+
+    Args:
+        backbone: images (B, 3, H, W) to an Encoding (or (B, D)), with an attribute `width` = D.
+        projector: (B, D) to the space the objective compares in.
+        objective: the loss.
+        optimizer: builds the optimiser; its lr is scaled by `schedule`.
+        schedule: warm-up, cosine, scaling rule.
+        grad_cache: images at a time that the backbone sees; 0: the whole batch at once. The gradient is the same.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projector: nn.Module,
+        objective: Objective,
+        optimizer: OptimizerFactory = partial(LARS, lr=0.3, weight_decay=1e-6),
+        schedule: Schedule = Schedule(),  # noqa: B008  # frozen
+        grad_cache: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.projector, self.objective = backbone, projector, objective
+        self.optimizer, self.schedule, self.grad_cache = optimizer, schedule, grad_cache
+        self.readings: dict[str, Tensor] = {}
+        """Detached scalars of the current step, which monitoring averages and logs."""
+        self._cache: GradCache | None = None
+        if grad_cache:
+            check_exact(backbone)
+
+    def embed(self, batch: Batch) -> list[Encoding]:
+        """Backbone features of each view of a batch: what evaluation sees."""
+        return [Encoding.of(self.backbone(view)) for view in batch["image"]]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The loss of a batch, and detached what monitoring looks at: features and projections of view 0, 1, ..."""
+        features = self.encode(batch["image"])
+        projections = [self.projector(view) for view in features]
+        loss = self.objective(projections, gather=distributed.current(), group=batch.get("group"))
+        self.readings = dict(self.objective.diagnostics)
+        return {
+            "loss": loss,
+            "features": features[0].detach(),
+            "projections": torch.stack([projection.detach() for projection in projections]),
+        }
+
+    def encode(self, views: list[Tensor]) -> list[Tensor]:
+        """Pooled features (B, D) of each view, in chunks if `grad_cache` says so."""
+        if not self.grad_cache:
+            # Views of one size go through together, which is faster and gives BatchNorm the statistics of both.
+            if all(view.shape == views[0].shape for view in views):
+                return list(self._pooled(torch.cat(views)).chunk(len(views)))
+            return [self._pooled(view) for view in views]
+        trained = [p for p in self.backbone.parameters() if p.requires_grad]
+        self._cache = GradCache(self._pooled, trained, self.grad_cache, self.trainer.precision_plugin.forward_context)
+        return self._cache.forward(views)
+
+    def _pooled(self, images: Tensor) -> Tensor:
+        return Encoding.of(self.backbone(images)).pooled
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Lightning's backward, and then the chunks'."""
+        super().backward(loss, *args, **kwargs)
+        if self._cache is not None:
+            self._cache.backward()
+            self._cache = None
+
+    def on_fit_start(self) -> None:
+        """Refuses what would silently train something else."""
+        k = self.trainer.accumulate_grad_batches
+        if k > 1 and self.objective.batch_coupled:
+            raise ValueError(
+                f"accumulate_grad_batches={k} would cut the contrastive batch into {k} parts, each with a {k}-th of the "
+                f"negatives: another loss, not a larger batch. Make data.global_batch_size {k} times larger and set "
+                "model.grad_cache to the number of images that fit at once: the exact large batch"
+            )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimiser over decay groups, its rate scaled by the batch and scheduled over the run's steps."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        per_epoch: int | None = getattr(data, "steps_per_epoch", None)
+        total = self._total_steps(per_epoch)
+        optimizer = self.optimizer(decay_groups(self))
+        if self.schedule.scaling != "none":
+            batch = getattr(data, "global_batch_size", None)
+            if batch is None:
+                raise ValueError("schedule.scaling needs a data module with global_batch_size; or set it to 'none'")
+            for group in optimizer.param_groups:
+                group["lr"] = self.schedule.peak(group["lr"], batch)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.schedule.factor(step, total, per_epoch)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _total_steps(self, per_epoch: int | None) -> int:
+        # Never trainer.estimated_stepping_batches: it builds the loaders here and so rewinds a resumed one.
+        if self.trainer.max_steps > 0:
+            return self.trainer.max_steps
+        if self.trainer.max_epochs is not None and self.trainer.max_epochs > 0 and per_epoch:
+            return self.trainer.max_epochs * per_epoch
+        raise ValueError("the schedule needs the length of the run: set trainer.max_steps, or trainer.max_epochs")

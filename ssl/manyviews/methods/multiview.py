@@ -1,0 +1,41 @@
+"""Multi-view contrastive learning (Koromilas et al., 2025): any number of views in one term an image."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from manyviews.heads import projector
+from manyviews.methods.method import Method
+from manyviews.objectives import MVDHEL, Objective
+from manyviews.optim import OptimizerFactory, Schedule
+
+
+class MultiView(Method):
+    """V >= 2 views of each image under MV-DHEL, MV-InfoNCE, or another objective over views.
+
+    Args:
+        backbone: images to an Encoding, with an attribute `width`.
+        objective: MVDHEL (default) or MVInfoNCE; PairwiseViews, AverageViews and PolyView are the baselines.
+        projector_hidden: width of the projector's hidden layer; default that of the backbone.
+        projector_out: width of the embedding.
+        optimizer: paper, CIFAR: SGD lr 1.0, momentum 0.9, weight decay 1e-6 at batch 256.
+        schedule: paper: 1 % (CIFAR) or 10 % of the run as warm-up, cosine.
+        grad_cache: images the backbone sees at a time; 0: all. Exact.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        objective: Objective | None = None,
+        projector_hidden: int | None = None,
+        projector_out: int = 128,
+        optimizer: OptimizerFactory = partial(torch.optim.SGD, lr=1.0, momentum=0.9, weight_decay=1e-6),
+        schedule: Schedule = Schedule(),  # noqa: B008  # frozen
+        grad_cache: int = 0,
+    ) -> None:
+        hidden: int = projector_hidden or backbone.width  # type: ignore[assignment]
+        head = projector(backbone.width, hidden, projector_out, last_norm=True)  # type: ignore[arg-type]
+        super().__init__(backbone, head, objective or MVDHEL(), optimizer, schedule, grad_cache)

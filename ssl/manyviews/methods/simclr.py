@@ -1,0 +1,39 @@
+"""SimCLR (Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+
+from manyviews.heads import projector
+from manyviews.methods.method import Method
+from manyviews.objectives import NTXent
+from manyviews.optim import LARS, OptimizerFactory, Schedule
+
+
+class SimCLR(Method):
+    """Two views, a projector, NT-Xent.
+
+    Args:
+        backbone: images to an Encoding, with an attribute `width`.
+        temperature: t of NT-Xent; 0.1 on ImageNet, 0.5 on CIFAR in the paper.
+        projector_hidden: width of the projector's hidden layer; default that of the backbone.
+        projector_out: width of the embedding; 128 in the paper.
+        optimizer: paper: LARS, lr 0.3 per 256 images (or 0.075 sqrt(B) for small batches), weight decay 1e-6.
+        schedule: paper: 10 epochs of warm-up, cosine.
+        grad_cache: images the backbone sees at a time; 0: all. Exact.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        temperature: float = 0.1,
+        projector_hidden: int | None = None,
+        projector_out: int = 128,
+        optimizer: OptimizerFactory = partial(LARS, lr=0.3, weight_decay=1e-6),
+        schedule: Schedule = Schedule(),  # noqa: B008  # frozen
+        grad_cache: int = 0,
+    ) -> None:
+        head = projector(backbone.width, projector_hidden or backbone.width, projector_out)  # type: ignore[arg-type]
+        super().__init__(backbone, head, NTXent(temperature), optimizer, schedule, grad_cache)

@@ -1,0 +1,6 @@
+"""What a run shows of itself: readings, pictures, and an alarm when it collapses."""
+
+from manyviews.monitoring.collapse import CollapseAlarm
+from manyviews.monitoring.monitor import Monitor
+
+__all__ = ["CollapseAlarm", "Monitor"]

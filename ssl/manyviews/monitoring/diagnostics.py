@@ -1,0 +1,54 @@
+"""Label-free readings of a representation. All take un-normalised (n, D) tensors and compute in float32 or better."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from manyviews.similarity import full_precision, unit
+
+
+def alignment(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared distance of the unit embeddings of two views (Wang and Isola, ICML 2020). 0: equal; 2: unrelated."""
+    return 2 - 2 * (unit(a) * unit(b)).sum(1).mean()
+
+
+def uniformity(z: Tensor, t: float = 2.0) -> Tensor:
+    """log mean over pairs i < j of exp(-t |z_i - z_j|^2) of unit embeddings (Wang and Isola). 0: collapsed; about -2t: spread."""
+    u = unit(z)
+    squared = 2 - 2 * (u @ u.T)
+    i, j = torch.triu_indices(len(u), len(u), offset=1, device=u.device)
+    pairs = -t * squared[i, j]
+    return torch.logsumexp(pairs, 0) - torch.log(torch.tensor(float(len(pairs)), device=u.device))
+
+
+def rankme(z: Tensor, centre: bool = False, eps: float = 1e-7) -> Tensor:
+    """RankMe (Garrido et al., ICML 2023): exp of the entropy of the singular values. In [1, min(n, D)].
+
+    Args:
+        z: (n, D), not normalised.
+        centre: take the mean away first; without, a large common vector makes the rank look low.
+        eps: added to each share, as in the paper.
+    """
+    z = full_precision(z)
+    values = torch.linalg.svdvals(z - z.mean(0) if centre else z)
+    p = values / values.sum() + eps
+    return torch.exp(-(p * p.log()).sum())
+
+
+def spread(z: Tensor) -> Tensor:
+    """Mean over dimensions of the unit embeddings' deviation, times sqrt(D): 0 is collapsed, about 1 spread evenly."""
+    u = unit(z)
+    return u.std(0).mean() * u.shape[1] ** 0.5
+
+
+def similarities(projections: Tensor, limit: int = 512) -> tuple[Tensor, Tensor]:
+    """Cosines of positive pairs (views 0 and 1 of an image) and of negative ones (view 0 against other images' view 1).
+
+    Args:
+        projections: (V, n, D). limit: images looked at.
+    """
+    a, b = unit(projections[0, :limit]), unit(projections[1, :limit])
+    s = a @ b.T
+    others = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
+    return s.diagonal(), s[others]

@@ -1,0 +1,175 @@
+"""LARS, decay groups, learning-rate schedules, exponential moving averages."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+"""Builds an optimiser over parameter groups: `functools.partial(LARS, lr=0.3)`, or a class with arguments in YAML."""
+
+
+class LARS(Optimizer):
+    """SGD with momentum whose step is scaled, tensor by tensor, by |w| / |g| (You et al., 2017; as in SimCLR).
+
+    Groups with `adapt=False` (biases and norms, see `decay_groups`) take a plain momentum step.
+
+    Args:
+        params: parameters or groups.
+        lr: learning rate.
+        momentum: in [0, 1).
+        weight_decay: added to the gradient before the trust ratio.
+        eta: trust coefficient; SimCLR 1e-3, the CIFAR recipes 0.02.
+        clip_lr: never let the trust ratio raise a tensor's rate above `lr` (the CIFAR recipes do).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        eta: float = 1e-3,
+        clip_lr: bool = False,
+    ) -> None:
+        defaults = dict(
+            lr=lr, momentum=momentum, weight_decay=weight_decay, eta=eta, clip_lr=clip_lr, adapt=True
+        )
+        super().__init__(params, defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step; parameters without a gradient are left alone, momentum included."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            grads = [p.grad for p in params]
+            if group["weight_decay"]:
+                grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
+            if group["adapt"]:
+                grads = torch._foreach_mul(grads, self._trust(params, grads, group))  # type: ignore[assignment]
+            buffers = []
+            for p in params:
+                state = self.state[p]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                buffers.append(state["momentum_buffer"])
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, grads)
+            torch._foreach_add_(params, buffers, alpha=-group["lr"])
+        return loss
+
+    @staticmethod
+    def _trust(params: list[Tensor], grads: list[Any], group: dict[str, Any]) -> list[Tensor]:
+        w, g = (torch.stack(torch._foreach_norm(x)) for x in (params, grads))  # type: ignore[arg-type]
+        ratio = torch.where((w > 0) & (g > 0), group["eta"] * w / g, torch.ones_like(w))
+        if group["clip_lr"]:
+            ratio = (ratio / group["lr"]).clamp(max=1.0) if group["lr"] > 0 else ratio
+        return list(ratio.unbind())
+
+
+def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Two groups: matrices and kernels, and what neither decays nor is adapted (biases, norms, scalars).
+
+    A module may name more parameters of the second kind in a method `no_weight_decay()`, as timm's models do.
+    """
+    spared: set[int] = set()
+    for child in module.modules():
+        named = child.no_weight_decay() if hasattr(child, "no_weight_decay") else ()
+        own = dict(child.named_parameters())
+        spared |= {id(own[name]) for name in named if name in own}
+    trained = [p for p in module.parameters() if p.requires_grad]
+    plain = [p for p in trained if p.ndim <= 1 or id(p) in spared]
+    chosen = {id(p) for p in plain}
+    groups = [
+        {"params": [p for p in trained if id(p) not in chosen]},
+        {"params": plain, "weight_decay": 0.0, "adapt": False},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then a half cosine over the whole run; and how the rate grows with the batch.
+
+    Attributes:
+        warmup_epochs: length of the warm-up. warmup_steps: the same in steps; overrides it.
+        final: the last rate, as a share of the peak.
+        scaling: `linear`: lr is per 256 images of the global batch; `sqrt`: lr is for 256 and grows with the square
+            root; `none`: lr is absolute.
+    """
+
+    warmup_epochs: float = 10.0
+    warmup_steps: int | None = None
+    final: float = 0.0
+    scaling: Literal["linear", "sqrt", "none"] = "linear"
+
+    def peak(self, lr: float, global_batch_size: int) -> float:
+        """The rate after the warm-up."""
+        if self.scaling == "none":
+            return lr
+        return lr * (global_batch_size / 256) ** (1.0 if self.scaling == "linear" else 0.5)
+
+    def factor(self, step: int, total: int, steps_per_epoch: int | None) -> float:
+        """The rate at a step (0 is the first), as a share of the peak."""
+        if self.warmup_steps is not None:
+            warmup = self.warmup_steps
+        elif steps_per_epoch is not None:
+            warmup = round(self.warmup_epochs * steps_per_epoch)
+        elif self.warmup_epochs:
+            raise ValueError("warmup_epochs needs a data module with steps_per_epoch; give schedule.warmup_steps")
+        else:
+            warmup = 0
+        warmup = min(warmup, total)
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, (step - warmup) / max(1, total - warmup))
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class EMA(nn.Module):
+    """A copy of a module whose parameters follow the original's slowly; buffers are copied.
+
+    It takes no gradient and stays in training mode only if told to. As a child of a method it is in the checkpoint.
+
+    Args:
+        source: the module to follow; the copy starts equal to it.
+    """
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(source).requires_grad_(False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The copy's forward, without gradient."""
+        with torch.no_grad():
+            return self.module(*args, **kwargs)
+
+    @torch.no_grad()
+    def update(self, source: nn.Module, momentum: float) -> None:
+        """theta <- momentum * theta + (1 - momentum) * source, in a few launches for all tensors."""
+        mine, theirs = list(self.module.parameters()), list(source.parameters())
+        torch._foreach_lerp_(mine, theirs, 1 - momentum)
+        for buffer, other in zip(self.module.buffers(), source.buffers(), strict=True):
+            buffer.copy_(other)
+
+
+def cosine_momentum(base: float, step: int, total: int, final: float = 1.0) -> float:
+    """EMA momentum that rises from `base` to `final` along a half cosine (BYOL, MoCo v3)."""
+    return final - (final - base) * (math.cos(math.pi * min(step, total) / total) + 1) / 2
