@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-import manyviews.evaluation
-import manyviews.methods
+import manyviews.evaluation  # noqa: F401  # short class names in YAML are those of imported classes
+import manyviews.methods  # noqa: F401
 from manyviews.cli.errors import explain
 from manyviews.monitoring import CollapseAlarm, Monitor
 from manyviews.runs import (
@@ -30,10 +30,9 @@ from manyviews.runs import (
     newest_whole,
 )
 from manyviews.runs.checkpoints import NAME
-from manyviews.runs.folder import provenance
+from manyviews.runs.folder import CONFIG_KEY, provenance
 
 FINISHED = "finished.json"
-CONFIG_KEY = "manyviews_config"
 
 
 class FitCLI(LightningCLI):
@@ -160,5 +159,3 @@ def _quiet() -> None:
     ):
         warnings.filterwarnings("ignore", message)
 
-
-__all__ = ["CONFIG_KEY", "FitCLI", "fit", "manyviews"]

@@ -1,0 +1,281 @@
+"""Commands on a checkpoint: probe, knn, retrieve, report, embed, export. A checkpoint says itself how it was made."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from manyviews.backbones import Encoding, Pixels
+from manyviews.evaluation import KNN, LinearProbe, LogisticRegression, Protocol, Result, Retrieval, plots
+from manyviews.evaluation.callback import features_of
+from manyviews.evaluation.features import Features
+from manyviews.evaluation.protocol import save
+from manyviews.methods import Method
+from manyviews.monitoring import pictures
+from manyviews.runs.checkpoints import load, newest_whole
+from manyviews.runs.folder import CONFIG_KEY, RunFolder, provenance
+
+
+@dataclass
+class Trained:
+    """A checkpoint brought to life.
+
+    Attributes:
+        method: with its weights, on the device. data: the data module it was trained with, or on other shards.
+        checkpoint: its path. step: optimiser steps. run: the folder results go to. config: of the run.
+    """
+
+    method: Method
+    data: Any
+    checkpoint: Path
+    step: int
+    run: Path
+    config: dict[str, Any]
+
+    def features(self, split: str, method: Method | None = None) -> Features:
+        """Features of a split by this method, or by another one on the same data."""
+        return features_of(method or self.method, self.data, split)
+
+    def about(self) -> dict[str, Any]:
+        """What stands beside every number."""
+        return {
+            "checkpoint": str(self.checkpoint),
+            "step": self.step,
+            "data": self.data.root,
+            "label": self.data.label,
+            "splits": {"train": self.data.train_split, "val": self.data.val_split},
+            "features": "backbone, pooled, eval mode, float32",
+            **provenance(),
+        }
+
+
+def bring_up(arguments: argparse.Namespace) -> Trained:
+    """The checkpoint a command line names."""
+    if arguments.checkpoint:
+        checkpoint = Path(arguments.checkpoint)
+    else:
+        newest = newest_whole(RunFolder(Path(arguments.run)).checkpoints)
+        if newest is None:
+            raise FileNotFoundError(f"{arguments.run}: no whole checkpoint in {arguments.run}/checkpoints")
+        checkpoint = newest
+    content = load(checkpoint)
+    if CONFIG_KEY not in content:
+        raise ValueError(f"{checkpoint}: holds no configuration; it was not written by `manyviews fit`")
+    config = content[CONFIG_KEY]
+    changes = {"root": getattr(arguments, "data", None), "label": getattr(arguments, "label", None)}
+    changes["workers"] = getattr(arguments, "workers", None)
+    settings = config["data"].setdefault("init_args", {})
+    settings.update({key: value for key, value in changes.items() if value is not None})
+    method, data = instantiate(config)
+    method.load_state_dict(content["state_dict"])
+    device = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    return Trained(method.to(device), data, checkpoint, int(content["global_step"]), run, config)
+
+
+def instantiate(config: dict[str, Any]) -> tuple[Method, Any]:
+    """A fresh method and data module, as a run's configuration describes them."""
+    pl.seed_everything(config.get("seed_everything") or 0, verbose=False)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Method, "model")
+    parser.add_subclass_arguments(pl.LightningDataModule, "data")
+    parsed = parser.parse_object({"model": config["model"], "data": config["data"]})
+    ready: Namespace = parser.instantiate_classes(parsed)
+    return ready.model, ready.data
+
+
+def probe(arguments: argparse.Namespace) -> None:
+    """Linear probe, and logistic regression where the set is small."""
+    linear = LinearProbe(epochs=arguments.epochs, seeds=tuple(range(arguments.seeds)))
+    trained = bring_up(arguments)
+    train, val = trained.features("train"), trained.features("val")
+    protocols: list[Protocol] = [linear]
+    logistic = LogisticRegression(seeds=linear.seeds)
+    if len(train.label) * len(train.views) <= logistic.limit:
+        protocols.append(logistic)
+    for protocol in protocols:
+        _show(trained, protocol, protocol.evaluate(train, val), arguments.json)
+
+
+def knn(arguments: argparse.Namespace) -> None:
+    """kNN accuracy."""
+    protocol = KNN(tuple(arguments.k), tuple(arguments.temperature))
+    trained = bring_up(arguments)
+    _show(trained, protocol, protocol.evaluate(trained.features("train"), trained.features("val")), arguments.json)
+
+
+def retrieve(arguments: argparse.Namespace) -> None:
+    """Cross-view retrieval."""
+    trained = bring_up(arguments)
+    val = trained.features("val")
+    _show(trained, Retrieval(), Retrieval().evaluate(val, val), arguments.json)
+
+
+def _show(trained: Trained, protocol: Protocol, result: Result, target: str | None) -> None:
+    path = Path(target) if target else trained.run / "evaluations" / f"{protocol.name}-step-{trained.step:08d}.json"
+    save(path, protocol, result, trained.about())
+    for name, score in result.scores.items():
+        deviation = result.details.get("std_over_seeds")
+        print(f"{name} {score:.4f}" + (f" +- {deviation:.4f}" if deviation is not None else ""))
+    print(f"protocol and number: {path}")
+    if result.confusion is not None:
+        picture = path.with_suffix(".png")
+        Image.fromarray(plots.confusion(result.confusion, trained.data.classes)).save(picture)
+        print(f"confusion matrix: {picture}")
+
+
+class _PixelMethod(Method):
+    """Raw pixels in the place of a method."""
+
+    def __init__(self) -> None:
+        pl.LightningModule.__init__(self)
+        self.backbone = Pixels()
+
+    def embed(self, batch: dict[str, Any]) -> list[Encoding]:
+        return [self.backbone(view) for view in batch["image"]]
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Trained against untrained against raw pixels, in one table; a picture of neighbours."""
+    trained = bring_up(arguments)
+    untrained, _ = instantiate(trained.config)
+    rows = {
+        "trained encoder": trained.method,
+        "untrained encoder": untrained.to(trained.method.device),
+        "raw pixels": _PixelMethod().to(trained.method.device),
+    }
+    scores: dict[str, dict[str, float]] = {}
+    for name, method in rows.items():
+        train, val = trained.features("train", method), trained.features("val", method)
+        protocols: list[Protocol] = [KNN(), LogisticRegression()]
+        if name != "raw pixels":  # the linear probe's grid is costly in thousands of dimensions, and adds nothing there
+            protocols.insert(1, LinearProbe())
+        if len(val.views) > 1:
+            protocols.append(Retrieval())
+        scores[name] = {k: v for p in protocols for k, v in p.evaluate(train, val).scores.items()}
+        if name == "trained encoder":
+            kept = train, val
+    picture = trained.run / "neighbours.png"
+    Image.fromarray(_neighbours(trained, *kept)).save(picture)
+    path = trained.run / "evaluations" / "report.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"scores": scores, **trained.about()}, indent=1) + "\n")
+    _print_report(trained, scores)
+    print(f"numbers:              {path}\nnearest neighbours:   {picture}")
+    print(f"curves and pictures:  .venv/bin/tensorboard --logdir {trained.run}")
+
+
+COLUMNS = {
+    "knn20": "kNN (k 20)",
+    "linear": "linear probe",
+    "logistic": "logistic regression",
+    "retrieval_r1": "cross-view R@1",
+}
+
+
+def _print_report(trained: Trained, scores: dict[str, dict[str, float]]) -> None:
+    table = Table(title=f"{trained.checkpoint} on {trained.data.root}, {trained.data.val_split}, label {trained.data.label}")
+    columns = [name for name in COLUMNS if any(name in row for row in scores.values())]
+    table.add_column("")
+    for column in columns:
+        table.add_column(COLUMNS[column], justify="right")
+    for name, row in scores.items():
+        table.add_row(name, *(f"{row[column]:.3f}" if column in row else "-" for column in columns))
+    Console(width=110).print(table)
+
+
+def _neighbours(trained: Trained, train: Features, val: Features, queries: int = 12) -> Any:
+    """Val images (view 0) and their nearest train images (last view: another drawing, where there is one)."""
+    chosen = torch.linspace(0, len(val.index) - 1, min(queries, len(val.index))).long()
+    wanted = _pixels_of(trained, "val", set(val.index[chosen].tolist()), 0)
+    nearest = torch.topk(_cosine(val.views[0][chosen], train.views[-1]), min(6, len(train.index)), 1).indices
+    gallery = _pixels_of(trained, "train", set(train.index[nearest.flatten()].tolist()), -1)
+    rows = []
+    for q, row in zip(chosen, nearest, strict=True):
+        query = wanted[int(val.index[q])]
+        gap = np.full((query.shape[0], 4, 3), 255, np.uint8)
+        rows.append([query, gap, *(gallery[int(train.index[j])] for j in row)])
+    sheet = pictures.grid(rows)
+    factor = max(1, 96 // rows[0][0].shape[0])  # small drawings enlarged, without smoothing
+    return np.repeat(np.repeat(sheet, factor, 0), factor, 1)
+
+
+def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(a, dim=1) @ torch.nn.functional.normalize(b, dim=1).T
+
+
+def _pixels_of(trained: Trained, split: str, indices: set[int], view: int) -> dict[int, Any]:
+    found: dict[int, Any] = {}
+    for batch in trained.data.evaluation_loader(split):
+        rows = [i for i, index in enumerate(batch["index"].tolist()) if index in indices]
+        if rows:
+            images = trained.data.on_after_batch_transfer(batch, 0)["image"][view][rows]
+            found |= dict(zip(batch["index"][rows].tolist(), pictures.to_pixels(images, trained.data), strict=True))
+    return found
+
+
+def embed(arguments: argparse.Namespace) -> None:
+    """Features of a split to a file, or to TensorBoard's projector."""
+    if not arguments.out and not arguments.projector:
+        raise ValueError("give --out FILE (.npz or .parquet), or --projector")
+    if arguments.out and Path(arguments.out).suffix not in (".npz", ".parquet"):
+        raise ValueError(f"{arguments.out}: expected a name that ends in .npz or .parquet")
+    trained = bring_up(arguments)
+    features = trained.features(arguments.split)
+    if arguments.out:
+        _write_features(Path(arguments.out), features)
+        print(f"{arguments.out}: {len(features.index)} samples, {len(features.views)} views, width {features.views.shape[2]}")
+    if arguments.projector:
+        from torch.utils.tensorboard import SummaryWriter
+
+        names = trained.data.classes
+        labels = [names[i] if 0 <= i < len(names) else str(i) for i in features.label.tolist()]
+        with SummaryWriter(trained.run / "projector") as writer:
+            rows = [list(row) for row in zip(features.key, labels, strict=True)]
+            writer.add_embedding(features.views[0], rows, metadata_header=["key", "label"], global_step=trained.step)
+        print(f"projector: .venv/bin/tensorboard --logdir {trained.run / 'projector'}")
+
+
+def _write_features(path: Path, features: Features) -> None:
+    views = features.views.transpose(0, 1).numpy()  # (N, V, D)
+    if path.suffix == ".npz":
+        np.savez(
+            path,
+            features=views,
+            label=features.label.numpy(),
+            index=features.index.numpy(),
+            key=np.array(features.key, dtype=str),
+        )
+        return
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{path}: writing parquet needs pyarrow: pip install 'manyviews[parquet]'") from error
+    columns: dict[str, Any] = {
+        "key": features.key,
+        "index": features.index.numpy(),
+        "label": features.label.numpy(),
+        **{f"view{v}": list(views[:, v]) for v in range(views.shape[1])},
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """The backbone as safetensors with what is needed to build it, loaded back and compared."""
+    from manyviews.cli.export import export_backbone
+
+    trained = bring_up(arguments)
+    for line in export_backbone(trained.method.backbone, trained.config["model"], Path(arguments.out)):
+        print(line)
