@@ -9,8 +9,8 @@ equal length, and inside a lane the samples of every `window` pieces are permute
 - the global batch is the same set of samples for every world size that divides `lanes`;
 - finding the middle of an epoch touches one window a lane.
 
-A piece is a shard, or an even part of one where shards are few: with at least PIECES pieces for every place of a window
-a small set is shuffled as a whole.
+A piece is a shard, or an even part of one where shards are few: there are at least as many pieces as places in all
+windows. In a set of up to SMALL samples every sample is a piece: it is shuffled as a whole.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-PIECES = 4
+SMALL = 16_384
 
 
 def generator(*key: int) -> np.random.Generator:
@@ -41,7 +41,7 @@ class EpochOrder:
 
     def __init__(self, counts: Sequence[int], seed: int, epoch: int, lanes: int, window: int) -> None:
         self.seed, self.epoch, self.window = seed, epoch, window
-        first, length = _pieces(np.asarray(counts, np.int64), lanes * window * PIECES)
+        first, length = _pieces(np.asarray(counts, np.int64), lanes * window)
         order = generator(seed, epoch, 0).permutation(len(length))
         self.first, self.length = first[order], length[order]
         self.starts = np.concatenate([[0], np.cumsum(self.length)])
@@ -73,7 +73,8 @@ class EpochOrder:
 
 def _pieces(counts: NDArray[np.int64], wanted: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """First sample id and length of each piece: shards cut evenly until there are about `wanted` of them."""
-    longest = max(1, int(counts.sum()) // wanted)
+    total = int(counts.sum())
+    longest = 1 if total <= SMALL else max(1, total // wanted)
     parts = -(-counts // longest)
     shard = np.repeat(np.arange(len(counts)), parts)
     part = np.arange(len(shard)) - np.repeat(np.cumsum(parts) - parts, parts)

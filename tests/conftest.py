@@ -1,0 +1,19 @@
+"""Real shards for the whole suite: scikit-learn's digits, small enough to pack in a second."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from viewshards.pack import Encoding, pack
+from viewshards.sources import Sklearn
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """1,797 digits of 8x8 in uneven shards of 150: train 1,437, val 360."""
+    out = tmp_path_factory.mktemp("digits")
+    pack(Sklearn("digits"), out, Encoding(), shard_samples=150, workers=2, console=QUIET)
+    return out
