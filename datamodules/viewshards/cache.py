@@ -76,15 +76,14 @@ class ShardCache:
         problem: Any = None
         for attempt in range(TRIES):
             try:
-                with fsspec.open(url, "rb") as source, open(part, "wb") as sink:
-                    while chunk := source.read(2**22):
-                        sink.write(chunk)
+                files, path = fsspec.core.url_to_fs(url)
+                files.get_file(path, str(part))
                 if size is None or part.stat().st_size == size:
                     self._make_room(part.stat().st_size)
                     part.replace(target)
                     return
                 problem = f"got {part.stat().st_size} bytes, expected {size}"
-            except OSError as error:
+            except Exception as error:  # every network library has its own kinds
                 problem = error
             time.sleep(0.2 * 2**attempt if attempt + 1 < TRIES else 0)
         part.unlink(missing_ok=True)
