@@ -2,7 +2,64 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from importlib import import_module
 
-def explain(error: BaseException) -> str:
-    """What to tell the user."""
-    return str(error)
+CLASS = re.compile(r"Problem with given class_path '([\w.]+)'")
+OPTION = re.compile(r"Option '([\w.-]+)' is not accepted")
+KEY = re.compile(r'Parser key "([\w.]+)"')
+EXPECTED = re.compile(r"Expected (?:a|an|one of) (.+?)\.? ?Got value: (.+)", re.DOTALL)
+UNRECOGNIZED = re.compile(r"unrecognized arguments: (.+)", re.IGNORECASE)
+GROUP_OPTION = re.compile(r"Group '(\w+)' does not accept option '([\w.]+)'")
+NO_FILE = re.compile(r"File does not exist: '(.+)'")
+NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
+REQUIRED = re.compile(r"following arguments are required: (.+)")
+
+
+
+def explain(error: BaseException, options: Iterable[str] = ()) -> str:
+    """What to tell the user.
+
+    Args:
+        error: of the parser. options: all option strings and keys it accepts (`--trainer.max_steps`).
+    """
+    text = str(error)
+    known = [option.removeprefix("--") for option in options]
+    classes = CLASS.findall(text)
+    if found := NO_FILE.search(text):
+        return f"{found[1]}: no such file"
+    if found := NO_CLASS.search(text):
+        return f"{found[1]} has no {found[2]!r}" + _nearest(found[2], dir(import_module(found[1])))
+    if found := GROUP_OPTION.search(text):
+        name = f"{found[1]}.{found[2]}"
+        return f"no key {name!r}" + _nearest(name, known)
+    if found := OPTION.search(text):
+        name = found[1].rpartition(".")[2] if classes else found[1]
+        owner = f"{classes[-1]} has no argument" if classes else "no key"
+        return f"{owner} {name!r}" + _nearest(name, _arguments(classes[-1]) if classes else known)
+    if found := EXPECTED.search(text):
+        kind = re.sub(r"<class '([\w.]+)'>", r"\1", found[1])
+        return f"{'.'.join(KEY.findall(text))}: expected {kind}, got {found[2].splitlines()[0].strip()}"
+    if found := UNRECOGNIZED.search(text):
+        given = found[1].split()[0].removeprefix("--").partition("=")[0]
+        return f"no argument --{given}" + _nearest(given, known, "--")
+    if found := REQUIRED.search(text):
+        return f"{found[1]} missing; give --config RECIPE.yaml (experiments/ has them)"
+    return text
+
+
+def _nearest(given: str, known: Iterable[str], prefix: str = "") -> str:
+    known = list(known)
+    near = get_close_matches(given, known, 3, 0.6)
+    if near:
+        return f"; did you mean {' or '.join(prefix + name for name in near)}?"
+    return f"; it has {', '.join(known)}" if 0 < len(known) <= 20 else ""
+
+
+def _arguments(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    signature = inspect.signature(getattr(import_module(module), name).__init__)
+    return [parameter for parameter in signature.parameters if parameter not in ("self", "args", "kwargs")]

@@ -7,7 +7,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import yaml
@@ -38,6 +38,9 @@ FINISHED = "finished.json"
 class FitCLI(LightningCLI):
     """The configuration: `model`, `data`, `trainer` as in Lightning; the run's folder and the default callbacks."""
 
+    options: ClassVar[list[str]] = []
+    """All options of the last parser that was built, for error messages."""
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Our arguments beside Lightning's."""
         parser.add_argument("--run", type=str | None, help="folder of the run (default: runs/NAME of the config file)")
@@ -46,6 +49,7 @@ class FitCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(StopOnSignal, "stop")
         parser.add_lightning_class_args(FiniteGuard, "finite")
+        FitCLI.options = list(parser._option_string_actions)
 
     def before_instantiate_classes(self) -> None:
         """Opens the run's folder, or refuses to continue another experiment in it."""
@@ -115,12 +119,12 @@ def fit(argv: list[str]) -> int:
                 "log_every_n_steps": 50,
                 "num_sanity_val_steps": 0,
             },
-            parser_kwargs={"exit_on_error": False, "description": "Trains, or goes on with a run."},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "description": "Trains, or goes on with a run."},
             args=argv,
             run=False,
         )
     except Exception as error:
-        print(f"manyviews fit: {explain(error)}", file=sys.stderr)
+        print(f"manyviews fit: {explain(error, FitCLI.options)}", file=sys.stderr)
         return 2
     finished = cli.folder.path / FINISHED
     if finished.exists():

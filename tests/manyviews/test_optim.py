@@ -1,0 +1,112 @@
+"""LARS, decay groups, schedules, EMA."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from manyviews.optim import EMA, LARS, Schedule, cosine_momentum, decay_groups
+
+
+def lars_reference(w, grads, lr, momentum, decay, eta, adapt, clip):
+    """One tensor, step by step, in plain arithmetic."""
+    buffer = torch.zeros_like(w)
+    for g in grads:
+        g = g + decay * w
+        if adapt and w.norm() > 0 and g.norm() > 0:
+            trust = eta * w.norm() / g.norm()
+            g = g * (min(trust / lr, torch.tensor(1.0)) if clip else trust)
+        buffer = momentum * buffer + g
+        w = w - lr * buffer
+    return w
+
+
+@pytest.mark.parametrize("adapt", [True, False])
+@pytest.mark.parametrize("clip", [True, False])
+def test_lars_equals_its_formula(adapt, clip):
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(4, 3, generator=generator), torch.randn(5, 2, generator=generator) * 100]
+    grads = [[torch.randn(w.shape, generator=generator) for w in start] for _ in range(4)]
+    params = [nn.Parameter(w.clone()) for w in start]
+    optimizer = LARS([{"params": params, "adapt": adapt}], 0.3, 0.9, 1e-2, eta=0.02, clip_lr=clip)
+    for step in grads:
+        for p, g in zip(params, step, strict=True):
+            p.grad = g.clone()
+        optimizer.step()
+    for k, p in enumerate(params):
+        expected = lars_reference(start[k], [step[k] for step in grads], 0.3, 0.9, 1e-2, 0.02, adapt, clip)
+        torch.testing.assert_close(p.detach(), expected)
+
+
+def test_lars_leaves_parameters_without_gradient_alone_and_resumes():
+    p, q = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+    optimizer = LARS([p, q], lr=0.1, weight_decay=0.1)
+    p.grad = torch.ones(2, 2)
+    optimizer.step()
+    assert torch.equal(q, torch.ones(2, 2)) and not torch.equal(p, torch.ones(2, 2))
+    other = LARS([p, q], lr=0.5)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["lr"] == 0.1 and torch.equal(other.state[p]["momentum_buffer"], optimizer.state[p]["momentum_buffer"])
+
+
+def test_lars_direction_ignores_the_gradients_scale():
+    steps = []
+    for scale in (1.0, 1000.0):
+        p = nn.Parameter(torch.arange(1.0, 5.0).view(2, 2))
+        p.grad = torch.ones(2, 2) * scale
+        LARS([p], lr=0.1).step()
+        steps.append(p.detach())
+    torch.testing.assert_close(*steps)
+
+
+def test_decay_groups_spare_biases_norms_and_what_a_module_names():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.position = nn.Parameter(torch.zeros(1, 4, 8))
+            self.linear = nn.Linear(8, 8)
+            self.norm = nn.LayerNorm(8)
+            self.frozen = nn.Linear(8, 8).requires_grad_(False)
+
+        def no_weight_decay(self):
+            return {"position"}
+
+    net = Net()
+    decayed, spared = decay_groups(net)
+    assert [id(p) for p in decayed["params"]] == [id(net.linear.weight)]
+    assert {id(p) for p in spared["params"]} == {id(p) for p in (net.position, net.linear.bias, *net.norm.parameters())}
+    assert spared["weight_decay"] == 0 and spared["adapt"] is False
+
+
+def test_schedule():
+    schedule = Schedule(warmup_epochs=2, final=0.1)
+    factors = [schedule.factor(step, 100, 5) for step in range(100)]
+    assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert factors[10] == 1 and factors[55] == pytest.approx(0.1 + 0.9 * 0.5)
+    assert factors[99] == pytest.approx(0.1, abs=1e-3) and factors == sorted(factors[:10]) + sorted(factors[10:], reverse=True)
+    assert schedule.peak(0.3, 1024) == pytest.approx(1.2)
+    assert Schedule(scaling="sqrt").peak(1.2, 1024) == pytest.approx(2.4)
+    assert Schedule(scaling="none").peak(0.3, 1024) == 0.3
+    assert Schedule(warmup_steps=7).factor(6, 100, None) == 1
+    with pytest.raises(ValueError, match="warmup_steps"):
+        schedule.factor(0, 100, None)
+
+
+def test_ema_follows_its_formula_and_is_in_the_state():
+    source = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    ema = EMA(source)
+    before = [p.clone() for p in ema.module.parameters()]
+    with torch.no_grad():
+        for p in source.parameters():
+            p.add_(1.0)
+    source(torch.randn(8, 3))
+    ema.update(source, 0.9)
+    for old, new, theirs in zip(before, ema.module.parameters(), source.parameters(), strict=True):
+        torch.testing.assert_close(new, 0.9 * old + 0.1 * theirs)
+        assert not new.requires_grad
+    assert torch.equal(ema.module[1].running_mean, source[1].running_mean)
+    assert "module.0.weight" in ema.state_dict()
+    assert not ema(torch.randn(4, 3, requires_grad=True)).requires_grad
+    assert cosine_momentum(0.99, 0, 10) == pytest.approx(0.99) and cosine_momentum(0.99, 10, 10) == 1
+    assert cosine_momentum(0.99, 5, 10) == pytest.approx(1 - 0.01 * (math.cos(math.pi / 2) + 1) / 2)
