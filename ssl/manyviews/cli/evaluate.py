@@ -276,5 +276,7 @@ def export(arguments: argparse.Namespace) -> None:
     from manyviews.cli.export import export_backbone
 
     trained = bring_up(arguments)
-    for line in export_backbone(trained.method.backbone, trained.config["model"], Path(arguments.out)):
+    batch = next(iter(trained.data.evaluation_loader("val", batch_size=8)))
+    images = trained.data.on_after_batch_transfer(batch, 0)["image"][0]
+    for line in export_backbone(trained.method.backbone, trained.config["model"], images, Path(arguments.out)):
         print(line)

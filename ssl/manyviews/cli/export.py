@@ -11,16 +11,19 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from manyviews.backbones import Encoding, TimmBackbone
 
 
-def export_backbone(backbone: nn.Module, model_config: dict[str, Any], out: Path) -> Iterator[str]:
+def export_backbone(backbone: nn.Module, model_config: dict[str, Any], images: Tensor, out: Path) -> Iterator[str]:
     """Writes the files and yields a line for each thing done.
 
     A timm backbone is saved under timm's own names and loaded back with `timm.create_model`; a ResNet with the small
     stem, which timm cannot build, and any other module are loaded back through their class.
+
+    Args:
+        backbone: in its trained state. model_config: of the run. images: (B, 3, H, W) to compare on. out: folder.
 
     Raises:
         ValueError: if what was loaded back does not give the same features.
@@ -43,7 +46,7 @@ def export_backbone(backbone: nn.Module, model_config: dict[str, Any], out: Path
         use = f"{how['class_path']}(...) of config.json, then load_state_dict(safetensors.torch.load_file(...))"
     (out / "config.json").write_text(json.dumps(how, indent=1) + "\n")
     yield f"{weights}: {sum(t.numel() for t in saved.state_dict().values()):,} numbers"
-    difference = _difference(saved.cpu().eval(), again.eval(), how)
+    difference = _difference(saved.cpu().eval(), again.eval(), images)
     if difference > 1e-5:
         raise ValueError(f"{weights}: loaded back, its features differ by {difference:.2e}; do not use it")
     yield f"loaded back, features differ by {difference:.1e}"
@@ -51,11 +54,6 @@ def export_backbone(backbone: nn.Module, model_config: dict[str, Any], out: Path
 
 
 @torch.no_grad()
-def _difference(saved: nn.Module, again: nn.Module, how: dict[str, Any]) -> float:
-    size = int((how.get("timm_kwargs") or {}).get("img_size", 0)) or getattr(saved, "default_cfg", {}).get(
-        "input_size", (3, 64, 64)
-    )[1]
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    outputs = [saved(images), again(images)]
-    a, b = (Encoding.of(output).pooled for output in outputs)
+def _difference(saved: nn.Module, again: nn.Module, images: Tensor) -> float:
+    a, b = (Encoding.of(module(images)).pooled for module in (saved, again))
     return (a - b).abs().max().item()

@@ -1,0 +1,342 @@
+"""Methods as Lightning trains them: exact accumulation, ranks, what is refused."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import timm
+import torch
+from torch import nn
+
+from manyviews import objectives
+from manyviews.backbones import ConvNet, Encoding, TimmBackbone
+from manyviews.heads import projector
+from manyviews.methods import DCL, MultiView, SimCLR
+from manyviews.optim import Schedule
+from manyviews.runs import AtomicCheckpointIO, Checkpoints, FiniteGuard, newest_whole
+from manyviews.runs.checkpoints import is_whole
+from tests.recipe import Backbone, environment
+
+FAST = {
+    "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+    "schedule": Schedule(warmup_steps=1, scaling="none"),
+}
+
+
+class Batches(torch.utils.data.Dataset):
+    """Batches in the dict contract, from a seed."""
+
+    def __init__(self, n=4, size=24, views=2):
+        self.n, self.size, self.views = n, size, views
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        generator = torch.Generator().manual_seed(i)
+        base = torch.randn(self.size, 3, 8, 8, generator=generator)
+        noise = torch.randn(self.views, self.size, 3, 8, 8, generator=generator)
+        return {
+            "image": [base + 0.3 * x for x in noise],
+            "index": torch.arange(self.size) + i * self.size,
+            "group": torch.full((self.size,), -1),
+            "replaced": [],
+        }
+
+
+def fit(method, steps=3, callbacks=(), batches=None, **options):
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks),
+        enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks), **options,
+    )  # fmt: skip
+    loader = torch.utils.data.DataLoader(batches or Batches(), batch_size=None)
+    pl.seed_everything(7, verbose=False)
+    trainer.fit(method, loader)
+    return trainer
+
+
+def simclr(seed=0, **options):
+    pl.seed_everything(seed, verbose=False)
+    backbone = options.pop("backbone", None) or Backbone(dropout=options.pop("dropout", 0.0))
+    return SimCLR(backbone, 0.2, projector_out=16, **{**FAST, **options})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda b, **k: SimCLR(b, 0.5, **k),
+        lambda b, **k: DCL(b, 0.5, **k),
+        lambda b, **k: DCL(b, 0.5, sigma=0.5, **k),
+        lambda b, **k: MultiView(b, **k),
+        lambda b, **k: MultiView(b, objectives.MVInfoNCE(0.5), **k),
+    ],
+    ids=["SimCLR", "DCL", "DCLW", "MV-DHEL", "MV-InfoNCE"],
+)
+def test_every_method_learns(make):
+    pl.seed_everything(0, verbose=False)
+    method = make(ConvNet((8, 16)), **FAST)
+    views = 4 if isinstance(method, MultiView) else 2
+    batch = Batches(views=views)[0]
+    before = method.training_step(batch, 0)["loss"].item()
+    fit(method, 40, batches=Batches(1, views=views))
+    assert method.training_step(batch, 0)["loss"].item() < before - 0.3
+
+
+@pytest.mark.parametrize("chunk", [5, 24, 64])
+def test_grad_cache_gives_the_weights_of_the_whole_batch(chunk):
+    """Momentum, weight decay, clipping and all: after 3 steps the weights agree to 1e-6."""
+    whole, cached = simclr(), simclr(grad_cache=chunk)
+    for method in (whole, cached):
+        fit(method, 3, gradient_clip_val=1.0)
+    for (name, a), b in zip(whole.state_dict().items(), cached.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0, msg=name)
+
+
+def test_grad_cache_repeats_the_dropout_of_the_first_pass():
+    """One chunk draws what the whole batch draws, view by view; so the gradient must be that of the same masks."""
+    method = simclr(dropout=0.5, grad_cache=24)
+    batch = Batches()[0]
+    pl.seed_everything(1, verbose=False)
+    features = [Encoding.of(method.backbone(view)).pooled for view in batch["image"]]
+    loss = method.objective([method.projector(f) for f in features])
+    expected = torch.autograd.grad(loss, list(method.backbone.parameters()))
+
+    class Trainer:
+        class precision_plugin:
+            @staticmethod
+            def forward_context():
+                return torch.autograd.set_grad_enabled(True)
+
+    from manyviews.methods.gradcache import GradCache
+
+    pl.seed_everything(1, verbose=False)
+    cache = GradCache(method._pooled, list(method.backbone.parameters()), 24, Trainer.precision_plugin.forward_context)
+    cached = cache.forward(batch["image"])
+    method.objective([method.projector(f) for f in cached]).backward()
+    after = torch.get_rng_state()
+    cache.backward()
+    assert torch.equal(torch.get_rng_state(), after)
+    for p, g in zip(method.backbone.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, g, atol=1e-6, rtol=0)
+
+
+def test_grad_cache_holds_fewer_activations():
+    def peak(method):
+        live = most = 0
+
+        def pack(tensor):
+            nonlocal live, most
+            live += tensor.numel()
+            most = max(most, live)
+            return tensor
+
+        def unpack(tensor):
+            nonlocal live
+            live -= tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            fit(method, 1, batches=Batches(1, size=128))
+        return most
+
+    assert peak(simclr(grad_cache=16)) < 0.5 * peak(simclr())
+
+
+def test_what_would_silently_train_something_else_is_refused():
+    with pytest.raises(ValueError, match=r"accumulate_grad_batches=4 would cut.*grad_cache"):
+        fit(simclr(), accumulate_grad_batches=4)
+    with pytest.raises(ValueError, match=r"2 BatchNorm layers \(body.1, ...\).*resnet50_gn"):
+        simclr(backbone=ConvNet((8, 16)), grad_cache=8)
+    with pytest.raises(ValueError, match="data module with global_batch_size"):
+        fit(simclr(schedule=Schedule(warmup_steps=1)))
+    with pytest.raises(ValueError, match=r"set trainer.max_steps"):
+        fit(simclr(), steps=-1)
+
+
+def test_known_duplicates_are_not_negatives():
+    method, batch = simclr(), Batches()[0]
+    plain = method.training_step(batch, 0)["loss"].item()
+    same = method.training_step({**batch, "group": torch.zeros(24, dtype=torch.int64)}, 0)["loss"].item()
+    assert same == 0 < plain
+
+
+def test_backbones_return_encodings():
+    vit = TimmBackbone("vit_tiny_patch16_224", image_size=32, patch_size=8)
+    encoding = vit(torch.randn(2, 3, 32, 32))
+    assert encoding.pooled.shape == (2, vit.width) and encoding.tokens.shape == (2, 17, 192) and encoding.prefix_tokens == 1
+    resnet = TimmBackbone("resnet18", small_stem=True)
+    encoding = resnet(torch.randn(2, 3, 32, 32))
+    assert encoding.pooled.shape == (2, 512) and encoding.tokens.shape == (2, 16, 512)
+    torch.testing.assert_close(encoding.pooled, encoding.tokens.mean(1))
+    plain = timm.create_model("resnet18", num_classes=0)
+    ours = TimmBackbone("resnet18")
+    ours.model.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(ours.eval()(images).pooled, plain.eval()(images))
+    with pytest.raises(ValueError, match="timm has no model 'resnet51'; near it"):
+        TimmBackbone("resnet51")
+    with pytest.raises(ValueError, match="small_stem is for timm ResNets"):
+        TimmBackbone("vit_tiny_patch16_224", small_stem=True)
+
+
+def test_any_module_with_a_width_is_a_backbone():
+    class Mine(nn.Sequential):
+        width = 10
+
+    method = SimCLR(Mine(nn.Flatten(), nn.Linear(192, 10)), **FAST)
+    assert method.embed(Batches()[0])[1].pooled.shape == (24, 10)
+    with pytest.raises(TypeError, match=r"must return an Encoding or a \(B, D\) tensor, got a tensor \(48, 3, 8, 8\)"):
+        SimCLR(type("Bad", (nn.Identity,), {"width": 3})(), **FAST).training_step(Batches()[0], 0)
+
+
+def test_projector():
+    head = projector(8, 16, 4, layers=3, last_norm=True)
+    assert [type(m).__name__ for m in head] == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear", "BatchNorm1d"]
+    assert head[-2].bias is None
+    with pytest.raises(ValueError, match="at least one layer"):
+        projector(8, 16, 4, layers=0)
+
+
+# Faults inside a run.
+
+
+def test_a_non_finite_step_changes_nothing_and_is_counted():
+    method = simclr(backbone=Backbone(poison=(2,)))
+    states = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            states.append({k: v.clone() for k, v in module.backbone.state_dict().items()})
+
+    guard = FiniteGuard()
+    fit(method, 4, [Watch(), guard])
+    assert guard.skipped == 1
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])  # momentum would have moved them
+    assert any(not torch.equal(states[1][k], states[2][k]) for k in states[0])
+    assert all(torch.isfinite(v).all() for v in method.state_dict().values())
+
+
+def test_too_many_non_finite_steps_end_the_run():
+    with pytest.raises(FloatingPointError, match="3 steps in a row had a non-finite gradient"):
+        fit(simclr(backbone=Backbone(poison=tuple(range(2, 50)))), 20, [FiniteGuard(patience=3)])
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    class Ruin(pl.Callback):
+        def on_train_batch_start(self, trainer, module, *_):
+            if trainer.global_step == 2:
+                with torch.no_grad():
+                    next(module.parameters()).view(-1)[0] = float("nan")
+
+    fit(simclr(), 4, [Ruin(), Checkpoints(str(tmp_path), every_n_steps=1)])
+    newest = newest_whole(tmp_path)
+    assert newest is not None and newest.name == "step-00000002.ckpt"
+    state = torch.load(newest, weights_only=True)["state_dict"]
+    assert all(torch.isfinite(v).all() for v in state.values())
+
+
+def test_a_save_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
+    """A real failure: the operating system refuses to let the file grow."""
+    code = """
+import resource, sys, torch
+from pathlib import Path
+from manyviews.runs import AtomicCheckpointIO
+io, target = AtomicCheckpointIO(), Path(sys.argv[1]) / "step-00000001.ckpt"
+io.save_checkpoint({"x": torch.zeros(10)}, target)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    io.save_checkpoint({"x": torch.zeros(1_000_000)}, target)
+except (OSError, RuntimeError) as error:
+    print("refused", type(error).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment(), capture_output=True, text=True)
+    assert "refused" in done.stdout, done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.ckpt"]
+    assert len(AtomicCheckpointIO().load_checkpoint(tmp_path / "step-00000001.ckpt")["x"]) == 10
+
+
+def test_training_goes_on_when_a_save_fails(tmp_path, caplog):
+    (tmp_path / "file").write_text("")  # a folder cannot be made below a file
+    with pytest.raises(OSError, match="file"):
+        fit(simclr(), 10, [Checkpoints(str(tmp_path / "file/x"), every_n_steps=1, max_failures=3)])
+    assert caplog.text.count("not saved") == 3
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+def test_damaged_checkpoints_are_recognised(tmp_path, damage):
+    io = AtomicCheckpointIO()
+    for step in (1, 2):
+        io.save_checkpoint({"x": torch.randn(1000), "step": step}, tmp_path / f"step-{step:08d}.ckpt")
+    newest = tmp_path / "step-00000002.ckpt"
+    data = bytearray(newest.read_bytes())
+    if damage == "flip":
+        data[1500] ^= 1
+    newest.write_bytes({"cut": data[:-100], "flip": data, "empty": b""}[damage])
+    assert not is_whole(newest)
+    assert newest_whole(tmp_path).name == "step-00000001.ckpt"
+    with pytest.raises(ValueError, match="not a whole checkpoint"):
+        io.load_checkpoint(newest)
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "owned"),))
+
+    torch.save({"x": Attack()}, tmp_path / "step-00000001.ckpt")
+    with pytest.raises(Exception, match="[Ww]eights"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "step-00000001.ckpt")
+    assert not (tmp_path / "owned").exists()
+
+
+# Ranks: real processes, real DDP.
+
+DDP = """
+import sys, torch, lightning.pytorch as pl
+from tests.manyviews.test_methods import Batches, simclr
+world, cache, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+class Part(Batches):
+    def __getitem__(self, i):
+        batch = super().__getitem__(i)
+        rank = trainer.global_rank
+        cut = slice(rank * 24 // world, (rank + 1) * 24 // world)
+        return {**batch, "image": [v[cut] for v in batch["image"]], "index": batch["index"][cut], "group": batch["group"][cut]}
+method = simclr(grad_cache=cache)
+method.projector = torch.nn.Linear(32, 16)
+torch.nn.init.eye_(method.projector.weight)
+trainer = pl.Trainer(accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_steps=3, logger=False,
+    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False)
+losses = []
+class Watch(pl.Callback):
+    def on_train_batch_end(self, t, m, outputs, *_): losses.append(outputs["loss"].item())
+trainer.callbacks.append(Watch())
+trainer.fit(method, torch.utils.data.DataLoader(Part(), batch_size=None))
+if trainer.is_global_zero:
+    torch.save({"weights": method.state_dict(), "losses": losses}, out)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", [0, 5])
+def test_two_gloo_ranks_train_as_one_process(tmp_path, cache):
+    """Losses and weights after 3 steps, without and with chunks, under real DDP."""
+    script = tmp_path / "train.py"
+    script.write_text(DDP)
+    results = []
+    for world in (1, 2):
+        out = tmp_path / f"{world}.pt"
+        done = subprocess.run(
+            [sys.executable, script, str(world), str(cache), out],
+            env=environment(), capture_output=True, text=True, timeout=200, cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        results.append(torch.load(out, weights_only=True))
+    assert results[0]["losses"] == pytest.approx(results[1]["losses"], abs=1e-5)
+    for name, weight in results[0]["weights"].items():
+        torch.testing.assert_close(weight, results[1]["weights"][name], atol=1e-5, rtol=0)
+
+

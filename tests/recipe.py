@@ -1,0 +1,115 @@
+"""A recipe small enough for tests: digits, two convolutions with dropout, a few steps; and how it is run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+
+from manyviews.backbones import Encoding
+
+
+class Backbone(nn.Module):
+    """Without batch statistics; with dropout, so that a resumed run must continue its random numbers."""
+
+    def __init__(self, dropout: float = 0.1, norm: bool = False, poison: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1),
+            nn.BatchNorm2d(8) if norm else nn.GroupNorm(2, 8),
+            nn.ReLU(),
+            nn.Conv2d(8, 16, 3, 2, 1),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Flatten(),
+            nn.Linear(64, 32),
+        )
+        self.width = 32
+        self.poison, self.calls = set(poison), 0
+
+    def forward(self, images):
+        self.calls += self.training
+        out = self.body(images)
+        return Encoding(out * float("nan") if self.calls in self.poison and self.training else out)
+
+
+def recipe(root: Path, **changes) -> dict:
+    """The configuration as `manyviews fit` reads it; `changes` by dotted key."""
+    config = {
+        "seed_everything": 3,
+        "model": {
+            "class_path": "manyviews.methods.SimCLR",
+            "init_args": {
+                "backbone": {"class_path": "tests.recipe.Backbone"},
+                "temperature": 0.2,
+                "projector_out": 16,
+                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
+                "schedule": {"warmup_steps": 5, "scaling": "none"},
+            },
+        },
+        "data": {
+            "class_path": "viewshards.ShardDataModule",
+            "init_args": {
+                "root": str(root),
+                "global_batch_size": 64,
+                "workers": 0,
+                "seed": 5,
+                "views": {
+                    "class_path": "viewshards.views.SimCLR",
+                    "init_args": {"size": 8, "strength": 0.5, "blur": 0.0, "flip": 0.0, "min_scale": 0.6},
+                },
+            },
+        },
+        "trainer": {"accelerator": "cpu", "max_steps": 60},
+        "monitor": {"every_n_steps": 5, "pictures_every_n_steps": 0},
+        "checkpoints": {"every_n_steps": 10, "keep_last": 3},
+    }
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        place = config
+        for part in path:
+            place = place.setdefault(part, {}) if part in place or "init_args" not in place else place["init_args"].setdefault(part, {})
+        if "init_args" in place and last not in place:
+            place = place["init_args"]
+        place[last] = value
+    return config
+
+
+def write(path: Path, config: dict) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def command(*arguments: str) -> list[str]:
+    """The console command, by the interpreter of the tests."""
+    return [sys.executable, "-c", "import sys; from manyviews.cli import main; sys.exit(main())", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    root = Path(__file__).parents[1]
+    paths = [root, root / "ssl", root / "datamodules"]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess:
+    """Runs `manyviews ...` to its end in a process of its own."""
+    return subprocess.run(command(*arguments), env=environment(), capture_output=True, text=True, timeout=300, **options)
+
+
+def weights(run_folder: Path) -> dict[str, torch.Tensor]:
+    """State of the method in the last checkpoint of a run."""
+    newest = max((run_folder / "checkpoints").glob("step-*.ckpt"))
+    return torch.load(newest, weights_only=True)["state_dict"]
+
+
+def scalars(run_folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """All curves of a run, read back from TensorBoard's files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}

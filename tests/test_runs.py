@@ -1,0 +1,186 @@
+"""Runs from the command line: trained, killed, resumed, stopped, refused; the curves read back."""
+
+import json
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+
+from tests.recipe import command, environment, recipe, run, scalars, weights, write
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits, tmp_path_factory):
+    """One run from start to end, which the disturbed ones are compared with."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run("fit", "--config", write(folder / "recipe.yaml", recipe(digits)), "--run", folder / "run")
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def start_and_signal(folder, config, number, step, extra=()):
+    """Starts a run, sends it a signal once its checkpoint of `step` is there; returns the process, ended."""
+    arguments = ["fit", "--config", write(folder / "recipe.yaml", config), "--run", folder / "run", *extra]
+    process = subprocess.Popen(command(*arguments), env=environment(), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (folder / f"run/checkpoints/step-{step:08d}.ckpt").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.005)
+    time.sleep(0.05)
+    process.send_signal(number)
+    process.err = process.communicate(timeout=120)[1]
+    return process
+
+
+def test_a_run_leaves_everything_one_needs(undisturbed):
+    names = {p.name for p in undisturbed.iterdir()}
+    assert {"config.yaml", "run.json", "finished.json", "checkpoints"} <= names
+    provenance = json.loads((undisturbed / "run.json").read_text())
+    assert provenance["versions"]["torch"] == torch.__version__.partition("+")[0] and "git" in provenance
+    assert [p.name for p in sorted((undisturbed / "checkpoints").iterdir())] == [
+        f"step-{n:08d}.ckpt" for n in (40, 50, 60)
+    ]
+
+
+def test_curves_are_in_tensorboard(undisturbed):
+    curves = scalars(undisturbed)
+    expected = {
+        "train/loss", "train/lr", "train/grad_norm", "train/temperature", "train/skipped_steps",
+        "similarity/positive_mean", "similarity/negative_mean",
+        "representation/alignment", "representation/uniformity", "representation/rankme_features",
+        "representation/rankme_projections", "representation/spread_projections",
+        "speed/images_per_second", "speed/data_wait_share", "data/replaced_samples",
+    }  # fmt: skip
+    assert expected <= curves.keys()
+    assert [step for step, _ in curves["train/loss"]] == list(range(5, 61, 5))
+    losses = [value for _, value in curves["train/loss"]]
+    assert losses[-1] < losses[0] - 0.3  # it learns
+    assert 0 <= curves["speed/data_wait_share"][-1][1] <= 1
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(undisturbed))
+    events.Reload()
+    assert {"pictures/views", "pictures/similarity", "pictures/neighbours"} <= set(events.Tags()["images"])
+    assert {"similarity/positive", "similarity/negative"} <= set(events.Tags()["histograms"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigkill_and_resume_is_bit_equal(digits, tmp_path, undisturbed, workers):
+    """Killed at some step of the second epoch; weights and every reading equal those of the undisturbed run."""
+    config = recipe(digits, data__workers=workers)
+    process = start_and_signal(tmp_path, config, signal.SIGKILL, 30)
+    assert process.returncode == -signal.SIGKILL
+    again = run("fit", "--config", tmp_path / "recipe.yaml", "--run", tmp_path / "run")
+    assert again.returncode == 0 and "going on from step-" in again.stderr
+    assert equal(weights(tmp_path / "run"), weights(undisturbed))
+    ours, theirs = scalars(tmp_path / "run"), scalars(undisturbed)
+    for name in theirs:
+        if not name.startswith("speed/"):
+            assert ours[name] == theirs[name], name  # no step twice, none missing, no seam
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_at_a_batch_boundary_and_tells_by_the_exit_code(digits, tmp_path, undisturbed, number, code):
+    process = start_and_signal(tmp_path, recipe(digits), number, 20)
+    assert process.returncode == code, process.err
+    assert "saved; the same command goes on" in process.err
+    assert not (tmp_path / "run/finished.json").exists()
+    assert run("fit", "--config", tmp_path / "recipe.yaml", "--run", tmp_path / "run").returncode == 0
+    assert equal(weights(tmp_path / "run"), weights(undisturbed))
+
+
+def test_a_damaged_checkpoint_is_passed_over(digits, tmp_path, undisturbed):
+    start_and_signal(tmp_path, recipe(digits), signal.SIGKILL, 30)
+    newest = max((tmp_path / "run/checkpoints").glob("step-*.ckpt"))
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 255
+    newest.write_bytes(data)
+    again = run("fit", "--config", tmp_path / "recipe.yaml", "--run", tmp_path / "run")
+    assert again.returncode == 0 and "is not whole" in again.stderr
+    assert equal(weights(tmp_path / "run"), weights(undisturbed))
+
+
+def test_finished_and_other_experiments(digits, tmp_path, undisturbed):
+    config = write(tmp_path / "recipe.yaml", recipe(digits))
+    again = run("fit", "--config", config, "--run", undisturbed)
+    assert again.returncode == 0 and "finished already, 60 steps" in again.stderr
+    other = run("fit", "--config", config, "--run", undisturbed, "--model.temperature", "0.1")
+    assert other.returncode == 2
+    assert "model.init_args.temperature: 0.2 there, 0.1 asked for" in other.stderr
+    watched = run("fit", "--config", config, "--run", undisturbed, "--monitor.every_n_steps", "7")
+    assert watched.returncode == 0  # how it is watched is no part of what it is
+
+
+def test_the_saved_configuration_is_itself_runnable(tmp_path, undisturbed):
+    done = run("fit", "--config", undisturbed / "config.yaml", "--run", tmp_path / "again")
+    assert done.returncode == 0, done.stderr
+    assert equal(weights(tmp_path / "again"), weights(undisturbed))
+
+
+def test_commands_on_the_checkpoint(tmp_path, undisturbed):
+    knn = run("knn", "--run", undisturbed, "--k", "5", "--temperature", "0.1", "--json", tmp_path / "knn.json")
+    assert knn.returncode == 0, knn.stderr
+    content = json.loads((tmp_path / "knn.json").read_text())
+    assert content["scores"]["knn5"] > 0.5 and content["protocol"]["k"] == [5]
+    assert (tmp_path / "knn.png").stat().st_size > 5000
+    probe = run("probe", "--run", undisturbed, "--epochs", "5", "--seeds", "2")
+    assert probe.returncode == 0 and "+-" in probe.stdout and "logistic" in probe.stdout, probe.stderr
+    retrieve = run("retrieve", "--run", undisturbed)
+    assert retrieve.returncode == 2 and "needs samples with 2 or more natural views" in retrieve.stderr
+    nothing = run("knn", "--run", tmp_path)
+    assert nothing.returncode == 2 and "no whole checkpoint" in nothing.stderr
+
+
+def test_report(undisturbed):
+    report = run("report", "--run", undisturbed)
+    assert report.returncode == 0, report.stderr
+    assert all(name in report.stdout for name in ("trained encoder", "untrained encoder", "raw pixels", "kNN"))
+    scores = json.loads((undisturbed / "evaluations/report.json").read_text())["scores"]
+    assert scores["raw pixels"]["knn20"] > 0.9  # digits: pixels are good features
+    assert (undisturbed / "neighbours.png").stat().st_size > 1000
+
+
+def test_embed_and_export(tmp_path, undisturbed):
+    import numpy as np
+    import pyarrow.parquet
+
+    embed = run("embed", "--run", undisturbed, "--out", tmp_path / "f.npz", "--projector")
+    assert embed.returncode == 0, embed.stderr
+    stored = np.load(tmp_path / "f.npz")
+    assert stored["features"].shape == (360, 1, 32) and len(set(stored["key"])) == 360
+    assert list((undisturbed / "projector").rglob("tensors.tsv"))
+    assert run("embed", "--run", undisturbed, "--out", tmp_path / "f.parquet").returncode == 0
+    table = pyarrow.parquet.read_table(tmp_path / "f.parquet")
+    np.testing.assert_allclose(np.stack(table["view0"].to_numpy()), stored["features"][:, 0], rtol=1e-6)
+    export = run("export", "--run", undisturbed, "--out", tmp_path / "model")
+    assert export.returncode == 0 and "loaded back, features differ by 0.0e+00" in export.stdout, export.stderr
+
+
+def test_online_and_offline_numbers_are_the_same(digits, tmp_path):
+    callback = {"class_path": "manyviews.evaluation.Evaluation", "init_args": {"every_n_epochs": 1}}
+    config = recipe(digits, trainer__callbacks=[callback], trainer__max_steps=30, checkpoints__monitor="val/knn20")
+    assert run("fit", "--config", write(tmp_path / "r.yaml", config), "--run", tmp_path / "run").returncode == 0
+    online = scalars(tmp_path / "run")["val/knn20"]
+    assert len(online) == 2
+    assert run("knn", "--run", tmp_path / "run", "--json", tmp_path / "knn.json").returncode == 0
+    assert json.loads((tmp_path / "knn.json").read_text())["scores"]["knn20"] == pytest.approx(online[-1][1], abs=1e-7)
+    assert (tmp_path / "run/checkpoints/best.ckpt").exists()
+    best = run("knn", "--checkpoint", tmp_path / "run/checkpoints/best.ckpt", "--json", tmp_path / "best.json")
+    assert best.returncode == 0
+    found = json.loads((tmp_path / "best.json").read_text())["scores"]["knn20"]
+    assert found == pytest.approx(max(value for _, value in online), abs=1e-7)
+
+
+def test_evaluation_during_training_leaves_no_trace(digits, tmp_path, undisturbed):
+    callback = {"class_path": "manyviews.evaluation.Evaluation", "init_args": {"every_n_epochs": 1}}
+    config = write(tmp_path / "r.yaml", recipe(digits, trainer__callbacks=[callback]))
+    assert run("fit", "--config", config, "--run", tmp_path / "run").returncode == 0
+    assert equal(weights(tmp_path / "run"), weights(undisturbed))
