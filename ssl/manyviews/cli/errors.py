@@ -48,6 +48,8 @@ def explain(error: BaseException, options: Iterable[str] = ()) -> str:
         return f"no argument --{given}" + _nearest(given, known, "--")
     if found := REQUIRED.search(text):
         return f"{found[1]} missing; give --config RECIPE.yaml (experiments/ has them)"
+    if text.startswith("Does not validate") and error.__cause__ is not None:  # a constructor's own error
+        return explain(error.__cause__, known)
     return text
 
 

@@ -91,7 +91,7 @@ def instantiate(config: dict[str, Any]) -> tuple[Method, Any]:
     parser.add_subclass_arguments(Method, "model")
     parser.add_subclass_arguments(pl.LightningDataModule, "data")
     parsed = parser.parse_object({"model": config["model"], "data": config["data"]})
-    ready: Namespace = parser.instantiate_classes(parsed)
+    ready: Namespace = parser.instantiate(parsed)
     return ready.model, ready.data
 
 

@@ -58,9 +58,9 @@ class FitCLI(LightningCLI):
         self.folder = RunFolder(Path(self.config.run or default))
         self.config.run = str(self.folder.path)
         self.config.checkpoints.folder = str(self.folder.checkpoints)
-        dumped = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        dumped = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         self.resolved: dict[str, Any] = {k: v for k, v in dumped.items() if k != "config"}
-        self.folder.open(self.resolved)
+        self.folder.check(self.resolved)
         self.resume_from = newest_whole(self.folder.checkpoints)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -71,7 +71,7 @@ class FitCLI(LightningCLI):
             match = NAME.fullmatch(self.resume_from.name) if self.resume_from else None
             purge = int(match[1]) + 1 if match else None
             logger = TensorBoardLogger(self.folder.path, name="", version="", purge_step=purge)  # type: ignore[assignment]
-        extra: list[pl.Callback] = [RandomState(), _Config(self.resolved)]
+        extra: list[pl.Callback] = [RandomState(), _Config(self.folder, self.resolved)]
         if sys.stderr.isatty() and self.config.trainer.enable_progress_bar is not False:
             extra.append(RichProgressBar(refresh_rate=20))
         with warnings.catch_warnings():
@@ -85,17 +85,19 @@ class FitCLI(LightningCLI):
 
 
 class _Config(pl.Callback):
-    """The resolved configuration in every checkpoint, so that a checkpoint alone can be evaluated; and hparams."""
+    """The resolved configuration in the run's folder, in TensorBoard, and in every checkpoint."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
+    def __init__(self, folder: RunFolder, config: dict[str, Any]) -> None:
+        self.folder, self.config = folder, config
 
     def on_save_checkpoint(  # noqa: D102
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint[CONFIG_KEY] = self.config
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+        if trainer.is_global_zero:
+            self.folder.write(self.config)
         if trainer.logger is not None and trainer.ckpt_path is None:
             trainer.logger.log_hyperparams({key: self.config[key] for key in ("model", "data", "seed_everything")})
 
