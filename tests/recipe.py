@@ -71,7 +71,11 @@ def recipe(root: Path, **changes) -> dict:
         *path, last = key.split("__")
         place = config
         for part in path:
-            place = place.setdefault(part, {}) if part in place or "init_args" not in place else place["init_args"].setdefault(part, {})
+            place = (
+                place.setdefault(part, {})
+                if part in place or "init_args" not in place
+                else place["init_args"].setdefault(part, {})
+            )
         if "init_args" in place and last not in place:
             place = place["init_args"]
         place[last] = value
@@ -97,7 +101,9 @@ def environment() -> dict[str, str]:
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess:
     """Runs `manyviews ...` to its end in a process of its own."""
-    return subprocess.run(command(*arguments), env=environment(), capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run(
+        command(*arguments), env=environment(), capture_output=True, text=True, timeout=300, **options
+    )
 
 
 def weights(run_folder: Path) -> dict[str, torch.Tensor]:

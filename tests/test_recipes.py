@@ -10,7 +10,7 @@ from manyviews.methods import Method
 from viewshards.datamodule import ShardDataModule
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-RECIPES = sorted(EXPERIMENTS.glob("*/*.yaml")) + [EXPERIMENTS / "quickstart.yaml"]
+RECIPES = [*sorted(EXPERIMENTS.glob("*/*.yaml")), EXPERIMENTS / "quickstart.yaml"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.stem}")

@@ -28,9 +28,9 @@ Sample = dict[str, Any]
 class Render(Protocol):
     """Makes the pictures of one sample: V views (H, W, 3) uint8, and the rows of the `device` backend, if any."""
 
-    def __call__(
-        self, images: Sequence[Picture], rng: np.random.Generator
-    ) -> tuple[list[Picture], list[list[float]]]: ...
+    def __call__(self, images: Sequence[Picture], rng: np.random.Generator) -> tuple[list[Picture], list[list[float]]]:
+        """`images`: the natural views, (H, W, 3) each. `rng`: the sample's own generator."""
+        ...
 
 
 class PlainViews:
@@ -134,7 +134,7 @@ class ShardDataset(Dataset[Sample]):
     def _label(self, fields: dict[str, Any], about: Any) -> int:
         if self.label == "cls":
             return int(fields.get("cls", -1))
-        return self.classes.get(about.get(self.label), -1) if isinstance(about, dict) else -1
+        return self.classes.get(str(about.get(self.label)), -1) if isinstance(about, dict) else -1
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:

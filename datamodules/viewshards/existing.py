@@ -97,7 +97,7 @@ def _verify_shard(path: Path, shard: Shard) -> Iterator[str]:
 
 
 def inspect(root: str, split: str, limit: int = 2000) -> dict[str, Any]:
-    """Counts, fields, picture sizes and class balance of a split, by its first `limit` samples for what needs reading."""
+    """Counts, fields, picture sizes and class balance of a split, the last three by its first `limit` samples."""
     shards = ShardSet(root, split)
     fields: Counter[str] = Counter()
     sizes: Counter[str] = Counter()

@@ -209,21 +209,20 @@ def _write(job: _Job) -> tuple[Shard, list[str]]:
     source, encoding = _adopted
     problems: list[str] = []
     if not _is_written(job.path):
-        with atomic_write(job.path) as f:
-            # The stream stays open for the fsync; fixed times make equal sources give equal bytes.
-            with webdataset.TarWriter(f, encoder=False, mtime=0) as tar:
-                for sample in job.samples:
-                    try:
-                        files = encoding(source.files(sample))
-                    except (ValueError, OSError) as error:
-                        if not encoding.skip_broken:
-                            raise ValueError(
-                                f"{source.name} sample {source.samples[sample][0]}: {error}. "
-                                "Mend or remove it, or pack with --skip-broken"
-                            ) from error
-                        problems.append(f"{source.samples[sample][0]}: {error}")
-                        continue
-                    tar.write({"__key__": source.samples[sample][0], **files})
+        # Fixed times make equal sources give equal bytes.
+        with atomic_write(job.path) as f, webdataset.TarWriter(f, encoder=False, mtime=0) as tar:
+            for sample in job.samples:
+                try:
+                    files = encoding(source.files(sample))
+                except (ValueError, OSError) as error:
+                    if not encoding.skip_broken:
+                        raise ValueError(
+                            f"{source.name} sample {source.samples[sample][0]}: {error}. "
+                            "Mend or remove it, or pack with --skip-broken"
+                        ) from error
+                    problems.append(f"{source.samples[sample][0]}: {error}")
+                    continue
+                tar.write({"__key__": source.samples[sample][0], **files})
         indices.save(indices.scan(job.path), indices.path_of(str(job.path)))
     return describe(job.path), problems
 

@@ -39,9 +39,14 @@ class LARS(Optimizer):
         eta: float = 1e-3,
         clip_lr: bool = False,
     ) -> None:
-        defaults = dict(
-            lr=lr, momentum=momentum, weight_decay=weight_decay, eta=eta, clip_lr=clip_lr, adapt=True
-        )
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "eta": eta,
+            "clip_lr": clip_lr,
+            "adapt": True,
+        }
         super().__init__(params, defaults)
 
     @overload
@@ -63,7 +68,7 @@ class LARS(Optimizer):
             if group["weight_decay"]:
                 grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
             if group["adapt"]:
-                grads = torch._foreach_mul(grads, self._trust(params, grads, group))  # type: ignore[assignment]
+                grads = list(torch._foreach_mul(grads, self._trust(params, grads, group)))
             buffers = []
             for p in params:
                 state = self.state[p]
@@ -77,7 +82,7 @@ class LARS(Optimizer):
 
     @staticmethod
     def _trust(params: list[Tensor], grads: list[Any], group: dict[str, Any]) -> list[Tensor]:
-        w, g = (torch.stack(torch._foreach_norm(x)) for x in (params, grads))  # type: ignore[arg-type]
+        w, g = (torch.stack(torch._foreach_norm(x)) for x in (params, grads))
         ratio = torch.where((w > 0) & (g > 0), group["eta"] * w / g, torch.ones_like(w))
         if group["clip_lr"]:
             ratio = (ratio / group["lr"]).clamp(max=1.0) if group["lr"] > 0 else ratio
@@ -91,13 +96,13 @@ def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
     """
     spared: set[int] = set()
     for child in module.modules():
-        named = child.no_weight_decay() if hasattr(child, "no_weight_decay") else ()
+        named: Iterable[str] = getattr(child, "no_weight_decay", tuple)()
         own = dict(child.named_parameters())
         spared |= {id(own[name]) for name in named if name in own}
     trained = [p for p in module.parameters() if p.requires_grad]
     plain = [p for p in trained if p.ndim <= 1 or id(p) in spared]
     chosen = {id(p) for p in plain}
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if id(p) not in chosen]},
         {"params": plain, "weight_decay": 0.0, "adapt": False},
     ]
@@ -124,7 +129,7 @@ class Schedule:
         """The rate after the warm-up."""
         if self.scaling == "none":
             return lr
-        return lr * (global_batch_size / 256) ** (1.0 if self.scaling == "linear" else 0.5)
+        return lr * math.pow(global_batch_size / 256, 1.0 if self.scaling == "linear" else 0.5)
 
     def factor(self, step: int, total: int, steps_per_epoch: int | None) -> float:
         """The rate at a step (0 is the first), as a share of the peak."""
@@ -137,9 +142,9 @@ class Schedule:
         else:
             warmup = 0
         warmup = min(warmup, total)
+        progress = min(1.0, (step - warmup) / max(1, total - warmup))
         if step < warmup:
             return (step + 1) / warmup
-        progress = min(1.0, (step - warmup) / max(1, total - warmup))
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -164,8 +169,8 @@ class EMA(nn.Module):
     @torch.no_grad()
     def update(self, source: nn.Module, momentum: float) -> None:
         """theta <- momentum * theta + (1 - momentum) * source, in a few launches for all tensors."""
-        mine, theirs = list(self.module.parameters()), list(source.parameters())
-        torch._foreach_lerp_(mine, theirs, 1 - momentum)
+        mine: list[Tensor] = list(self.module.parameters())
+        torch._foreach_lerp_(mine, list[Tensor](source.parameters()), 1 - momentum)
         for buffer, other in zip(self.module.buffers(), source.buffers(), strict=True):
             buffer.copy_(other)
 

@@ -82,7 +82,7 @@ def logsumexp_self(z: Tensor, ids: Tensor, rows: Rows, bound: float | None = Non
     On one process only the upper triangle of blocks is formed: 4 m^2 D flops forward and backward, against 6 for
     the dense matrix.
     """
-    return _SelfLogSumExp.apply(full_precision(z), ids, rows, _shift(bound), block or _block(z))  # type: ignore[no-any-return,no-untyped-call]
+    return _SelfLogSumExp.apply(full_precision(z), ids, rows, _shift(bound), block or _block(z))  # type: ignore[no-any-return]
 
 
 def logsumexp(
@@ -98,7 +98,7 @@ def logsumexp(
     The gradient of `b` counts the rows of all ranks.
     """
     a, b = full_precision(a), full_precision(b)
-    return _LogSumExp.apply(a, b, ids_a, ids_b, rows, _shift(bound), block or _block(a))  # type: ignore[no-any-return,no-untyped-call]
+    return _LogSumExp.apply(a, b, ids_a, ids_b, rows, _shift(bound), block or _block(a))  # type: ignore[no-any-return]
 
 
 def _shift(bound: float | None) -> float | None:
@@ -138,7 +138,7 @@ class _Matrix:
         if self.ranges_a is None or self.ranges_b is None:
             return True
         (low_a, high_a), (low_b, high_b) = self.ranges_a[i.start // self.block], self.ranges_b[j.start // self.block]
-        return low_a <= high_b and low_b <= high_a
+        return bool(low_a <= high_b and low_b <= high_a)
 
 
 class _Sums:

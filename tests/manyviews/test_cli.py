@@ -11,7 +11,10 @@ from tests.recipe import recipe, write
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model.temprature", "3"], "manyviews.methods.SimCLR has no argument 'temprature'; did you mean temperature?"),
+        (
+            ["--model.temprature", "3"],
+            "manyviews.methods.SimCLR has no argument 'temprature'; did you mean temperature?",
+        ),
         (["--model.temperature", "abc"], "model.temperature: expected float, got abc"),
         (["--modl.x", "1"], "no argument --modl.x; did you mean --model"),
         (["--trainer.max_step", "3"], "no argument --trainer.max_step; did you mean --trainer.max_steps"),
@@ -29,7 +32,7 @@ def test_arguments(digits, tmp_path, capsys, arguments, message):
     assert fit(["--config", str(config), "--run", str(tmp_path / "run"), *arguments]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert message in lines[-1] and lines[-1].startswith("manyviews fit: ")
-    assert not (tmp_path / "run").exists()  # a run that never started leaves no folder behind
+    assert not (tmp_path / "run/config.yaml").exists()  # a run that never started does not claim the folder
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from tests.manyviews.references import T3
 
 def test_rankme():
     double = {"dtype": torch.float64}
-    assert diagnostics.rankme(torch.diag(torch.tensor([3.0, 1.0], **double))).item() == pytest.approx(1.75476529, abs=1e-7)
+    assert diagnostics.rankme(torch.diag(torch.tensor([3.0, 1.0], **double))).item() == pytest.approx(
+        1.75476529, abs=1e-7
+    )
     assert diagnostics.rankme(torch.eye(4, **double)).item() == pytest.approx(4.00000062, abs=1e-7)
     assert diagnostics.rankme(torch.ones(5, 2, **double)).item() == pytest.approx(1.00000151, abs=1e-7)
     z = torch.cat([T3[0], T3[1]])

@@ -67,7 +67,9 @@ def test_unknown_labels_are_left_out_and_none_at_all_is_an_error():
         KNN().evaluate(features(torch.randn(1, 5, 3)), data)
 
 
-@pytest.mark.parametrize("protocol", [LinearProbe(lr=(0.03, 0.3), weight_decay=(0.0, 1e-3), epochs=20), LogisticRegression()])
+@pytest.mark.parametrize(
+    "protocol", [LinearProbe(lr=(0.03, 0.3), weight_decay=(0.0, 1e-3), epochs=20), LogisticRegression()]
+)
 def test_linear_protocols_learn_and_report_their_choice(protocol):
     train, val = clusters(600, views=2), clusters(300, views=2, seed=1)
     result = protocol.evaluate(train, val)

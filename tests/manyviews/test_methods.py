@@ -167,7 +167,11 @@ def test_known_duplicates_are_not_negatives():
 def test_backbones_return_encodings():
     vit = TimmBackbone("vit_tiny_patch16_224", image_size=32, patch_size=8)
     encoding = vit(torch.randn(2, 3, 32, 32))
-    assert encoding.pooled.shape == (2, vit.width) and encoding.tokens.shape == (2, 17, 192) and encoding.prefix_tokens == 1
+    assert (
+        encoding.pooled.shape == (2, vit.width)
+        and encoding.tokens.shape == (2, 17, 192)
+        and encoding.prefix_tokens == 1
+    )
     resnet = TimmBackbone("resnet18", small_stem=True)
     encoding = resnet(torch.randn(2, 3, 32, 32))
     assert encoding.pooled.shape == (2, 512) and encoding.tokens.shape == (2, 16, 512)
@@ -253,7 +257,9 @@ try:
 except (OSError, RuntimeError) as error:
     print("refused", type(error).__name__)
 """
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env=environment(), capture_output=True, text=True
+    )
     assert "refused" in done.stdout, done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.ckpt"]
     assert len(AtomicCheckpointIO().load_checkpoint(tmp_path / "step-00000001.ckpt")["x"]) == 10
@@ -338,5 +344,3 @@ def test_two_gloo_ranks_train_as_one_process(tmp_path, cache):
     assert results[0]["losses"] == pytest.approx(results[1]["losses"], abs=1e-5)
     for name, weight in results[0]["weights"].items():
         torch.testing.assert_close(weight, results[1]["weights"][name], atol=1e-5, rtol=0)
-
-

@@ -47,7 +47,9 @@ def test_lars_leaves_parameters_without_gradient_alone_and_resumes():
     assert torch.equal(q, torch.ones(2, 2)) and not torch.equal(p, torch.ones(2, 2))
     other = LARS([p, q], lr=0.5)
     other.load_state_dict(optimizer.state_dict())
-    assert other.param_groups[0]["lr"] == 0.1 and torch.equal(other.state[p]["momentum_buffer"], optimizer.state[p]["momentum_buffer"])
+    assert other.param_groups[0]["lr"] == 0.1 and torch.equal(
+        other.state[p]["momentum_buffer"], optimizer.state[p]["momentum_buffer"]
+    )
 
 
 def test_lars_direction_ignores_the_gradients_scale():
@@ -84,7 +86,9 @@ def test_schedule():
     factors = [schedule.factor(step, 100, 5) for step in range(100)]
     assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert factors[10] == 1 and factors[55] == pytest.approx(0.1 + 0.9 * 0.5)
-    assert factors[99] == pytest.approx(0.1, abs=1e-3) and factors == sorted(factors[:10]) + sorted(factors[10:], reverse=True)
+    assert factors[99] == pytest.approx(0.1, abs=1e-3) and factors == sorted(factors[:10]) + sorted(
+        factors[10:], reverse=True
+    )
     assert schedule.peak(0.3, 1024) == pytest.approx(1.2)
     assert Schedule(scaling="sqrt").peak(1.2, 1024) == pytest.approx(2.4)
     assert Schedule(scaling="none").peak(0.3, 1024) == 0.3

@@ -54,7 +54,9 @@ def test_workers_change_nothing(digits):
 
 def test_views_differ_between_epochs_samples_and_each_other(digits):
     data = module(digits)
-    by_epoch = [{int(i): x for b in epoch(data, e) for i, x in zip(b["index"], b["image"][0], strict=True)} for e in (0, 1)]
+    by_epoch = [
+        {int(i): x for b in epoch(data, e) for i, x in zip(b["index"], b["image"][0], strict=True)} for e in (0, 1)
+    ]
     both = sorted(by_epoch[0].keys() & by_epoch[1].keys())
     assert sum(torch.equal(by_epoch[0][i], by_epoch[1][i]) for i in both) < len(both) * 0.02
     batch = epoch(data)[0]

@@ -1,6 +1,5 @@
 """The order: a pure function, equal on all ranks, the same sets for every world size, resumable anywhere."""
 
-
 import numpy as np
 import pytest
 

@@ -129,7 +129,9 @@ def test_torchvision_set_on_disk(tmp_path):
     for name, n in (("train", 6), ("t10k", 3)):
         header = (0x00000803).to_bytes(4, "big") + n.to_bytes(4, "big") + (28).to_bytes(4, "big") * 2
         (raw / f"{name}-images-idx3-ubyte").write_bytes(header + bytes(range(256)) * 3 * n + bytes(16 * n))
-        (raw / f"{name}-labels-idx1-ubyte").write_bytes((0x00000801).to_bytes(4, "big") + n.to_bytes(4, "big") + bytes(range(n)))
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(
+            (0x00000801).to_bytes(4, "big") + n.to_bytes(4, "big") + bytes(range(n))
+        )
     manifest = pack(open_source("torchvision:MNIST", root=str(tmp_path)), tmp_path / "out", Encoding(), console=QUIET)
     assert {s: sum(x.samples for x in shards) for s, shards in manifest.splits.items()} == {"train": 6, "val": 3}
     with pytest.raises(FileNotFoundError, match="torchvision:CIFAR10: not below"):

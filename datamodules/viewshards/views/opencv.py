@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from viewshards.decode import Picture
 from viewshards.views.augmentation import BRIGHTNESS, CONTRAST, HUE, Augmentation, Draw
@@ -55,5 +56,5 @@ def _jitter(view: Picture, operation: int, factor: float) -> Picture:
     return cv2.addWeighted(view, factor, grey, 1 - factor, 0)
 
 
-def _levels(values: np.ndarray) -> Picture:  # type: ignore[type-arg]
+def _levels(values: NDArray[np.float32]) -> Picture:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)

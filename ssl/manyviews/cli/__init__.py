@@ -6,7 +6,7 @@ import argparse
 import sys
 
 COMMANDS = {
-    "fit": "train, or go on with a run: manyviews fit --config RECIPE.yaml [--run FOLDER] [--model.temperature 0.2 ...]",
+    "fit": "train, or go on with a run: fit --config RECIPE.yaml [--run FOLDER] [--model.temperature 0.2 ...]",
     "probe": "linear probe (and logistic regression on small sets) of a checkpoint",
     "knn": "k-nearest-neighbour accuracy of a checkpoint",
     "retrieve": "cross-view retrieval of a checkpoint",
@@ -66,5 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     made["embed"].add_argument("--split", default="val", help="train, val or another (default: %(default)s)")
     made["embed"].add_argument("--out", metavar="FILE", help="features.npz or features.parquet")
     made["embed"].add_argument("--projector", action="store_true", help="write TensorBoard's embedding projector")
-    made["export"].add_argument("--out", required=True, metavar="FOLDER", help="model.safetensors and config.json go here")
+    made["export"].add_argument(
+        "--out", required=True, metavar="FOLDER", help="model.safetensors and config.json go here"
+    )
     return parser

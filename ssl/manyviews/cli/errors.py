@@ -19,7 +19,6 @@ NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 REQUIRED = re.compile(r"following arguments are required: (.+)")
 
 
-
 def explain(error: BaseException, options: Iterable[str] = ()) -> str:
     """What to tell the user.
 

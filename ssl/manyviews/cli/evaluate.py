@@ -184,7 +184,9 @@ COLUMNS = {
 
 
 def _print_report(trained: Trained, scores: dict[str, dict[str, float]]) -> None:
-    table = Table(title=f"{trained.checkpoint} on {trained.data.root}, {trained.data.val_split}, label {trained.data.label}")
+    table = Table(
+        title=f"{trained.checkpoint} on {trained.data.root}, {trained.data.val_split}, label {trained.data.label}"
+    )
     columns = [name for name in COLUMNS if any(name in row for row in scores.values())]
     table.add_column("")
     for column in columns:
@@ -234,7 +236,9 @@ def embed(arguments: argparse.Namespace) -> None:
     features = trained.features(arguments.split)
     if arguments.out:
         _write_features(Path(arguments.out), features)
-        print(f"{arguments.out}: {len(features.index)} samples, {len(features.views)} views, width {features.views.shape[2]}")
+        print(
+            f"{arguments.out}: {len(features.index)} samples, {len(features.views)} views, {features.views.shape[2]} wide"
+        )
     if arguments.projector:
         from torch.utils.tensorboard import SummaryWriter
 

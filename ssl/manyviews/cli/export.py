@@ -36,7 +36,9 @@ def export_backbone(backbone: nn.Module, model_config: dict[str, Any], images: T
     save_file({name: tensor.contiguous().cpu() for name, tensor in saved.state_dict().items()}, weights)
     if isinstance(backbone, TimmBackbone) and by_timm:
         how: dict[str, Any] = {"architecture": backbone.name, "timm_kwargs": {"num_classes": 0, **backbone.options}}
-        again: nn.Module = timm.create_model(backbone.name, num_classes=0, checkpoint_path=str(weights), **backbone.options)
+        again: nn.Module = timm.create_model(
+            backbone.name, num_classes=0, checkpoint_path=str(weights), **backbone.options
+        )
         use = f"timm.create_model({backbone.name!r}, num_classes=0, checkpoint_path={str(weights)!r})"
     else:
         how = dict(model_config["init_args"]["backbone"])

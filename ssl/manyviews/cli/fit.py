@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-import manyviews.evaluation  # noqa: F401  # short class names in YAML are those of imported classes
+import manyviews.evaluation  # short class names in YAML are those of imported classes
 import manyviews.methods  # noqa: F401
 from manyviews.cli.errors import explain
 from manyviews.monitoring import CollapseAlarm, Monitor
@@ -25,8 +25,8 @@ from manyviews.runs import (
     FiniteGuard,
     RandomState,
     RunFolder,
-    Stopped,
     StopOnSignal,
+    Stopped,
     newest_whole,
 )
 from manyviews.runs.checkpoints import NAME
@@ -90,12 +90,12 @@ class _Config(pl.Callback):
     def __init__(self, folder: RunFolder, config: dict[str, Any]) -> None:
         self.folder, self.config = folder, config
 
-    def on_save_checkpoint(  # noqa: D102
+    def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint[CONFIG_KEY] = self.config
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             self.folder.write(self.config)
         if trainer.logger is not None and trainer.ckpt_path is None:
@@ -121,7 +121,11 @@ def fit(argv: list[str]) -> int:
                 "log_every_n_steps": 50,
                 "num_sanity_val_steps": 0,
             },
-            parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "description": "Trains, or goes on with a run."},
+            parser_kwargs={
+                "exit_on_error": False,
+                "allow_abbrev": False,
+                "description": "Trains, or goes on with a run.",
+            },
             args=argv,
             run=False,
         )
@@ -130,7 +134,9 @@ def fit(argv: list[str]) -> int:
         return 2
     finished = cli.folder.path / FINISHED
     if finished.exists():
-        print(f"{cli.folder.path}: finished already, {json.loads(finished.read_text())['steps']} steps", file=sys.stderr)
+        print(
+            f"{cli.folder.path}: finished already, {json.loads(finished.read_text())['steps']} steps", file=sys.stderr
+        )
         return 0
     if cli.resume_from is not None:
         print(f"{cli.folder.path}: going on from {cli.resume_from.name}", file=sys.stderr)
@@ -164,4 +170,3 @@ def _quiet() -> None:
         ".*is smaller than the logging interval.*",
     ):
         warnings.filterwarnings("ignore", message)
-

@@ -45,9 +45,7 @@ class Features:
 
     def subset(self, positions: Tensor) -> Features:
         """The samples at these positions, with all their views."""
-        return Features(
-            self.views[:, positions], self.label[positions], self.index[positions], self.group[positions]
-        )
+        return Features(self.views[:, positions], self.label[positions], self.index[positions], self.group[positions])
 
 
 @torch.no_grad()

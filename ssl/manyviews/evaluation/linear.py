@@ -117,7 +117,9 @@ class LogisticRegression(Protocol):
                 predictions[best] = _logistic(train, val, best)
             accuracies.append((predictions[best] == label).float().mean())
             chosen.append({"seed": seed, "c": best, "held_out": max(scores)})
-            confusion += torch.bincount(label * classes + predictions[best], minlength=classes**2).view(classes, classes)
+            confusion += torch.bincount(label * classes + predictions[best], minlength=classes**2).view(
+                classes, classes
+            )
         return _over_seeds("logistic", torch.stack(accuracies), chosen, confusion)
 
 

@@ -54,5 +54,7 @@ def need_labels(protocol: str, train: Features, val: Features) -> tuple[Features
     """The labelled samples of both, or an error that says what is missing."""
     train, val = train.labelled(), val.labelled()
     if not len(train.label) or not len(val.label):
-        raise ValueError(f"{protocol} needs labels in both splits: {len(train.label)} train, {len(val.label)} val have one")
+        raise ValueError(
+            f"{protocol} needs labels in both splits: {len(train.label)} train, {len(val.label)} val have one"
+        )
     return train, val

@@ -34,7 +34,7 @@ class DCL(Method):
         projector_hidden: int | None = None,
         projector_out: int = 128,
         optimizer: OptimizerFactory = partial(LARS, lr=1.2, weight_decay=1e-6),
-        schedule: Schedule = Schedule(scaling="sqrt"),  # noqa: B008  # frozen
+        schedule: Schedule = Schedule(scaling="sqrt"),
         grad_cache: int = 0,
     ) -> None:
         head = projector(backbone.width, projector_hidden or backbone.width, projector_out)  # type: ignore[arg-type]

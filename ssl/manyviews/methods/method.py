@@ -37,7 +37,7 @@ class Method(pl.LightningModule):
         projector: nn.Module,
         objective: Objective,
         optimizer: OptimizerFactory = partial(LARS, lr=0.3, weight_decay=1e-6),
-        schedule: Schedule = Schedule(),  # noqa: B008  # frozen
+        schedule: Schedule = Schedule(),
         grad_cache: int = 0,
     ) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Method(pl.LightningModule):
         k = self.trainer.accumulate_grad_batches
         if k > 1 and self.objective.batch_coupled:
             raise ValueError(
-                f"accumulate_grad_batches={k} would cut the contrastive batch into {k} parts, each with a {k}-th of the "
+                f"accumulate_grad_batches={k} would cut the contrastive batch into {k} parts, each with 1/{k} of the "
                 f"negatives: another loss, not a larger batch. Make data.global_batch_size {k} times larger and set "
                 "model.grad_cache to the number of images that fit at once: the exact large batch"
             )

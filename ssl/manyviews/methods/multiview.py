@@ -33,7 +33,7 @@ class MultiView(Method):
         projector_hidden: int | None = None,
         projector_out: int = 128,
         optimizer: OptimizerFactory = partial(torch.optim.SGD, lr=1.0, momentum=0.9, weight_decay=1e-6),
-        schedule: Schedule = Schedule(),  # noqa: B008  # frozen
+        schedule: Schedule = Schedule(),
         grad_cache: int = 0,
     ) -> None:
         hidden: int = projector_hidden or backbone.width  # type: ignore[assignment]

@@ -32,7 +32,7 @@ class SimCLR(Method):
         projector_hidden: int | None = None,
         projector_out: int = 128,
         optimizer: OptimizerFactory = partial(LARS, lr=0.3, weight_decay=1e-6),
-        schedule: Schedule = Schedule(),  # noqa: B008  # frozen
+        schedule: Schedule = Schedule(),
         grad_cache: int = 0,
     ) -> None:
         head = projector(backbone.width, projector_hidden or backbone.width, projector_out)  # type: ignore[arg-type]

@@ -58,7 +58,7 @@ class CollapseAlarm(pl.Callback):
             return
         self.alarms += 1
         reading = (
-            f"step {step}: COLLAPSE. spread {spread:.3f} (alarm below {self.min_spread}; about 1 is healthy), RankMe of "
+            f"step {step}: COLLAPSE. spread {spread:.3f} (alarm below {self.min_spread}; 1 is healthy), RankMe of "
             f"the centred projections {rank:.2f} of {projections.shape[1]} (alarm below {self.min_rank}), "
             f"{self.seen} looks in a row"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ def alignment(a: Tensor, b: Tensor) -> Tensor:
 
 
 def uniformity(z: Tensor, t: float = 2.0) -> Tensor:
-    """log mean over pairs i < j of exp(-t |z_i - z_j|^2) of unit embeddings (Wang and Isola). 0: collapsed; about -2t: spread."""
+    """log mean over pairs i < j of exp(-t |z_i - z_j|^2) of unit embeddings. 0: collapsed; -2t: spread (Wang and Isola)."""
     u = unit(z)
     squared = 2 - 2 * (u @ u.T)
     i, j = torch.triu_indices(len(u), len(u), offset=1, device=u.device)
@@ -39,7 +41,7 @@ def rankme(z: Tensor, centre: bool = False, eps: float = 1e-7) -> Tensor:
 def spread(z: Tensor) -> Tensor:
     """Mean over dimensions of the unit embeddings' deviation, times sqrt(D): 0 is collapsed, about 1 spread evenly."""
     u = unit(z)
-    return u.std(0).mean() * u.shape[1] ** 0.5
+    return u.std(0).mean() * math.sqrt(u.shape[1])
 
 
 def similarities(projections: Tensor, limit: int = 512) -> tuple[Tensor, Tensor]:

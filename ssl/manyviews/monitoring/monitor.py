@@ -101,7 +101,7 @@ class Monitor(pl.Callback):
         if not sys.stderr.isatty():  # batch jobs: a line in place of a bar
             speed, loss = metrics["speed/images_per_second"], metrics["train/loss"]
             print(
-                f"step {trainer.global_step:>7}  epoch {trainer.current_epoch:>4}  loss {loss:8.4f}  {speed:8.0f} img/s",
+                f"step {trainer.global_step:>7}  epoch {trainer.current_epoch:>4}  loss {loss:8.4f} {speed:8.0f} img/s",
                 file=sys.stderr,
                 flush=True,
             )
@@ -139,7 +139,9 @@ class Monitor(pl.Callback):
         views = pictures.views(batch["image"], getattr(trainer, "datamodule", None))
         board.add_image("pictures/views", views, step, dataformats="HWC")
         board.add_image("pictures/similarity", pictures.similarity(outputs["projections"]), step, dataformats="HWC")
-        nearest = pictures.neighbours_in_batch(batch["image"][0], outputs["features"], getattr(trainer, "datamodule", None))
+        nearest = pictures.neighbours_in_batch(
+            batch["image"][0], outputs["features"], getattr(trainer, "datamodule", None)
+        )
         board.add_image("pictures/neighbours", nearest, step, dataformats="HWC")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -166,4 +168,8 @@ def _fetch(values: list[Any]) -> list[float]:
     tensors = [value for value in values if isinstance(value, Tensor)]
     if len(tensors) < len(values):
         return [float(value) for value in values]
-    return torch.stack([t.float().cpu() if t.device.type == "cpu" else t.float() for t in tensors]).tolist() if tensors else []
+    return (
+        torch.stack([t.float().cpu() if t.device.type == "cpu" else t.float() for t in tensors]).tolist()
+        if tensors
+        else []
+    )

@@ -26,7 +26,7 @@ class Objective(nn.Module, ABC):
     """
 
     batch_coupled: ClassVar[bool] = True
-    """Whether the loss of one image depends on the others of its batch: then batches must not be cut by accumulation."""
+    """Whether the loss of one image depends on the others of its batch, so that batches must not be accumulated."""
 
     def __init__(self) -> None:
         super().__init__()
