@@ -129,7 +129,7 @@ class ShardDataModule(pl.LightningDataModule):
             raise ValueError(
                 f"{world} ranks cannot share {lanes} lanes evenly ({lanes} / {world} = {lanes / world:.2f}). "
                 + (
-                    f"Set lanes to one of {fitting[:8]}: they divide global_batch_size {batch} and are multiples of {world}"
+                    f"Set lanes to one of {fitting[:8]}, divisors of global_batch_size {batch} and multiples of {world}"
                     if fitting
                     else f"Set global_batch_size ({batch}) to a multiple of {world}"
                 )

@@ -205,9 +205,9 @@ def _adopt(source: Source, encoding: Encoding) -> None:
 
 
 def _write(job: _Job) -> tuple[Shard, list[str]]:
-    """Writes one shard and its index, or finds it written. Runs in a worker process."""
+    """Writes one shard and its index, or finds it written; and what was left out. Runs in a worker process."""
     source, encoding = _adopted
-    problems: list[str] = []
+    reasons: dict[str, str] = {}
     if not _is_written(job.path):
         # Fixed times make equal sources give equal bytes.
         with atomic_write(job.path) as f, webdataset.TarWriter(f, encoder=False, mtime=0) as tar:
@@ -220,11 +220,14 @@ def _write(job: _Job) -> tuple[Shard, list[str]]:
                             f"{source.name} sample {source.samples[sample][0]}: {error}. "
                             "Mend or remove it, or pack with --skip-broken"
                         ) from error
-                    problems.append(f"{source.samples[sample][0]}: {error}")
+                    reasons[source.samples[sample][0]] = str(error)
                     continue
                 tar.write({"__key__": source.samples[sample][0], **files})
         indices.save(indices.scan(job.path), indices.path_of(str(job.path)))
-    return describe(job.path), problems
+    index = indices.load(indices.path_of(str(job.path)))
+    written = {index.key(i) for i in range(len(index))}
+    missing = [source.samples[sample][0] for sample in job.samples if source.samples[sample][0] not in written]
+    return describe(job.path), [f"{key}: {reasons.get(key, 'does not decode')}" for key in missing]
 
 
 def _is_written(path: Path) -> bool:

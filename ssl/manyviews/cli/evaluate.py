@@ -236,9 +236,8 @@ def embed(arguments: argparse.Namespace) -> None:
     features = trained.features(arguments.split)
     if arguments.out:
         _write_features(Path(arguments.out), features)
-        print(
-            f"{arguments.out}: {len(features.index)} samples, {len(features.views)} views, {features.views.shape[2]} wide"
-        )
+        views, samples, width = features.views.shape
+        print(f"{arguments.out}: {samples} samples, {views} views, width {width}")
     if arguments.projector:
         from torch.utils.tensorboard import SummaryWriter
 

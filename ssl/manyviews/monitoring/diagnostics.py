@@ -16,7 +16,7 @@ def alignment(a: Tensor, b: Tensor) -> Tensor:
 
 
 def uniformity(z: Tensor, t: float = 2.0) -> Tensor:
-    """log mean over pairs i < j of exp(-t |z_i - z_j|^2) of unit embeddings. 0: collapsed; -2t: spread (Wang and Isola)."""
+    """log mean over i < j of exp(-t |z_i - z_j|^2) of unit embeddings; 0: collapsed, -2t: spread (Wang and Isola)."""
     u = unit(z)
     squared = 2 - 2 * (u @ u.T)
     i, j = torch.triu_indices(len(u), len(u), offset=1, device=u.device)

@@ -35,7 +35,7 @@ class Monitor(pl.Callback):
     def __init__(self, every_n_steps: int = 50, pictures_every_n_steps: int = 1000) -> None:
         self.every_n_steps, self.pictures_every_n_steps = every_n_steps, pictures_every_n_steps
         self._buffer: dict[str, list[Any]] = {}
-        self._replaced = 0
+        self._replaced = self._total_images = 0
         self._started = 0.0
         self._restart_clock()
 
@@ -69,6 +69,7 @@ class Monitor(pl.Callback):
         for name, value in readings.items():
             self._buffer.setdefault(f"train/{name}", []).append(value)
         self._images += len(batch["index"]) * trainer.world_size
+        self._total_images += len(batch["index"]) * trainer.world_size
         self._replaced += len(batch["replaced"])
         self._steps += 1
         step = trainer.global_step
@@ -151,10 +152,8 @@ class Monitor(pl.Callback):
         passed = time.perf_counter() - self._started
         steps = trainer.global_step - self._first_step
         table = Table(title="run", show_header=False)
-        data: Any = getattr(trainer, "datamodule", None)
-        images = steps * getattr(data, "global_batch_size", 0)
         table.add_row("steps", f"{steps} (to {trainer.global_step}), {trainer.current_epoch} epochs")
-        table.add_row("time", f"{passed:.0f} s, {images / max(passed, 1e-9):.0f} images/s")
+        table.add_row("time", f"{passed:.0f} s, {self._total_images / max(passed, 1e-9):.0f} images/s")
         for name, value in trainer.callback_metrics.items():
             table.add_row(name, f"{float(value):.4f}")
         table.add_row("replaced samples", str(self._replaced))

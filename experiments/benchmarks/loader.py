@@ -1,0 +1,103 @@
+"""Samples a second from shards against webdataset's own reader, and the time to resume inside a million samples.
+
+    python experiments/benchmarks/loader.py [--json experiments/results/loader.json]
+
+Part 1: raw bytes and integer labels of one set of shards, read by both, one process, CPU time, interleaved, best of
+rounds; webdataset shuffles with a buffer of 1,000. Part 2: an index of 1,000,000 samples in 1,000 shards (index and
+manifest only, generated) is opened and the first global batch after the middle of an epoch is found; wall time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import webdataset
+from record import record
+
+from viewshards.decode import decode
+from viewshards.order import TrainBatches
+from viewshards.shards import Manifest, Shard, ShardSet
+
+
+def write_shards(folder: Path, shards: int, samples: int, size: int) -> None:
+    rng = np.random.default_rng(0)
+    data = rng.bytes(size)
+    for s in range(shards):
+        with webdataset.TarWriter(str(folder / f"set-train-{s:06d}.tar"), encoder=False) as tar:
+            for i in range(samples):
+                tar.write({"__key__": f"{s:04d}{i:06d}", "cls": str(i % 1000).encode(), "jpg": data})
+
+
+def ours(folder: Path) -> Callable[[], int]:
+    def epoch() -> int:
+        shards = ShardSet(str(folder), "train")
+        count = 0
+        for batch in TrainBatches(shards.counts, 256, 64, 4, 0, 1, 0):
+            for _, sample in batch:
+                files = shards.read(sample)
+                decode("cls", files["cls"])
+                count += len(files["jpg"]) > 0
+        return count
+
+    return epoch
+
+
+def theirs(folder: Path) -> Callable[[], int]:
+    def epoch() -> int:
+        urls = sorted(map(str, folder.glob("*.tar")))
+        reader = webdataset.WebDataset(urls, shardshuffle=100).shuffle(1000).decode(only=["cls"])
+        return sum(len(sample["jpg"]) > 0 for sample in reader)
+
+    return epoch
+
+
+def resume(samples: int, shards: int) -> tuple[float, int]:
+    with tempfile.TemporaryDirectory() as name:
+        entries = [Shard(f"big-train-{s:06d}.tar", 0, samples // shards) for s in range(shards)]
+        for entry in entries:
+            (Path(name) / entry.file).touch()
+        Manifest("big", {"train": entries}).save(name)
+        started = time.perf_counter()
+        found = ShardSet(name, "train")
+        batches = TrainBatches(found.counts, 4096, 64, 4, 0, 1, 0)
+        batches.epoch, batches.consumed = 3, len(batches) // 2 * 4096
+        first = next(iter(batches))
+        return time.perf_counter() - started, len(first)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=int, default=20)
+    parser.add_argument("--samples", type=int, default=1000, help="per shard")
+    parser.add_argument("--size", type=int, default=20_000, help="bytes of a picture")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    from viewshards.existing import build_index
+
+    best: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_shards(folder, arguments.shards, arguments.samples, arguments.size)
+        build_index(folder)
+        for _ in range(arguments.rounds):
+            for label, epoch in (("webdataset, buffer 1,000", theirs(folder)), ("ours, full order", ours(folder))):
+                started = time.process_time()
+                count = epoch()
+                seconds = (time.process_time() - started) / count
+                best[label] = min(seconds, best.get(label, seconds))
+    peer = best["webdataset, buffer 1,000"]
+    for label, seconds in best.items():
+        print(f"{label:<28}{1 / seconds:>10.0f} samples/s/core  {peer / seconds:>5.1f}x")
+    wall, first = resume(1_000_000, 1_000)
+    print(f"resume at the middle of 1,000,000 samples: {wall:.3f} s to the first global batch of {first}")
+    record(arguments.json, {"samples_per_second": {k: 1 / v for k, v in best.items()}, "resume_seconds": wall})
+
+
+if __name__ == "__main__":
+    main()
