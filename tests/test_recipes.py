@@ -24,4 +24,4 @@ def test_recipe(path):
 
 def test_each_method_has_its_three_recipes():
     for method in ("simclr", "dcl", "multiview"):
-        assert {p.stem for p in (EXPERIMENTS / method).glob("*.yaml")} == {"emoji", "cifar", "imagenet"}
+        assert {p.stem for p in (EXPERIMENTS / method).glob("*.yaml")} >= {"emoji", "cifar", "imagenet"}

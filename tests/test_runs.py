@@ -1,9 +1,12 @@
 """Runs from the command line: trained, killed, resumed, stopped, refused; the curves read back."""
 
 import json
+import os
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,7 +137,10 @@ def test_commands_on_the_checkpoint(tmp_path, undisturbed):
     probe = run("probe", "--run", undisturbed, "--epochs", "5", "--seeds", "2")
     assert probe.returncode == 0 and "+-" in probe.stdout and "logistic" in probe.stdout, probe.stderr
     retrieve = run("retrieve", "--run", undisturbed)
-    assert retrieve.returncode == 2 and "needs samples with 2 or more natural views" in retrieve.stderr
+    assert (
+        retrieve.returncode == 2
+        and "Retrieval needs samples with 2 or more natural views, these have 1" in retrieve.stderr
+    )
     nothing = run("knn", "--run", tmp_path)
     assert nothing.returncode == 2 and "no whole checkpoint" in nothing.stderr
 
@@ -184,3 +190,25 @@ def test_evaluation_during_training_leaves_no_trace(digits, tmp_path, undisturbe
     config = write(tmp_path / "r.yaml", recipe(digits, trainer__callbacks=[callback]))
     assert run("fit", "--config", config, "--run", tmp_path / "run").returncode == 0
     assert equal(weights(tmp_path / "run"), weights(undisturbed))
+
+
+def test_two_ranks_killed_and_gone_on_with_one(digits, tmp_path):
+    """Real gloo ranks from the command line; all of the group dies; one process takes the run over."""
+    script = Path(sys.executable).with_name("manyviews")
+    config = write(tmp_path / "recipe.yaml", recipe(digits))
+    arguments = ["fit", "--config", config, "--run", tmp_path / "run"]
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    process = subprocess.Popen(
+        [str(x) for x in (sys.executable, script, *arguments, *two)],
+        env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "run/checkpoints/step-00000020.ckpt").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    again = run(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert "resumed on 1 ranks from a checkpoint of 2" in again.stderr
+    assert [step for step, _ in scalars(tmp_path / "run")["train/loss"]] == list(range(5, 61, 5))

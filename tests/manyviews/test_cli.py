@@ -23,6 +23,13 @@ from tests.recipe import recipe, write
         (["--monitor.every_n_step", "3"], "did you mean --monitor.every_n_steps"),
         (["--data.root", "/nowhere"], "/nowhere/manifest.json: not there. Make shards with `viewshards pack SOURCE"),
         (["--data.lanes", "7"], "global_batch_size (64) must be a multiple of lanes (7)"),
+        (
+            [
+                "--trainer.callbacks",
+                "[{class_path: manyviews.evaluation.Evaluation, init_args: {protocols: [{class_path: manyviews.evaluation.Retrieval}]}}]",
+            ],
+            "Retrieval needs samples with 2 or more natural views, these have 1",
+        ),
         (["--checkpoints.keep_last", "0"], "keep_last must be at least 1, got 0"),
     ],
     ids=lambda x: x[0] if isinstance(x, list) else "",

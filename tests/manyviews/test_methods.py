@@ -1,5 +1,6 @@
 """Methods as Lightning trains them: exact accumulation, ranks, what is refused."""
 
+import json
 import os
 import subprocess
 import sys
@@ -185,6 +186,21 @@ def test_backbones_return_encodings():
         TimmBackbone("resnet51")
     with pytest.raises(ValueError, match="small_stem is for timm ResNets"):
         TimmBackbone("vit_tiny_patch16_224", small_stem=True)
+
+
+def test_a_timm_backbone_is_exported_for_timm(tmp_path):
+    from manyviews.cli.export import export_backbone
+
+    backbone, images = TimmBackbone("vit_tiny_patch16_224", image_size=32, patch_size=8), torch.randn(3, 3, 32, 32)
+    lines = list(export_backbone(backbone, {}, images, tmp_path))
+    assert "differ by 0.0e+00" in lines[1] and "timm.create_model('vit_tiny_patch16_224'" in lines[2]
+    options = json.loads((tmp_path / "config.json").read_text())["timm_kwargs"]
+    again = timm.create_model("vit_tiny_patch16_224", checkpoint_path=str(tmp_path / "model.safetensors"), **options)
+    torch.testing.assert_close(again.eval()(images), backbone.eval()(images).pooled)
+    small = TimmBackbone("resnet18", small_stem=True)
+    how = {"class_path": "manyviews.backbones.TimmBackbone", "init_args": {"name": "resnet18", "small_stem": True}}
+    config = {"init_args": {"backbone": how}}
+    assert "manyviews.backbones.TimmBackbone(...)" in list(export_backbone(small, config, images, tmp_path))[2]
 
 
 def test_any_module_with_a_width_is_a_backbone():

@@ -31,6 +31,16 @@ class Evaluation(pl.Callback):
         self.protocols = list(protocols) if protocols is not None else [KNN()]
         self.every_n_epochs = every_n_epochs
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Looks at one batch of each split, so that what cannot be evaluated is known now and not after ten epochs."""
+        data: Any = getattr(trainer, "datamodule", None)
+        if not hasattr(data, "evaluation_loader"):
+            raise ValueError("Evaluation needs a data module with evaluation_loader(split), such as ShardDataModule")
+        for split in ("train", "val"):
+            batch = next(iter(data.evaluation_loader(split, batch_size=32)))
+            for protocol in self.protocols:
+                protocol.check(batch)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
         if (trainer.current_epoch + 1) % self.every_n_epochs and not _is_last(trainer):
             return

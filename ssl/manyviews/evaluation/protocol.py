@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -31,7 +31,21 @@ class Result:
 class Protocol(ABC):
     """Frozen features in, numbers out. A dataclass whose fields are the protocol."""
 
-    name: str
+    name: ClassVar[str]
+    labels: ClassVar[bool] = True
+    """Whether samples must have labels."""
+    views: ClassVar[int] = 1
+    """How many natural views samples must have."""
+
+    def check(self, batch: dict[str, Any]) -> None:
+        """Raises ValueError if a batch of the data shows that the protocol cannot be evaluated on it."""
+        if self.labels and not (batch["label"] >= 0).any():
+            raise ValueError(f"{type(self).__name__} needs labels, and the data has none (label -1 in a whole batch)")
+        if len(batch["image"]) < self.views:
+            raise ValueError(
+                f"{type(self).__name__} needs samples with {self.views} or more natural views, these have "
+                f"{len(batch['image'])}"
+            )
 
     @abstractmethod
     def evaluate(self, train: Features, val: Features) -> Result:

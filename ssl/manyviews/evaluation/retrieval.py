@@ -28,12 +28,11 @@ class Retrieval(Protocol):
 
     k: tuple[int, ...] = (1, 5, 10)
     name = "retrieval"
+    labels = False
+    views = 2
 
     def evaluate(self, train: Features, val: Features) -> Result:  # noqa: D102
-        if len(val.views) < 2:
-            raise ValueError(
-                f"cross-view retrieval needs samples with 2 or more natural views, these have {len(val.views)}"
-            )
+        self.check({"image": val.views, "label": val.label})
         scores = {}
         for a, b in permutations(range(len(val.views)), 2):
             ranks = retrieval_ranks(val.views[a], val.views[b], val.group)
