@@ -1,0 +1,193 @@
+"""Checkpoints that are whole or absent, and finite."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+logger = logging.getLogger(__name__)
+
+NAME = re.compile(r"step-(\d+)\.ckpt")
+BEST = "best.ckpt"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, syncs, renames, syncs the folder: a failed save leaves the old file and no litter.
+
+    Lightning's own stages the file in `$TMPDIR` and copies it over, so that a full disk leaves a torn `last.ckpt`.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Saves a checkpoint dict at `path`."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            with open(part, "wb") as f:
+                torch.save(checkpoint, f)
+                f.flush()
+                os.fsync(f.fileno())
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Loads tensors and plain types only: a checkpoint cannot run code."""
+        return load(path)
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A checkpoint on the CPU, tensors and plain types only.
+
+    Raises:
+        ValueError: if it is not whole, saying so.
+        FileNotFoundError: if it is not there.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    if not is_whole(path):
+        raise ValueError(f"{path}: not a whole checkpoint (cut or damaged)")
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return checkpoint
+
+
+def is_whole(path: str | os.PathLike[str]) -> bool:
+    """Whether every part of a checkpoint is there and matches its checksum (torch's format is a zip with CRCs)."""
+    try:
+        with zipfile.ZipFile(path) as z:
+            return z.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError):
+        return False
+
+
+def saved_steps(folder: Path) -> list[tuple[int, Path]]:
+    """(step, path) of a folder's checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := NAME.fullmatch(path.name))]
+    return sorted(found)
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole; broken ones are passed over with a warning."""
+    for _, path in reversed(saved_steps(folder)):
+        if is_whole(path):
+            return path
+        logger.warning("%s is not whole (cut or damaged): falling back to the one before", path)
+    return None
+
+
+class Checkpoints(Checkpoint):
+    """Saves every n steps, at the end of each n-th epoch and of the run; keeps the last k and the best.
+
+    A run whose weights are not finite is never saved. A save that fails (a full disk, say) is reported and training
+    goes on; after `max_failures` in a row the run ends.
+
+    Args:
+        folder: where they go; set by the command to `RUN/checkpoints`.
+        every_n_steps: steps between saves; 0: only by epochs.
+        every_n_epochs: epochs between saves; 0: only by steps.
+        keep_last: how many are kept.
+        monitor: a score of evaluation whose best is kept as `best.ckpt`, such as `knn20/val`. None: no best.
+        mode: whether the best score is the largest or the smallest.
+        max_failures: failed saves in a row that end the run.
+    """
+
+    def __init__(
+        self,
+        folder: str = "checkpoints",
+        every_n_steps: int = 1000,
+        every_n_epochs: int = 0,
+        keep_last: int = 2,
+        monitor: str | None = None,
+        mode: str = "max",
+        max_failures: int = 3,
+    ) -> None:
+        if keep_last < 1:
+            raise ValueError(f"keep_last must be at least 1, got {keep_last}")
+        self.folder = Path(folder)
+        self.every_n_steps, self.every_n_epochs, self.keep_last = every_n_steps, every_n_epochs, keep_last
+        self.monitor, self.sign, self.max_failures = monitor, 1 if mode == "max" else -1, max_failures
+        self.best: float | None = None
+        self.failures = 0
+        self._saved_step = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the best score so far."""
+        self.best = state_dict["best"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+        self._saved_step = trainer.global_step
+
+    def on_train_batch_end(  # noqa: D102
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+            self.save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+        score = trainer.callback_metrics.get(self.monitor) if self.monitor else None
+        better = score is not None and (self.best is None or self.sign * (score.item() - self.best) > 0)
+        if better and score is not None:
+            self.best = score.item()
+        due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if better or due:
+            path = self.save(trainer)
+            if better and path is not None and trainer.is_global_zero:
+                _link(path, self.folder / BEST)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+        self.save(trainer)
+
+    def save(self, trainer: pl.Trainer) -> Path | None:
+        """Saves now, on all ranks together, unless this step is saved already. Returns the path, None if it failed."""
+        path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
+        if trainer.global_step == self._saved_step and path.exists():
+            return path
+        if not _all_finite(trainer.lightning_module):
+            logger.error("step %d: weights are not finite; not saved", trainer.global_step)
+            return None
+        try:
+            trainer.save_checkpoint(path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            self.failures += 1
+            logger.error("checkpoint %s not saved (%s); failure %d in a row", path, error, self.failures)
+            if self.failures >= self.max_failures:
+                raise
+            return None
+        self.failures, self._saved_step = 0, trainer.global_step
+        if trainer.is_global_zero:
+            for _, old in saved_steps(self.folder)[: -self.keep_last]:
+                old.unlink()
+        return path
+
+
+def _all_finite(module: torch.nn.Module) -> bool:
+    norms = torch._foreach_norm([p.detach() for p in module.parameters() if p.is_floating_point()])
+    return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
+
+
+def _link(path: Path, name: Path) -> None:
+    """A second name for the same file, which stays when the first is pruned."""
+    part = name.with_name(f".{name.name}.part")
+    part.unlink(missing_ok=True)
+    os.link(path, part)
+    part.replace(name)

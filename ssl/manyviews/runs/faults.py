@@ -1,0 +1,133 @@
+"""Non-finite steps and signals: what must not silently ruin or lose a run."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from manyviews.runs.checkpoints import Checkpoints
+
+logger = logging.getLogger(__name__)
+
+
+class FiniteGuard(pl.Callback):
+    """Skips a step whose gradient or loss is not finite, counts it, and ends the run after `patience` in a row.
+
+    A skipped step changes nothing: no weight, no momentum, no decay, and no buffer, since a forward through NaN has
+    already ruined running statistics (and may have filled a queue). The gradient's norm, known anyway, is logged.
+
+    Args:
+        patience: non-finite steps in a row that end the run.
+    """
+
+    def __init__(self, patience: int = 10) -> None:
+        self.patience = patience
+        self.skipped = self.in_a_row = 0
+        self._kept: list[Tensor] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many steps were skipped."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the counts."""
+        self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
+
+    def on_train_batch_start(  # noqa: D102
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        buffers = list(pl_module.buffers())
+        if len(self._kept) != len(buffers):
+            self._kept = [buffer.clone() for buffer in buffers]
+        elif buffers:
+            torch._foreach_copy_(self._kept, buffers)
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:  # noqa: D102
+        self._loss = loss.detach()
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
+        """After the backward (and DDP's reduction, so all ranks decide alike), before clipping and the step."""
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not grads:
+            return
+        norm = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(grads))))
+        readings: dict[str, Tensor] | None = getattr(pl_module, "readings", None)
+        if readings is not None:
+            readings["grad_norm"] = norm
+        if bool(norm.isfinite() & self._loss.isfinite()):  # the loss of the global batch is the same on all ranks
+            self.in_a_row = 0
+            return
+        self.skipped += 1
+        self.in_a_row += 1
+        logger.warning("step %d: loss %s, gradient norm %s; step skipped", trainer.global_step, self._loss, norm)
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = None
+        if self._kept:
+            torch._foreach_copy_(list(pl_module.buffers()), self._kept)
+        if self.in_a_row >= self.patience:
+            raise FloatingPointError(
+                f"{self.in_a_row} steps in a row had a non-finite gradient (last at step {trainer.global_step}). The "
+                "weights are those before the first of them. Lower the learning rate, lengthen the warm-up, or clip "
+                "(trainer.gradient_clip_val); resume from the newest checkpoint"
+            )
+
+
+class Stopped(BaseException):
+    """Training was stopped by a signal; a checkpoint was saved. `code` is the exit code to leave with."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.code = 128 + signum
+
+
+class StopOnSignal(pl.Callback):
+    """SIGINT and SIGTERM only set a flag; at the next batch boundary all ranks agree, save and leave.
+
+    A second signal of the same kind does what it always did.
+
+    Args:
+        every_n_steps: how often ranks ask each other; one process looks after every step.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, every_n_steps: int = 10) -> None:
+        self.every_n_steps = every_n_steps
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes over the handlers, Lightning's included: that one works inside collectives and can hang."""
+        for number in self.SIGNALS:
+            self._before[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = number
+        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+
+    def on_train_batch_end(  # noqa: D102
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.world_size > 1:
+            if trainer.global_step % self.every_n_steps:
+                return
+            flag = torch.tensor(self.received or 0, device=pl_module.device)
+            self.received = int(trainer.strategy.reduce(flag, reduce_op="max")) or None
+        if self.received is not None:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, Checkpoints):
+                    callback.save(trainer)
+            raise Stopped(self.received)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Gives the handlers back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()

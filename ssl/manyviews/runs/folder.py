@@ -1,0 +1,142 @@
+"""A run's folder: what it is, with what it was made, and that nothing else continues it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONFIG_KEY = "manyviews_config"
+"""Where a checkpoint holds the resolved configuration of its run."""
+VERSIONS = ("manyviews", "torch", "torchvision", "lightning", "timm", "webdataset", "numpy")
+# What may differ between two parts of one run: where it and its data are and how it is watched, not what it computes
+# (that the shards are the same ones is checked by their fingerprint).
+FREE = {
+    "trainer": {
+        "accelerator",
+        "strategy",
+        "devices",
+        "num_nodes",
+        "logger",
+        "callbacks",
+        "enable_progress_bar",
+        "enable_model_summary",
+        "enable_checkpointing",
+        "default_root_dir",
+        "profiler",
+        "plugins",
+        "max_time",
+        "fast_dev_run",
+        "log_every_n_steps",
+        "use_distributed_sampler",
+        "barebones",
+        "sync_batchnorm",
+    },
+    "data.init_args": {"root", "workers", "cache_dir", "cache_gb", "max_broken"},
+}
+WATCHING = {"run", "monitor", "collapse", "checkpoints", "stop", "finite"}
+
+
+@dataclass
+class RunFolder:
+    """`config.yaml` (resolved, runnable), `run.json` (versions, git state), `checkpoints/`, TensorBoard's events.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def check(self, config: dict[str, Any]) -> None:
+        """Checks that the folder is new or holds this experiment.
+
+        Raises:
+            ValueError: if it holds another one, naming what differs.
+        """
+        if not self.config_file.exists():
+            return
+        different = differences(identity(yaml.safe_load(self.config_file.read_text())), identity(config))
+        if different:
+            listed = "\n  ".join(f"{key}: {old!r} there, {new!r} asked for" for key, old, new in different)
+            raise ValueError(
+                f"{self.path} holds another experiment and is not continued with this one:\n  {listed}\n"
+                "Give another --run folder, or the original values"
+            )
+
+    def write(self, config: dict[str, Any]) -> None:
+        """Writes down the experiment, once; a run that never started leaves nothing behind."""
+        if self.config_file.exists():
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "run.json").write_text(json.dumps(provenance(), indent=1) + "\n")
+        part = self.path / ".config.yaml.part"
+        part.write_text(yaml.safe_dump(config, sort_keys=False))
+        part.replace(self.config_file)
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What a configuration computes, as one flat dict: without how it is watched and where it runs."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, child in value.items():
+                if not (prefix in FREE and key in FREE[prefix]) and not (not prefix and key in WATCHING):
+                    walk(f"{prefix}.{key}" if prefix else str(key), child)
+        else:
+            flat[prefix] = value
+
+    walk("", config)
+    return json.loads(json.dumps(flat))  # type: ignore[no-any-return]  # tuples and lists alike
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, before, now) where two flat dicts differ."""
+    keys = [*before, *(key for key in now if key not in before)]
+    return [(key, before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)]
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, host and git state, to be kept with a run or a number."""
+    return {
+        "versions": {name: _version(name) for name in VERSIONS},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "command": sys.argv,
+        "git": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        out = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return out.stdout.strip()
