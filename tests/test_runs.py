@@ -90,6 +90,27 @@ def test_sigkill_and_resume_is_bit_equal(digits, tmp_path, undisturbed, workers)
             assert ours[name] == theirs[name], name  # no step twice, none missing, no seam
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_exactly_at_the_end_of_an_epoch(digits, tmp_path, workers):
+    """22 steps an epoch: the checkpoint of step 22 is the epoch's last batch, and its evaluation comes first."""
+    callback = {"class_path": "manyviews.evaluation.Evaluation", "init_args": {"every_n_epochs": 1}}
+    changes = {"trainer__callbacks": [callback], "data__workers": workers}
+    config = recipe(digits, checkpoints__every_n_steps=11, **changes)
+    whole = run("fit", "--config", write(tmp_path / "whole.yaml", config), "--run", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    start_and_signal(tmp_path, config, signal.SIGKILL, 22)
+    for path in (tmp_path / "run/checkpoints").glob("step-*.ckpt"):
+        if path.name > "step-00000022.ckpt":
+            path.unlink()
+    again = run("fit", "--config", tmp_path / "recipe.yaml", "--run", tmp_path / "run")
+    assert "going on from step-00000022.ckpt" in again.stderr
+    assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    ours, theirs = scalars(tmp_path / "run"), scalars(tmp_path / "whole")
+    assert [step for step, _ in theirs["val/knn20"]] == [22, 44, 60]
+    for name in theirs:
+        assert name.startswith("speed/") or ours[name] == theirs[name], name
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_at_a_batch_boundary_and_tells_by_the_exit_code(digits, tmp_path, undisturbed, number, code):
     process = start_and_signal(tmp_path, recipe(digits), number, 20)
@@ -108,6 +129,7 @@ def test_a_damaged_checkpoint_is_passed_over(digits, tmp_path, undisturbed):
     newest.write_bytes(data)
     again = run("fit", "--config", tmp_path / "recipe.yaml", "--run", tmp_path / "run")
     assert again.returncode == 0 and "is not whole" in again.stderr
+    assert list((tmp_path / "run/checkpoints").glob("*.broken")), "what is broken must not count as the newest"
     assert equal(weights(tmp_path / "run"), weights(undisturbed))
 
 
@@ -195,7 +217,8 @@ def test_evaluation_during_training_leaves_no_trace(digits, tmp_path, undisturbe
 def test_two_ranks_killed_and_gone_on_with_one(digits, tmp_path):
     """Real gloo ranks from the command line; all of the group dies; one process takes the run over."""
     script = Path(sys.executable).with_name("manyviews")
-    config = write(tmp_path / "recipe.yaml", recipe(digits))
+    callback = {"class_path": "manyviews.evaluation.Evaluation", "init_args": {"every_n_epochs": 1}}
+    config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__callbacks=[callback]))
     arguments = ["fit", "--config", config, "--run", tmp_path / "run"]
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     process = subprocess.Popen(
@@ -203,12 +226,20 @@ def test_two_ranks_killed_and_gone_on_with_one(digits, tmp_path):
         env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 200
-    while not (tmp_path / "run/checkpoints/step-00000020.ckpt").exists():
+    while not (tmp_path / "run/checkpoints/step-00000030.ckpt").exists():
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    assert 0 < scalars(tmp_path / "run")["val/knn20"][0][1] <= 1  # evaluated by both ranks together, at step 22
     again = run(*arguments)
     assert again.returncode == 0, again.stderr
     assert "resumed on 1 ranks from a checkpoint of 2" in again.stderr
     assert [step for step, _ in scalars(tmp_path / "run")["train/loss"]] == list(range(5, 61, 5))
+
+
+def test_a_run_that_was_cut_short_is_not_called_finished(digits, tmp_path):
+    config = write(tmp_path / "recipe.yaml", recipe(digits))
+    dry = run("fit", "--config", config, "--run", tmp_path / "run", "--trainer.fast_dev_run", "2")
+    assert dry.returncode == 0, dry.stderr
+    assert not (tmp_path / "run/finished.json").exists()

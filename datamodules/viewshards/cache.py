@@ -6,16 +6,17 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
 
 SCHEMES = frozenset({"http", "https", "s3", "gs", "memory"})
 TRIES = 4
+T = TypeVar("T")
 
 
 def is_remote(path: str) -> bool:
@@ -68,8 +69,26 @@ class ShardCache:
             with self._lock(target.name):
                 if not _is_whole(target, size):
                     self._download(url, target, size)
-        os.utime(target)
+        with suppress(FileNotFoundError):  # another process may just have made room
+            os.utime(target)
         return target
+
+    def open(self, url: str, size: int) -> int:
+        """A file descriptor of the local copy, which stays readable when the copy is evicted."""
+        for _ in range(TRIES):
+            try:
+                return os.open(self.fetch(url, size), os.O_RDONLY)
+            except FileNotFoundError:  # evicted between the fetch and the open
+                continue
+        raise OSError(f"{url}: evicted as fast as it is fetched; raise cache_gb ({self.limit / 2**30:g})")
+
+    def read(self, url: str, load: Callable[[Path], T]) -> T:
+        """`load` of the local copy; a copy it cannot read is thrown away and fetched once more."""
+        try:
+            return load(self.fetch(url))
+        except ValueError:
+            self.fetch(url).unlink(missing_ok=True)
+            return load(self.fetch(url))
 
     def _download(self, url: str, target: Path, size: int | None) -> None:
         part = target.with_name(f"{target.name}.part")
@@ -101,7 +120,7 @@ class ShardCache:
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
-        with open(self.folder / f".{name}.lock", "w") as f:
+        with (self.folder / f".{name}.lock").open("w") as f:
             fcntl.flock(f, fcntl.LOCK_EX)
             yield
 

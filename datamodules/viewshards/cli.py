@@ -19,11 +19,6 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         print(f"viewshards {arguments.command}: {error}", file=sys.stderr)
         return 2
-    except Exception as error:
-        if type(error).__name__ != "BrokenShard":
-            raise
-        print(f"viewshards {arguments.command}: {error}", file=sys.stderr)
-        return 2
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from viewshards.cache import ShardCache
 from viewshards.dataset import PlainViews, Sample, ShardDataset, collate, prepare_worker
+from viewshards.index import BrokenShard
 from viewshards.order import EvalBatches, TrainBatches, default_lanes
 from viewshards.shards import ShardSet
 from viewshards.views import CentreCrop, MultiView, device
@@ -29,8 +30,8 @@ class ShardDataModule(pl.LightningDataModule):
 
     The batch is a dict: `image`, a list of views (B, 3, H, W), float and normalised once on the device; `index`
     (B,) the sample's stable number; `key`; `label` (B,), -1 unknown; `group` (B,), -1 or the number of a set of
-    samples known to be the same; `weight` (B,), 0 for padding in evaluation; `replaced`, what could not be read;
-    `caption` where samples have a `.txt`.
+    samples known to be the same; `weight` (B,), 0 for padding and for what stands in for an unreadable sample;
+    `replaced`, what could not be read; `caption` where samples have a `.txt`.
 
     Its state is what the optimiser consumed, not what a loader fetched ahead. It holds for every number of workers,
     and for every number of ranks that divides `lanes`.
@@ -205,7 +206,10 @@ class ShardDataModule(pl.LightningDataModule):
                 "this run cannot continue the checkpoint's order of samples; " + "; ".join(different) + ". Give the "
                 "original values (and shards), or start a new run"
             )
-        self.position = {name: state_dict[name] for name in ("epoch", "consumed")}
+        epoch, consumed = state_dict["epoch"], state_dict["consumed"]
+        if consumed >= self.steps_per_epoch * self.global_batch_size:  # saved on the last batch of an epoch
+            epoch, consumed = epoch + 1, 0
+        self.position = {"epoch": epoch, "consumed": consumed}
 
     def _frame(self) -> dict[str, Any]:
         return {
@@ -241,11 +245,11 @@ class ShardDataModule(pl.LightningDataModule):
         )
 
     def count_broken(self, problems: Sequence[str]) -> None:
-        """Remembers samples that could not be read; raises RuntimeError with their list when they are too many."""
+        """Remembers samples that could not be read; raises BrokenShard with their list when they are too many."""
         self.broken.update(dict.fromkeys(problems))
         if len(self.broken) > self.max_broken * len(self.train_set):
             listed = "\n  ".join(list(self.broken)[:20])
-            raise RuntimeError(
+            raise BrokenShard(
                 f"{len(self.broken)} of {len(self.train_set)} samples of {self.root} cannot be read, more than "
                 f"max_broken = {self.max_broken:g}. `viewshards verify {self.root}` lists them all:\n  {listed}"
             )
@@ -260,6 +264,8 @@ class _Position(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
+        if trainer.current_epoch != self.data.position["epoch"]:
+            self.data.position = {"epoch": trainer.current_epoch, "consumed": 0}
         for problem in batch["replaced"]:
             if problem not in self.data.broken:
                 logger.warning("replaced by its successor: %s", problem)

@@ -58,7 +58,7 @@ class ShardDataset(Dataset[Sample]):
 
     Raises:
         ValueError: for a label field the set does not have.
-        RuntimeError: when 16 samples in a row cannot be read.
+        BrokenShard: when 16 samples in a row cannot be read.
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class ShardDataset(Dataset[Sample]):
         for step in range(IN_A_ROW):
             sample = (wanted + step) % len(self)
             try:
-                return {**self._load(epoch, sample), "replaced": problems}
-            except (ValueError, BrokenShard, OSError) as error:
+                return {**self._load(epoch, sample), "weight": float(not problems), "replaced": problems}
+            except ValueError as error:  # damaged content; what the disk or the network do is no reason to go on
                 shard, _ = self.shards.locate(sample)
                 problems.append(f"{self.shards.path(shard)} sample {sample}: {error}")
-        raise RuntimeError(f"{IN_A_ROW} samples in a row cannot be read:\n" + "\n".join(problems))
+        raise BrokenShard(f"{IN_A_ROW} samples in a row cannot be read:\n" + "\n".join(problems))
 
     def _load(self, epoch: int, sample: int) -> Sample:
         files = self.shards.read(sample)
@@ -116,8 +116,7 @@ class ShardDataset(Dataset[Sample]):
             "index": sample,
             "key": self.shards.key(sample),
             "label": self._label(fields, about),
-            "group": about.get("same", -1) if isinstance(about, dict) else -1,
-            "weight": 1.0,
+            "group": _group(about),
         }
         if "txt" in fields:
             out["caption"] = fields["txt"]
@@ -135,6 +134,12 @@ class ShardDataset(Dataset[Sample]):
         if self.label == "cls":
             return int(fields.get("cls", -1))
         return self.classes.get(str(about.get(self.label)), -1) if isinstance(about, dict) else -1
+
+
+def _group(about: Any) -> int:
+    """The `same` field of a sample's `.json`, by which known duplicates carry one number; -1 without."""
+    same = about.get("same") if isinstance(about, dict) else None
+    return int(str(same)) if str(same).isdecimal() else -1
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tarfile
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from viewshards.decode import is_known
 BLOCK = 512  # of the tar format
 
 
-class BrokenShard(Exception):
+class BrokenShard(ValueError):
     """A tar that is not whole, or not one that WebDataset would read."""
 
 
@@ -68,7 +69,7 @@ def load(path: str | os.PathLike[str]) -> Index:
     try:
         with np.load(path, allow_pickle=False) as z:
             return Index(int(z["bytes"]), z["keys"], [str(e) for e in z["extensions"]], z["offset"], z["size"])
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise BrokenShard(f"{path}: no readable index ({error}); make it again with `viewshards index`") from error
 
 

@@ -6,9 +6,12 @@ what is being packed until then, so the same command goes on and another one is 
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import hashlib
 import io
 import json
+import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -31,6 +34,7 @@ from viewshards.sources import Source
 from viewshards.views import opencv
 
 PLAN = ".pack.json"
+LOCK = ".pack.lock"
 PROBED = 32  # samples whose mean size decides how many go into a shard
 
 
@@ -97,8 +101,27 @@ def pack(
     Raises:
         ValueError: if `out` holds something else, or samples do not decode.
     """
-    console = console or Console(stderr=True)
     out.mkdir(parents=True, exist_ok=True)
+    with (out / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{out}: another process is packing into it") from None
+        try:
+            return _pack(source, out, encoding, shard_mb, shard_samples, workers, console or Console(stderr=True))
+        finally:
+            (out / LOCK).unlink(missing_ok=True)
+
+
+def _pack(
+    source: Source,
+    out: Path,
+    encoding: Encoding,
+    shard_mb: float,
+    shard_samples: int | None,
+    workers: int,
+    console: Console,
+) -> Manifest:
     each = shard_samples or _samples_of(source, encoding, shard_mb)
     made = {"source": source.name, "fingerprint": source.fingerprint(), "shard_samples": each, **asdict(encoding)}
     done = _take_up(out, made)
@@ -202,6 +225,7 @@ def _adopt(source: Source, encoding: Encoding) -> None:
     global _adopted
     _adopted = source, encoding
     cv2.setNumThreads(0)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the process that packs
 
 
 def _write(job: _Job) -> tuple[Shard, list[str]]:

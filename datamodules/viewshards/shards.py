@@ -150,14 +150,16 @@ class ShardSet:
             os.close(self._open.popitem(last=False)[1][0])
         path, index_path = self.path(shard), indices.path_of(self.path(shard))
         if self.remote and self.cache is not None:
-            path = str(self.cache.fetch(path, self.shards[shard].bytes))
-            index_path = str(self.cache.fetch(index_path))
-        index = indices.load(index_path)
+            descriptor = self.cache.open(path, self.shards[shard].bytes)
+            index = self.cache.read(index_path, indices.load)
+        else:
+            descriptor, index = os.open(path, os.O_RDONLY), indices.load(index_path)
         if index.bytes != self.shards[shard].bytes or len(index) != self.shards[shard].samples:
+            os.close(descriptor)
             raise BrokenShard(
                 f"{index_path}: belongs to another tar; make it again with `viewshards index {self.root}`"
             )
-        self._open[shard] = os.open(path, os.O_RDONLY), index
+        self._open[shard] = descriptor, index
         return self._open[shard]
 
     def _check_sizes(self) -> None:

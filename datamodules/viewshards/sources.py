@@ -112,7 +112,8 @@ class Table(Source):
 
     Columns: the file (`file_name`, `file`, `filepath`, `path` or `image`; relative to the table), and if there are
     any: `caption`, `label`, `split`, and `id` with `view`, by which several files become the natural views of one
-    sample. All other columns are kept in the sample's `.json`.
+    sample. All other columns are kept in the sample's `.json`; there an integer `same` marks known duplicates: samples
+    of one number are right answers to each other in retrieval, and never each other's negatives.
     """
 
     def __init__(self, path: Path, val_fraction: float, labels: Sequence[str]) -> None:
@@ -157,6 +158,11 @@ class Table(Source):
         if rest:
             files["json"] = json.dumps(rest, ensure_ascii=False).encode()
         return files
+
+    def fingerprint(self) -> str:  # noqa: D102
+        sizes = [(self.path.parent / row[self.column]).stat().st_size for rows in self.groups for row in rows]
+        content = json.dumps([super().fingerprint(), self.groups, sizes])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 class Emoji(Source):
@@ -282,10 +288,12 @@ def _hashed_split(key: str, val_fraction: float) -> str:
 
 def _unique(names: Iterable[str]) -> list[str]:
     """Keys: no dot in them (WebDataset cuts there), and no key twice."""
-    seen: dict[str, int] = {}
-    keys = []
+    keys: dict[str, None] = {}
     for name in names:
-        key = name.replace(".", "_").replace(" ", "_")
-        seen[key] = seen.get(key, 0) + 1
-        keys.append(key if seen[key] == 1 else f"{key}-{seen[key]}")
-    return keys
+        wanted = key = name.replace(".", "_").replace(" ", "_")
+        number = 1
+        while key in keys:
+            number += 1
+            key = f"{wanted}-{number}"
+        keys[key] = None
+    return list(keys)

@@ -118,19 +118,23 @@ class ProcessGather(Gather):
         return [int(size) for size in out.tolist()]
 
     def concatenate(self, x: Tensor, sizes: list[int]) -> Tensor:  # noqa: D102
-        longest, x = max(sizes), x.contiguous()
+        home, x, longest = x.device, self._movable(x), max(sizes)
         if x.shape[0] < longest:  # collectives want equal shapes: pad, then cut the padding out again
             x = torch.cat([x, x.new_zeros(longest - x.shape[0], *x.shape[1:])])
         out = x.new_empty(self.world * longest, *x.shape[1:])
         dist.all_gather_into_tensor(out, x, group=self.group)
-        if min(sizes) == longest:
-            return out
-        return torch.cat([part[:size] for part, size in zip(out.split(longest), sizes, strict=True)])
+        if min(sizes) < longest:
+            out = torch.cat([part[:size] for part, size in zip(out.split(longest), sizes, strict=True)])
+        return out.to(home)
 
     def sum(self, x: Tensor) -> Tensor:  # noqa: D102
-        x = x.clone()
+        home, x = x.device, self._movable(x).clone()
         dist.all_reduce(x, group=self.group)
-        return x
+        return x.to(home)
+
+    def _movable(self, x: Tensor) -> Tensor:
+        """`x` where the backend can reach it: NCCL moves nothing that lies on the CPU (cached features do)."""
+        return x.contiguous().cuda() if dist.get_backend(self.group) == "nccl" else x.contiguous()
 
 
 LOCAL = Gather()

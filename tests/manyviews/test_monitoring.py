@@ -64,7 +64,7 @@ def test_a_healthy_run_does_not(caplog):
 
 
 def test_it_stops_the_run_on_demand():
-    with pytest.raises(RuntimeError, match=r"COLLAPSE.*Stopped \(collapse.stop\)"):
+    with pytest.raises(ValueError, match=r"COLLAPSE.*Stopped \(collapse.stop\)"):
         fit(collapsing(), 60, [CollapseAlarm(**LOOKS, min_spread=0.2, stop=True)])
 
 

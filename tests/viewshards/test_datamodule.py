@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,13 +170,35 @@ def test_a_broken_sample_is_replaced_counted_and_named(copy):
     assert [b["key"] for b in epoch(module(copy, workers=2))] == [b["key"] for b in seen]
     data = module(copy)
     data.count_broken(problems)  # 1 of 1437 is within 0.1 %
-    with pytest.raises(RuntimeError, match=r"2 of 1437 samples.*max_broken = 0.001(.|\n)*other"):
+    with pytest.raises(BrokenShard, match=r"2 of 1437 samples.*max_broken = 0.001(.|\n)*other"):
         data.count_broken(["other"])
+
+
+def test_evaluation_does_not_count_what_stands_in_for_a_broken_sample(copy):
+    damage(copy, [3])
+    batch = next(iter(module(copy).evaluation_loader("train", batch_size=8)))
+    assert batch["index"].tolist() == [0, 1, 2, 4, 4, 5, 6, 7]
+    assert batch["weight"].tolist() == [1, 1, 1, 0, 1, 1, 1, 1] and "sample 3" in batch["replaced"][0]
+
+
+def test_a_disk_that_fails_is_not_a_broken_sample(copy):
+    data = module(copy)
+    dataset = data.train_dataloader().dataset
+    Path(data.train_set.path(0)).unlink()
+    with pytest.raises(FileNotFoundError):
+        dataset[0, 0]
+
+
+def test_a_position_at_the_end_of_an_epoch_is_the_start_of_the_next(digits):
+    data = module(digits)
+    data.load_state_dict({**data.state_dict(), "epoch": 4, "consumed": 22 * 64})
+    assert data.position == {"epoch": 5, "consumed": 0}
+    assert [b["key"] for b in data.train_dataloader()] == [b["key"] for b in epoch(module(digits), 5)]
 
 
 def test_too_many_broken_in_a_row_end_the_run(copy):
     damage(copy, range(100, 120))
-    with pytest.raises(RuntimeError, match="16 samples in a row cannot be read"):
+    with pytest.raises(BrokenShard, match="16 samples in a row cannot be read"):
         epoch(module(copy))
 
 
@@ -214,5 +237,5 @@ def test_padding_and_labels_of_a_json_field(tmp_path):
     assert data.classes[batch["label"][0]] == known["subgroup"] and batch["caption"][0] == known["name"]
     assert np.isin(batch["group"].numpy(), np.arange(-1, 20)).all()
     wrong = ShardDataModule(str(tmp_path), 64, SimCLR(32), natural_views=["apple"], workers=0)
-    with pytest.raises(RuntimeError, match=r"no picture apple; it has .*google.webp"):
+    with pytest.raises(BrokenShard, match=r"no picture apple; it has .*google.webp"):
         next(iter(wrong.train_dataloader()))

@@ -92,9 +92,15 @@ def test_other_refusals(tmp_path):
             archive.addfile(tarfile.TarInfo("0.txt"), io.BytesIO())
     with pytest.raises(BrokenShard, match="there twice"):
         indices.scan(twice)
-    (tmp_path / "d.idx.npz").write_bytes(b"nonsense")
-    with pytest.raises(BrokenShard, match="viewshards index"):
-        indices.load(tmp_path / "d.idx.npz")
+    tar = write(tmp_path / "e.tar")
+    indices.save(indices.scan(tar), tmp_path / "d.idx.npz")
+    whole = (tmp_path / "d.idx.npz").read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 255
+    for damaged in (b"nonsense", b"", whole[: len(whole) // 2], bytes(flipped)):
+        (tmp_path / "d.idx.npz").write_bytes(damaged)
+        with pytest.raises(BrokenShard, match="viewshards index"):
+            indices.load(tmp_path / "d.idx.npz")
 
 
 def test_atomic_write_leaves_the_old_file_and_no_litter(tmp_path):

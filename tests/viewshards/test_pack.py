@@ -239,6 +239,29 @@ def test_inspect_and_contact_sheet(tmp_path, digits, capsys):
         contact_sheet(str(digits), "train", tmp_path / "nowhere/sheet.png")
 
 
+def test_keys_are_unique_and_edits_are_noticed(tmp_path):
+    from viewshards.sources import _unique
+
+    assert _unique(["a", "a", "a-2", "b.c", "b_c"]) == ["a", "a-2", "a-2-2", "b_c", "b_c-2"]
+    picture(tmp_path / "x.png")
+    table = tmp_path / "t.csv"
+    prints = []
+    for caption in ("one", "two"):
+        table.write_text(f"file,caption\nx.png,{caption}\n")
+        prints.append(open_source(str(table)).fingerprint())
+    assert prints[0] != prints[1]
+
+
+def test_two_packs_into_one_folder_do_not_mix(tmp_path):
+    import fcntl
+
+    (tmp_path / "out").mkdir()
+    with open(tmp_path / "out/.pack.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another process is packing into it"):
+            packed(folder(tmp_path / "pets"), tmp_path / "out")
+
+
 def test_errors_as_the_user_sees_them(tmp_path, capsys):
     assert main(["inspect", str(tmp_path)]) == 2
     assert "viewshards pack SOURCE" in capsys.readouterr().err

@@ -47,13 +47,17 @@ class TimmBackbone(nn.Module):
         self.model = timm.create_model(name, num_classes=0, checkpoint_path=checkpoint or "", **options)
         if small_stem:
             _make_small_stem(self.model, name)
-        self.width: int = self.model.num_features
+        # Some models (MobileNetV3) have a further layer between the feature map and the pooled features.
+        self.width: int = getattr(self.model, "head_hidden_size", None) or self.model.num_features
+        self.channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"  # Swin
         self.prefix_tokens = int(getattr(self.model, "num_prefix_tokens", 0))
 
     def forward(self, images: Tensor) -> Encoding:
         """(B, 3, H, W) normalised floats to an Encoding with one token a patch or feature-map place."""
         features = self.model.forward_features(images)
-        tokens = features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
+        tokens = features
+        if features.ndim == 4:
+            tokens = features.flatten(1, 2) if self.channels_last else features.flatten(2).transpose(1, 2)
         pooled = self.model.forward_head(features, pre_logits=True)
         return Encoding(pooled, tokens, prefix_tokens=self.prefix_tokens)
 

@@ -20,11 +20,11 @@ from manyviews.backbones import Encoding, Pixels
 from manyviews.evaluation import KNN, LinearProbe, LogisticRegression, Protocol, Result, Retrieval, plots
 from manyviews.evaluation.callback import features_of
 from manyviews.evaluation.features import Features
-from manyviews.evaluation.protocol import save
+from manyviews.evaluation.protocol import about, result_path, save
 from manyviews.methods import Method
 from manyviews.monitoring import pictures
 from manyviews.runs.checkpoints import load, newest_whole
-from manyviews.runs.folder import CONFIG_KEY, RunFolder, provenance
+from manyviews.runs.folder import CONFIG_KEY, RunFolder
 
 
 @dataclass
@@ -49,15 +49,7 @@ class Trained:
 
     def about(self) -> dict[str, Any]:
         """What stands beside every number."""
-        return {
-            "checkpoint": str(self.checkpoint),
-            "step": self.step,
-            "data": self.data.root,
-            "label": self.data.label,
-            "splits": {"train": self.data.train_split, "val": self.data.val_split},
-            "features": "backbone, pooled, eval mode, float32",
-            **provenance(),
-        }
+        return {"checkpoint": str(self.checkpoint), **about(self.data, self.step)}
 
 
 def bring_up(arguments: argparse.Namespace) -> Trained:
@@ -123,7 +115,7 @@ def retrieve(arguments: argparse.Namespace) -> None:
 
 
 def _show(trained: Trained, protocol: Protocol, result: Result, target: str | None) -> None:
-    path = Path(target) if target else trained.run / "evaluations" / f"{protocol.name}-step-{trained.step:08d}.json"
+    path = Path(target) if target else result_path(trained.run, protocol, trained.data, trained.step)
     save(path, protocol, result, trained.about())
     for name, score in result.scores.items():
         deviation = result.details.get("std_over_seeds")
@@ -158,9 +150,7 @@ def report(arguments: argparse.Namespace) -> None:
     scores: dict[str, dict[str, float]] = {}
     for name, method in rows.items():
         train, val = trained.features("train", method), trained.features("val", method)
-        protocols: list[Protocol] = [KNN(), REPORT_PROBE]
-        if len(val.views) > 1:
-            protocols.append(Retrieval())
+        protocols: list[Protocol] = [KNN(), REPORT_PROBE, *([Retrieval()] if len(val.views) > 1 else [])]
         scores[name] = {k: v for p in protocols for k, v in p.evaluate(train, val).scores.items()}
         if name == "trained encoder":
             kept = train, val
@@ -168,7 +158,8 @@ def report(arguments: argparse.Namespace) -> None:
     Image.fromarray(_neighbours(trained, *kept)).save(picture)
     path = trained.run / "evaluations" / "report.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"scores": scores, **trained.about()}, indent=1) + "\n")
+    described = [protocol.describe() for protocol in protocols]
+    path.write_text(json.dumps({"scores": scores, "protocols": described, **trained.about()}, indent=1) + "\n")
     _print_report(trained, scores)
     print(f"numbers:              {path}\nnearest neighbours:   {picture}")
     print(f"curves and pictures:  .venv/bin/tensorboard --logdir {trained.run}")

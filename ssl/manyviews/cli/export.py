@@ -39,7 +39,8 @@ def export_backbone(backbone: nn.Module, model_config: dict[str, Any], images: T
         again: nn.Module = timm.create_model(
             backbone.name, num_classes=0, checkpoint_path=str(weights), **backbone.options
         )
-        use = f"timm.create_model({backbone.name!r}, num_classes=0, checkpoint_path={str(weights)!r})"
+        options = "".join(f", {key}={value!r}" for key, value in backbone.options.items())
+        use = f"timm.create_model({backbone.name!r}, num_classes=0{options}, checkpoint_path={str(weights)!r})"
     else:
         how = dict(model_config["init_args"]["backbone"])
         module, _, name = how["class_path"].rpartition(".")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any, ClassVar
@@ -69,7 +70,7 @@ class FitCLI(LightningCLI):
         if self.config.trainer.logger is None:
             # Events after the checkpoint, written before the run died, are taken back.
             match = NAME.fullmatch(self.resume_from.name) if self.resume_from else None
-            purge = int(match[1]) + 1 if match else None
+            purge = int(match[1]) + 1 if match else 0
             logger = TensorBoardLogger(self.folder.path, name="", version="", purge_step=purge)  # type: ignore[assignment]
         extra: list[pl.Callback] = [RandomState(), _Config(self.folder, self.resolved)]
         if sys.stderr.isatty() and self.config.trainer.enable_progress_bar is not False:
@@ -145,15 +146,26 @@ def fit(argv: list[str]) -> int:
     except Stopped as stop:
         print(f"stopped by {stop} at step {cli.trainer.global_step}, saved; the same command goes on", file=sys.stderr)
         return stop.code
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"manyviews fit: {error}", file=sys.stderr)
+        if cli.folder.config_file.exists():  # it had started: where it broke is of interest
+            trace = cli.folder.path / "error.txt"
+            trace.write_text(traceback.format_exc())
+            print(f"traceback: {trace}", file=sys.stderr)
         return 2
-    if cli.trainer.is_global_zero:
+    if cli.trainer.is_global_zero and _is_complete(cli.trainer):
         scores = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
         finished.write_text(
             json.dumps({"steps": cli.trainer.global_step, "scores": scores, **provenance()}, indent=1) + "\n"
         )
     return 0
+
+
+def _is_complete(trainer: pl.Trainer) -> bool:
+    """Whether the run reached its end: a time limit or a dry run stops it before."""
+    steps_done = 0 < trainer.max_steps <= trainer.global_step
+    epochs_done = trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch
+    return not trainer.fast_dev_run and (steps_done or epochs_done)  # type: ignore[attr-defined]
 
 
 def _quiet() -> None:

@@ -13,7 +13,7 @@ from manyviews import distributed
 from manyviews.evaluation import plots
 from manyviews.evaluation.features import Features, extract
 from manyviews.evaluation.knn import KNN
-from manyviews.evaluation.protocol import Protocol, save
+from manyviews.evaluation.protocol import Protocol, about, result_path, save
 
 
 class Evaluation(pl.Callback):
@@ -60,13 +60,13 @@ class Evaluation(pl.Callback):
         if trainer.logger is None:
             return
         trainer.logger.log_metrics(scores, step=trainer.global_step)
-        folder = trainer.logger.log_dir or trainer.default_root_dir
+        folder = Path(trainer.logger.log_dir or trainer.default_root_dir)
+        data: Any = getattr(trainer, "datamodule", None)
         for name, (protocol, result) in found.items():
-            path = Path(folder) / "evaluations" / f"{name}-step-{trainer.global_step:08d}.json"
-            save(path, protocol, result, {"step": trainer.global_step, "epoch": trainer.current_epoch})
+            path = result_path(folder, protocol, data, trainer.global_step)
+            save(path, protocol, result, {"online": True, **about(data, trainer.global_step)})
             if result.confusion is not None and isinstance(trainer.logger, TensorBoardLogger):
-                classes = getattr(getattr(trainer, "datamodule", None), "classes", [])
-                picture = plots.confusion(result.confusion, classes)
+                picture = plots.confusion(result.confusion, data.classes)
                 trainer.logger.experiment.add_image(
                     f"pictures/confusion_{name}", picture, trainer.global_step, dataformats="HWC"
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from manyviews.backbones import Encoding
 from manyviews.distributed import LOCAL, Gather
+
+logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 Embed = Callable[[Batch], list[Encoding]]
@@ -66,6 +69,8 @@ def extract(
     views, rest = [], []
     with frozen(module):
         for batch in batches:
+            for problem in batch.get("replaced", ()):
+                logger.warning("left out of the evaluation: %s", problem)
             prepared = prepare(batch)
             device = prepared["image"][0].device
             with torch.autocast(device.type, enabled=False):

@@ -58,11 +58,13 @@ class LinearProbe(Protocol):
         self, train: Features, test: Features, classes: int, settings: list[tuple[float, float]], seed: int
     ) -> Tensor:
         """(n, G) predictions on `test` of one classifier a setting, all trained in the same steps."""
-        x, y = train.flat()
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        x, y = (tensor.to(device) for tensor in train.flat())
         mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
         x, grid = (x - mean) / std, len(settings)
-        lr, decay = (torch.tensor(column).view(1, grid, 1) for column in zip(*settings, strict=True))
-        weight, bias = torch.zeros(x.shape[1], grid, classes), torch.zeros(1, grid, classes)
+        lr, decay = (torch.tensor(column, device=device).view(1, grid, 1) for column in zip(*settings, strict=True))
+        weight = torch.zeros(x.shape[1], grid, classes, device=device)
+        bias = torch.zeros(1, grid, classes, device=device)
         momenta = [torch.zeros_like(weight), torch.zeros_like(bias)]
         generator = torch.Generator().manual_seed(seed)
         batches = max(1, len(x) // self.batch_size)
@@ -82,13 +84,13 @@ class LinearProbe(Protocol):
                 for parameter, momentum, grad in zip((weight, bias), momenta, grads, strict=True):
                     momentum.mul_(0.9).add_(grad)
                     parameter.sub_(rate * momentum)
-        x_test = (test.flat()[0] - mean) / std
-        return ((x_test @ weight.flatten(1)).view(len(x_test), grid, classes) + bias).argmax(2)
+        x_test = (test.flat()[0].to(device) - mean) / std
+        return ((x_test @ weight.flatten(1)).view(len(x_test), grid, classes) + bias).argmax(2).cpu()
 
 
 @dataclass
 class LogisticRegression(Protocol):
-    """Scikit-learn's logistic regression (L-BFGS, to convergence) on standardised features: for small sets.
+    """Scikit-learn's logistic regression (L-BFGS, at most 500 iterations) on standardised features: for small sets.
 
     Attributes:
         c: inverse regularisation strengths to choose from. held_out, seeds: as in `LinearProbe`.

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from manyviews.evaluation.features import Features
+from manyviews.runs.folder import provenance
 
 
 @dataclass
@@ -55,6 +56,24 @@ class Protocol(ABC):
         """The protocol in plain types."""
         assert is_dataclass(self)
         return {"protocol": type(self).__name__, **asdict(self)}
+
+
+def result_path(run: Path, protocol: Protocol, data: Any, step: int) -> Path:
+    """`RUN/evaluations/NAME-SHARDS-LABEL-step-N.json`: results on other shards or labels stand beside each other."""
+    shards = str(data.root).rstrip("/").rpartition("/")[2]
+    return run / "evaluations" / f"{protocol.name}-{shards}-{data.label}-step-{step:08d}.json"
+
+
+def about(data: Any, step: int) -> dict[str, Any]:
+    """What stands beside every number: data, splits, features, versions, commit."""
+    return {
+        "step": step,
+        "data": data.root,
+        "label": data.label,
+        "splits": {"train": data.train_split, "val": data.val_split},
+        "features": "backbone, pooled, eval mode, float32",
+        **provenance(),
+    }
 
 
 def save(path: Path, protocol: Protocol, result: Result, about: dict[str, Any]) -> None:

@@ -115,8 +115,9 @@ class Method(pl.LightningModule):
 
     def _total_steps(self, per_epoch: int | None) -> int:
         # Never trainer.estimated_stepping_batches: it builds the loaders here and so rewinds a resumed one.
-        if self.trainer.max_steps > 0:
-            return self.trainer.max_steps
+        limits = [self.trainer.max_steps] if self.trainer.max_steps > 0 else []
         if self.trainer.max_epochs is not None and self.trainer.max_epochs > 0 and per_epoch:
-            return self.trainer.max_epochs * per_epoch
+            limits.append(self.trainer.max_epochs * per_epoch)
+        if limits:
+            return min(limits)
         raise ValueError("the schedule needs the length of the run: set trainer.max_steps, or trainer.max_epochs")

@@ -12,6 +12,10 @@ from manyviews.monitoring import diagnostics
 logger = logging.getLogger(__name__)
 
 
+class Collapsed(ValueError):
+    """The run was stopped because its embeddings collapsed."""
+
+
 class CollapseAlarm(pl.Callback):
     """Warns (or stops) when the projections of a batch say the same about every image.
 
@@ -48,8 +52,11 @@ class CollapseAlarm(pl.Callback):
         if step % self.every_n_steps or step < self.warmup_steps:
             return
         projections = outputs["projections"][0][:512]
-        spread = diagnostics.spread(projections).item()
-        rank = diagnostics.rankme(projections, centre=True).item()
+        # The mean over ranks: all of them come to the same verdict, and stop together.
+        spread, rank = (
+            float(trainer.strategy.reduce(reading, reduce_op="mean"))
+            for reading in (diagnostics.spread(projections), diagnostics.rankme(projections, centre=True))
+        )
         if spread >= self.min_spread and rank >= self.min_rank:
             self.seen = 0
             return
@@ -63,6 +70,6 @@ class CollapseAlarm(pl.Callback):
             f"{self.seen} looks in a row"
         )
         if self.stop:
-            raise RuntimeError(reading + ". Stopped (collapse.stop); resume from a checkpoint before it")
+            raise Collapsed(reading + ". Stopped (collapse.stop); resume from a checkpoint before it")
         logger.warning(reading)
         self.seen = 0

@@ -41,7 +41,7 @@ class Monitor(pl.Callback):
 
     def _restart_clock(self) -> None:
         self._mark = self._batch_end = time.perf_counter()
-        self._waited, self._images, self._steps = 0.0, 0, 0
+        self._waited, self._images = 0.0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Readings not yet written, so that curves go on without a seam."""
@@ -64,19 +64,23 @@ class Monitor(pl.Callback):
     def on_train_batch_end(  # noqa: D102
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        step = trainer.global_step
+        self._replaced += len(batch["replaced"])
+        if step % self.every_n_steps == 0:
+            replaced = torch.tensor(self._replaced, device=pl_module.device)
+            self._replaced_everywhere = int(trainer.strategy.reduce(replaced, reduce_op="sum"))
+        if not trainer.is_global_zero:
+            return
         readings: dict[str, Tensor] = getattr(pl_module, "readings", {})
         self._buffer.setdefault("train/loss", []).append(outputs["loss"].detach())
         for name, value in readings.items():
             self._buffer.setdefault(f"train/{name}", []).append(value)
         self._images += len(batch["index"]) * trainer.world_size
         self._total_images += len(batch["index"]) * trainer.world_size
-        self._replaced += len(batch["replaced"])
-        self._steps += 1
-        step = trainer.global_step
-        if step % self.every_n_steps == 0 and trainer.is_global_zero:
+        if step % self.every_n_steps == 0:
             self._flush(trainer, pl_module, outputs)
         n = self.pictures_every_n_steps
-        if trainer.is_global_zero and (step == 1 or (n and step % n == 0)):
+        if step == 1 or (n and step % n == 0):
             self._draw(trainer, outputs, batch)
         self._batch_end = time.perf_counter()
 
@@ -87,7 +91,7 @@ class Monitor(pl.Callback):
         metrics["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         metrics["speed/images_per_second"] = self._images / passed
         metrics["speed/data_wait_share"] = self._waited / passed
-        metrics["data/replaced_samples"] = self._replaced
+        metrics["data/replaced_samples"] = self._replaced_everywhere
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, FiniteGuard):
                 metrics["train/skipped_steps"] = callback.skipped

@@ -1,7 +1,7 @@
 """What makes a run survive and tell the truth about itself: folder, checkpoints, faults, random state."""
 
 from manyviews.runs.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole
-from manyviews.runs.faults import FiniteGuard, Stopped, StopOnSignal
+from manyviews.runs.faults import FiniteGuard, StopOnSignal, Stopped
 from manyviews.runs.folder import RunFolder
 from manyviews.runs.random import RandomState
 

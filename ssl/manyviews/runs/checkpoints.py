@@ -134,24 +134,36 @@ class Checkpoints(Checkpoint):
         """Takes up the best score so far."""
         self.best = state_dict["best"]
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sets aside what a crash left: torn files, and checkpoints newer than the one that could be resumed."""
         self._saved_step = trainer.global_step
+        if trainer.is_global_zero and self.folder.is_dir():
+            for part in self.folder.glob(".*.part"):
+                part.unlink()
+            for step, path in saved_steps(self.folder):
+                if step > trainer.global_step:
+                    path.rename(path.with_suffix(".broken"))
 
     def on_train_batch_end(  # noqa: D102
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+        # After an epoch's last batch it is saved when the epoch has been ended, evaluation and all.
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0 and not trainer.is_last_batch:
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
         score = trainer.callback_metrics.get(self.monitor) if self.monitor else None
         better = score is not None and (self.best is None or self.sign * (score.item() - self.best) > 0)
+        before = self.best
         if better and score is not None:
-            self.best = score.item()
+            self.best = score.item()  # before the save, so that the checkpoint knows it
         due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        due = due or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0)
         if better or due:
             path = self.save(trainer)
-            if better and path is not None and trainer.is_global_zero:
+            if better and path is None:
+                self.best = before
+            elif better and path is not None and trainer.is_global_zero:
                 _link(path, self.folder / BEST)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
@@ -160,18 +172,23 @@ class Checkpoints(Checkpoint):
     def save(self, trainer: pl.Trainer) -> Path | None:
         """Saves now, on all ranks together, unless this step is saved already. Returns the path, None if it failed."""
         path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
-        if trainer.global_step == self._saved_step and path.exists():
+        if trainer.global_step == self._saved_step:
             return path
         if not _all_finite(trainer.lightning_module):
             logger.error("step %d: weights are not finite; not saved", trainer.global_step)
             return None
+        problem: Exception | None = None
+        content = trainer._checkpoint_connector.dump_checkpoint(False)
         try:
-            trainer.save_checkpoint(path)
+            trainer.strategy.save_checkpoint(content, path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            problem = error
+        # Only the rank that writes knows; Trainer.save_checkpoint would leave the others waiting for it.
+        if trainer.strategy.reduce_boolean_decision(problem is not None, all=False):
             self.failures += 1
-            logger.error("checkpoint %s not saved (%s); failure %d in a row", path, error, self.failures)
+            logger.error("checkpoint %s not saved (%s); failure %d in a row", path, problem, self.failures)
             if self.failures >= self.max_failures:
-                raise
+                raise OSError(f"{path}: {self.failures} saves in a row failed") from problem
             return None
         self.failures, self._saved_step = 0, trainer.global_step
         if trainer.is_global_zero:

@@ -51,7 +51,9 @@ class FiniteGuard(pl.Callback):
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:  # noqa: D102
         self._loss = loss.detach()
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
         """After the backward (and DDP's reduction, so all ranks decide alike), before clipping and the step."""
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not grads:
@@ -103,8 +105,8 @@ class StopOnSignal(pl.Callback):
         self.received: int | None = None
         self._before: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes over the handlers, Lightning's included: that one works inside collectives and can hang."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes over the handlers, also Lightning's, set just before: that one calls collectives and can hang."""
         for number in self.SIGNALS:
             self._before[number] = signal.signal(number, self._note)
 
@@ -115,9 +117,15 @@ class StopOnSignal(pl.Callback):
     def on_train_batch_end(  # noqa: D102
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        # After an epoch's last batch the epoch is ended first, evaluation and all: nothing of it has to be repeated.
+        if not trainer.is_last_batch and (trainer.world_size == 1 or trainer.global_step % self.every_n_steps == 0):
+            self._leave(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+        self._leave(trainer, pl_module)
+
+    def _leave(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.world_size > 1:
-            if trainer.global_step % self.every_n_steps:
-                return
             flag = torch.tensor(self.received or 0, device=pl_module.device)
             self.received = int(trainer.strategy.reduce(flag, reduce_op="max")) or None
         if self.received is not None:
@@ -125,6 +133,9 @@ class StopOnSignal(pl.Callback):
                 if isinstance(callback, Checkpoints):
                     callback.save(trainer)
             raise Stopped(self.received)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: D102
+        self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Gives the handlers back."""

@@ -33,11 +33,9 @@ FREE = {
         "profiler",
         "plugins",
         "max_time",
-        "fast_dev_run",
         "log_every_n_steps",
         "use_distributed_sampler",
         "barebones",
-        "sync_batchnorm",
     },
     "data.init_args": {"root", "workers", "cache_dir", "cache_gb", "max_broken"},
 }

@@ -42,8 +42,9 @@ class RandomState(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
         if self._states is None:
-            return
-        if len(self._states) == trainer.world_size:
+            if trainer.world_size > 1:  # all ranks were seeded alike, to build the same model
+                _seed_apart(trainer)
+        elif len(self._states) == trainer.world_size:
             restore(self._states[trainer.global_rank], pl_module.device)
         else:
             logger.warning(
@@ -52,10 +53,14 @@ class RandomState(pl.Callback):
                 trainer.world_size,
                 len(self._states),
             )
-            pl.seed_everything(
-                hash((torch.initial_seed(), trainer.global_rank, trainer.global_step)) % 2**32, verbose=False
-            )
+            _seed_apart(trainer)
         self._states = None
+
+
+def _seed_apart(trainer: pl.Trainer) -> None:
+    """A state of its own for each rank: a function of (seed, rank, step)."""
+    key = np.random.SeedSequence([torch.initial_seed(), trainer.global_rank, trainer.global_step])
+    pl.seed_everything(int(key.generate_state(1)[0]), verbose=False)
 
 
 def capture(device: torch.device) -> dict[str, Any]:
