@@ -18,7 +18,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import cv2
 import simplejpeg
 import webdataset
 from PIL import Image
@@ -26,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from viewshards import index as indices
+from viewshards.dataset import prepare_worker
 from viewshards.decode import PICTURES, decode, kind
 from viewshards.index import BrokenShard, atomic_write
 from viewshards.order import generator
@@ -224,7 +224,7 @@ def _adopt(source: Source, encoding: Encoding) -> None:
     """First call in a worker process."""
     global _adopted
     _adopted = source, encoding
-    cv2.setNumThreads(0)
+    prepare_worker()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the process that packs
 
 

@@ -1,9 +1,13 @@
-"""The `cv2` backend: every operation on uint8 in OpenCV. On one core about four times the speed of PIL's."""
+"""The `cv2` backend: every operation on bytes, in OpenCV (and torch where that is faster)."""
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from viewshards.decode import Picture
@@ -27,7 +31,8 @@ def apply(image: Picture, augmentation: Augmentation, draw: Draw) -> Picture:
     if draw.grey:
         view = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     if draw.sigma:
-        kernel = augmentation.kernel
+        # Beyond 4 sigma the weights round to 0 in bytes: a narrower kernel gives the same picture faster.
+        kernel = min(augmentation.kernel, 2 * math.ceil(4 * draw.sigma) + 1)
         view = cv2.GaussianBlur(view, (kernel, kernel), draw.sigma, borderType=cv2.BORDER_REFLECT_101)
     if draw.solarize:
         view = cv2.LUT(view, np.where(LEVELS < 128, LEVELS, 255 - LEVELS).astype(np.uint8))
@@ -35,11 +40,14 @@ def apply(image: Picture, augmentation: Augmentation, draw: Draw) -> Picture:
 
 
 def resize(image: Picture, height: int, width: int) -> Picture:
-    """Area averaging where it shrinks (so nothing aliases), bilinear where it grows."""
+    """Bilinear, antialiased where it shrinks: torch's byte kernel, twice as fast there as OpenCV's area averaging."""
     if image.shape[:2] == (height, width):
         return image
-    shrinks = image.shape[0] * image.shape[1] > height * width
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    if image.shape[0] <= height and image.shape[1] <= width:
+        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    planes = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
+    small = F.interpolate(planes, size=(height, width), mode="bilinear", antialias=True)
+    return np.ascontiguousarray(small[0].permute(1, 2, 0).numpy())
 
 
 def _jitter(view: Picture, operation: int, factor: float) -> Picture:

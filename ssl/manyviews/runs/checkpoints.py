@@ -160,7 +160,7 @@ class Checkpoints(Checkpoint):
         due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
         due = due or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0)
         if better or due:
-            path = self.save(trainer)
+            path = self.save(trainer, epoch_ended=True)
             if better and path is None:
                 self.best = before
             elif better and path is not None and trainer.is_global_zero:
@@ -169,8 +169,12 @@ class Checkpoints(Checkpoint):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
         self.save(trainer)
 
-    def save(self, trainer: pl.Trainer) -> Path | None:
-        """Saves now, on all ranks together, unless this step is saved already. Returns the path, None if it failed."""
+    def save(self, trainer: pl.Trainer, epoch_ended: bool = False) -> Path | None:
+        """Saves now, on all ranks together, unless this step is saved already. Returns the path, None if it failed.
+
+        Args:
+            trainer: in the middle of an epoch, or in `on_train_epoch_end`, which `epoch_ended` tells.
+        """
         path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
         if trainer.global_step == self._saved_step:
             return path
@@ -179,6 +183,8 @@ class Checkpoints(Checkpoint):
             return None
         problem: Exception | None = None
         content = trainer._checkpoint_connector.dump_checkpoint(False)
+        if epoch_ended:
+            _close_epoch(content["loops"]["fit_loop"])
         try:
             trainer.strategy.save_checkpoint(content, path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
@@ -195,6 +201,19 @@ class Checkpoints(Checkpoint):
             for _, old in saved_steps(self.folder)[: -self.keep_last]:
                 old.unlink()
         return path
+
+
+def _close_epoch(loop: dict[str, Any]) -> None:
+    """Lets Lightning resume at the start of the next epoch.
+
+    At `on_train_epoch_end` its own state still says "inside", and with `max_steps` it would put the first batch of
+    the next epoch into this one.
+    """
+    for progress in ("total", "current"):
+        loop["epoch_progress"][progress]["completed"] = loop["epoch_progress"][progress]["processed"]
+    batches = loop["epoch_loop.batch_progress"]
+    batches["current"] = dict.fromkeys(batches["current"], 0)
+    batches["is_last_batch"] = False
 
 
 def _all_finite(module: torch.nn.Module) -> bool:

@@ -119,19 +119,19 @@ class StopOnSignal(pl.Callback):
     ) -> None:
         # After an epoch's last batch the epoch is ended first, evaluation and all: nothing of it has to be repeated.
         if not trainer.is_last_batch and (trainer.world_size == 1 or trainer.global_step % self.every_n_steps == 0):
-            self._leave(trainer, pl_module)
+            self._leave(trainer, pl_module, epoch_ended=False)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
-        self._leave(trainer, pl_module)
+        self._leave(trainer, pl_module, epoch_ended=True)
 
-    def _leave(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _leave(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch_ended: bool) -> None:
         if trainer.world_size > 1:
             flag = torch.tensor(self.received or 0, device=pl_module.device)
             self.received = int(trainer.strategy.reduce(flag, reduce_op="max")) or None
         if self.received is not None:
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, Checkpoints):
-                    callback.save(trainer)
+                    callback.save(trainer, epoch_ended)
             raise Stopped(self.received)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: D102
