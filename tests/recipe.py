@@ -1,10 +1,12 @@
 """A recipe small enough for tests: digits, two convolutions with dropout, a few steps; and how it is run."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import lightning.pytorch as pl
 import torch
 import yaml
 from torch import nn
@@ -34,6 +36,18 @@ class Backbone(nn.Module):
         self.calls += self.training
         out = self.body(images)
         return Encoding(out * float("nan") if self.calls in self.poison and self.training else out)
+
+
+class Interrupt(pl.Callback):
+    """Sends this process a SIGTERM during a step, the first time only."""
+
+    def __init__(self, step: int, once: str) -> None:
+        self.step, self.once = step, Path(once)
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step - 1 and not self.once.exists():
+            self.once.touch()
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def recipe(root: Path, **changes) -> dict:

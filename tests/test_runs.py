@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from manyviews.runs import newest_whole
 from tests.recipe import command, environment, recipe, run, scalars, weights, write
 
 pytestmark = pytest.mark.slow
@@ -63,7 +64,7 @@ def test_curves_are_in_tensorboard(undisturbed):
         "speed/images_per_second", "speed/data_wait_share", "data/replaced_samples",
     }  # fmt: skip
     assert expected <= curves.keys()
-    assert [step for step, _ in curves["train/loss"]] == list(range(5, 61, 5))
+    assert [step for step, _ in curves["train/loss"]] == [1, *range(5, 61, 5)]
     losses = [value for _, value in curves["train/loss"]]
     assert losses[-1] < losses[0] - 0.3  # it learns
     assert 0 <= curves["speed/data_wait_share"][-1][1] <= 1
@@ -118,6 +119,18 @@ def test_a_signal_saves_at_a_batch_boundary_and_tells_by_the_exit_code(digits, t
     assert "saved; the same command goes on" in process.err
     assert not (tmp_path / "run/finished.json").exists()
     assert run("fit", "--config", tmp_path / "recipe.yaml", "--run", tmp_path / "run").returncode == 0
+    assert equal(weights(tmp_path / "run"), weights(undisturbed))
+
+
+@pytest.mark.parametrize("step", [22, 23])
+def test_a_signal_in_the_last_or_first_step_of_an_epoch(digits, tmp_path, undisturbed, step):
+    """Epochs have 22 steps. The run sends itself the signal during that step."""
+    callback = {"class_path": "tests.recipe.Interrupt", "init_args": {"step": step, "once": str(tmp_path / "sent")}}
+    config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__callbacks=[callback]))
+    stopped = run("fit", "--config", config, "--run", tmp_path / "run")
+    assert stopped.returncode == 143 and "stopping after this step" in stopped.stderr, stopped.stderr
+    assert newest_whole(tmp_path / "run/checkpoints").name == f"step-{step:08d}.ckpt"
+    assert run("fit", "--config", config, "--run", tmp_path / "run").returncode == 0
     assert equal(weights(tmp_path / "run"), weights(undisturbed))
 
 
@@ -235,7 +248,7 @@ def test_two_ranks_killed_and_gone_on_with_one(digits, tmp_path):
     again = run(*arguments)
     assert again.returncode == 0, again.stderr
     assert "resumed on 1 ranks from a checkpoint of 2" in again.stderr
-    assert [step for step, _ in scalars(tmp_path / "run")["train/loss"]] == list(range(5, 61, 5))
+    assert [step for step, _ in scalars(tmp_path / "run")["train/loss"]] == [1, *range(5, 61, 5)]
 
 
 def test_a_run_that_was_cut_short_is_not_called_finished(digits, tmp_path):

@@ -115,6 +115,7 @@ def inspect(root: str, split: str, limit: int = 2000) -> dict[str, Any]:
                 number = decode(extension, data)
                 classes[names[number] if number < len(names) else str(number)] += 1
     return {
+        "split": split,
         "samples": len(shards),
         "shards": len(shards.shards),
         "bytes": sum(shard.bytes for shard in shards.shards),

@@ -131,17 +131,23 @@ class Schedule:
             return lr
         return lr * math.pow(global_batch_size / 256, 1.0 if self.scaling == "linear" else 0.5)
 
+    def warmup(self, total: int, steps_per_epoch: int | None) -> int:
+        """Steps of the warm-up in a run of `total` steps.
+
+        Raises:
+            ValueError: if it is given in epochs of unknown length.
+        """
+        if self.warmup_steps is not None:
+            return min(self.warmup_steps, total)
+        if steps_per_epoch is not None:
+            return min(round(self.warmup_epochs * steps_per_epoch), total)
+        if self.warmup_epochs:
+            raise ValueError("warmup_epochs needs a data module with steps_per_epoch; give schedule.warmup_steps")
+        return 0
+
     def factor(self, step: int, total: int, steps_per_epoch: int | None) -> float:
         """The rate at a step (0 is the first), as a share of the peak."""
-        if self.warmup_steps is not None:
-            warmup = self.warmup_steps
-        elif steps_per_epoch is not None:
-            warmup = round(self.warmup_epochs * steps_per_epoch)
-        elif self.warmup_epochs:
-            raise ValueError("warmup_epochs needs a data module with steps_per_epoch; give schedule.warmup_steps")
-        else:
-            warmup = 0
-        warmup = min(warmup, total)
+        warmup = self.warmup(total, steps_per_epoch)
         progress = min(1.0, (step - warmup) / max(1, total - warmup))
         if step < warmup:
             return (step + 1) / warmup

@@ -57,6 +57,8 @@ def bring_up(arguments: argparse.Namespace) -> Trained:
     if arguments.checkpoint:
         checkpoint = Path(arguments.checkpoint)
     else:
+        if not Path(arguments.run).is_dir():
+            raise FileNotFoundError(f"{arguments.run}: no such run")
         newest = newest_whole(RunFolder(Path(arguments.run)).checkpoints)
         if newest is None:
             raise FileNotFoundError(f"{arguments.run}: no whole checkpoint in {arguments.run}/checkpoints")

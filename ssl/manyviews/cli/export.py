@@ -47,6 +47,7 @@ def export_backbone(backbone: nn.Module, model_config: dict[str, Any], images: T
         again = getattr(import_module(module), name)(**(how.get("init_args") or {}))
         again.load_state_dict(load_file(weights))
         use = f"{how['class_path']}(...) of config.json, then load_state_dict(safetensors.torch.load_file(...))"
+    weights.chmod(0o644)  # safetensors writes for the owner alone
     (out / "config.json").write_text(json.dumps(how, indent=1) + "\n")
     yield f"{weights}: {sum(t.numel() for t in saved.state_dict().values()):,} numbers"
     difference = _difference(saved.cpu().eval(), again.eval(), images)

@@ -125,6 +125,7 @@ def fit(argv: list[str]) -> int:
             parser_kwargs={
                 "exit_on_error": False,
                 "allow_abbrev": False,
+                "prog": "manyviews fit",
                 "description": "Trains, or goes on with a run.",
             },
             args=argv,
@@ -180,5 +181,6 @@ def _quiet() -> None:
         ".*Checkpoint directory .* exists.*",
         ".*LeafSpec.*",
         ".*is smaller than the logging interval.*",
+        "(?s).*does not round-trip.*",  # tuples, which YAML gives back as lists
     ):
         warnings.filterwarnings("ignore", message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,8 @@ from manyviews.objectives import Objective
 from manyviews.optim import LARS, OptimizerFactory, Schedule, decay_groups
 
 Batch = dict[str, Any]
+
+logger = logging.getLogger(__name__)
 
 
 class Method(pl.LightningModule):
@@ -101,6 +104,8 @@ class Method(pl.LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         per_epoch: int | None = getattr(data, "steps_per_epoch", None)
         total = self._total_steps(per_epoch)
+        if self.schedule.warmup(total, per_epoch) >= total:
+            logger.warning("the warm-up is as long as the whole run of %d steps: shorten model.schedule", total)
         optimizer = self.optimizer(decay_groups(self))
         if self.schedule.scaling != "none":
             batch = getattr(data, "global_batch_size", None)

@@ -28,7 +28,7 @@ class Monitor(pl.Callback):
     """Loss, lr, gradient norm, temperature, similarities, alignment, uniformity, RankMe, spread, throughput, pictures.
 
     Args:
-        every_n_steps: steps between readings.
+        every_n_steps: steps between readings; the first step and the last are always read.
         pictures_every_n_steps: steps between pictures (views, similarity matrix, neighbours); 0: only the first.
     """
 
@@ -66,7 +66,8 @@ class Monitor(pl.Callback):
     ) -> None:
         step = trainer.global_step
         self._replaced += len(batch["replaced"])
-        if step % self.every_n_steps == 0:
+        due = step == 1 or step % self.every_n_steps == 0
+        if due:
             replaced = torch.tensor(self._replaced, device=pl_module.device)
             self._replaced_everywhere = int(trainer.strategy.reduce(replaced, reduce_op="sum"))
         if not trainer.is_global_zero:
@@ -77,7 +78,7 @@ class Monitor(pl.Callback):
             self._buffer.setdefault(f"train/{name}", []).append(value)
         self._images += len(batch["index"]) * trainer.world_size
         self._total_images += len(batch["index"]) * trainer.world_size
-        if step % self.every_n_steps == 0:
+        if due:
             self._flush(trainer, pl_module, outputs)
         n = self.pictures_every_n_steps
         if step == 1 or (n and step % n == 0):
@@ -153,6 +154,9 @@ class Monitor(pl.Callback):
         """The summary of the run."""
         if not trainer.is_global_zero:
             return
+        if trainer.logger is not None and self._buffer:  # what came after the last readings
+            rest = {name: sum(values) / len(values) for name, values in self._fetched().items()}
+            trainer.logger.log_metrics(rest, step=trainer.global_step)
         passed = time.perf_counter() - self._started
         steps = trainer.global_step - self._first_step
         table = Table(title="run", show_header=False)

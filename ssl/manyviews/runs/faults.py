@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from typing import Any
 
@@ -112,6 +113,7 @@ class StopOnSignal(pl.Callback):
 
     def _note(self, number: int, frame: Any) -> None:
         self.received = number
+        os.write(2, b"stopping after this step and saving; once more to break off at once\n")
         signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
 
     def on_train_batch_end(  # noqa: D102
