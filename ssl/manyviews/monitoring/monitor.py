@@ -135,7 +135,7 @@ class Monitor(pl.Callback):
         }
         temperature = getattr(getattr(module, "objective", None), "temperature", None)
         if temperature is not None:
-            found["train/temperature"] = torch.as_tensor(temperature)
+            found["train/temperature"] = torch.as_tensor(temperature, device=positive.device)
         return dict(zip(found, _fetch(list(found.values())), strict=True))
 
     def _draw(self, trainer: pl.Trainer, outputs: Any, batch: Any) -> None:
@@ -175,8 +175,4 @@ def _fetch(values: list[Any]) -> list[float]:
     tensors = [value for value in values if isinstance(value, Tensor)]
     if len(tensors) < len(values):
         return [float(value) for value in values]
-    return (
-        torch.stack([t.float().cpu() if t.device.type == "cpu" else t.float() for t in tensors]).tolist()
-        if tensors
-        else []
-    )
+    return torch.stack([tensor.float() for tensor in tensors]).tolist() if tensors else []
