@@ -50,6 +50,18 @@ class Interrupt(pl.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class StopInside(pl.Callback):
+    """Ends the run after a step by Lightning's own flag, as `max_time` does, the first time only."""
+
+    def __init__(self, step: int, once: str) -> None:
+        self.step, self.once = step, Path(once)
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step and not self.once.exists():
+            self.once.touch()
+            trainer.should_stop = True
+
+
 def recipe(root: Path, **changes) -> dict:
     """The configuration as `manyviews fit` reads it; `changes` by dotted key."""
     config = {

@@ -134,6 +134,18 @@ def test_a_signal_in_the_last_or_first_step_of_an_epoch(digits, tmp_path, undist
     assert equal(weights(tmp_path / "run"), weights(undisturbed))
 
 
+@pytest.mark.parametrize("step", [22, 29])
+def test_a_run_ended_by_lightning_goes_on_where_it_was(digits, tmp_path, undisturbed, step):
+    """`trainer.max_time` and early stopping end a run by `should_stop`; epochs have 22 steps."""
+    callback = {"class_path": "tests.recipe.StopInside", "init_args": {"step": step, "once": str(tmp_path / "stopped")}}
+    config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__callbacks=[callback]))
+    assert run("fit", "--config", config, "--run", tmp_path / "run").returncode == 0
+    assert newest_whole(tmp_path / "run/checkpoints").name == f"step-{step:08d}.ckpt"
+    assert not (tmp_path / "run/finished.json").exists()
+    assert run("fit", "--config", config, "--run", tmp_path / "run").returncode == 0
+    assert equal(weights(tmp_path / "run"), weights(undisturbed))
+
+
 def test_a_damaged_checkpoint_is_passed_over(digits, tmp_path, undisturbed):
     start_and_signal(tmp_path, recipe(digits), signal.SIGKILL, 30)
     newest = max((tmp_path / "run/checkpoints").glob("step-*.ckpt"))

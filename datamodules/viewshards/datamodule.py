@@ -277,4 +277,5 @@ class _Position(pl.Callback):
         self.data.position["consumed"] += self.data.global_batch_size
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.data.position = {"epoch": trainer.current_epoch + 1, "consumed": 0}
+        if trainer.is_last_batch:  # else stopped inside, by max_time or should_stop: the rest is still to come
+            self.data.position = {"epoch": trainer.current_epoch + 1, "consumed": 0}

@@ -159,8 +159,9 @@ class Checkpoints(Checkpoint):
             self.best = score.item()  # before the save, so that the checkpoint knows it
         due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
         due = due or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0)
-        if better or due:
-            path = self.save(trainer, epoch_ended=True)
+        # A run that ends here or inside the epoch (max_time, say): after this hook its state would not tell which.
+        if better or due or trainer.should_stop or not trainer.is_last_batch:
+            path = self.save(trainer, epoch_ended=trainer.is_last_batch)
             if better and path is None:
                 self.best = before
             elif better and path is not None and trainer.is_global_zero:
@@ -173,7 +174,8 @@ class Checkpoints(Checkpoint):
         """Saves now, on all ranks together, unless this step is saved already. Returns the path, None if it failed.
 
         Args:
-            trainer: in the middle of an epoch, or in `on_train_epoch_end`, which `epoch_ended` tells.
+            trainer: at a batch boundary, or in `on_train_epoch_end`.
+            epoch_ended: whether all of the epoch's batches were seen.
         """
         path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
         if trainer.global_step == self._saved_step:
@@ -183,8 +185,7 @@ class Checkpoints(Checkpoint):
             return None
         problem: Exception | None = None
         content = trainer._checkpoint_connector.dump_checkpoint(False)
-        if epoch_ended:
-            _close_epoch(content["loops"]["fit_loop"])
+        _mark_epoch(content["loops"]["fit_loop"], epoch_ended)
         try:
             trainer.strategy.save_checkpoint(content, path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
@@ -203,17 +204,19 @@ class Checkpoints(Checkpoint):
         return path
 
 
-def _close_epoch(loop: dict[str, Any]) -> None:
-    """Lets Lightning resume at the start of the next epoch.
+def _mark_epoch(loop: dict[str, Any], ended: bool) -> None:
+    """Lets Lightning resume at the start of the next epoch, or inside this one.
 
-    At `on_train_epoch_end` its own state still says "inside", and with `max_steps` it would put the first batch of
-    the next epoch into this one.
+    At `on_train_epoch_end` its own state says neither: the epoch is processed but not completed. With `max_steps` it
+    would put the first batch of the next epoch into this one, and a run stopped inside would skip the rest of it.
     """
+    source, target = ("processed", "completed") if ended else ("completed", "processed")
     for progress in ("total", "current"):
-        loop["epoch_progress"][progress]["completed"] = loop["epoch_progress"][progress]["processed"]
-    batches = loop["epoch_loop.batch_progress"]
-    batches["current"] = dict.fromkeys(batches["current"], 0)
-    batches["is_last_batch"] = False
+        loop["epoch_progress"][progress][target] = loop["epoch_progress"][progress][source]
+    if ended:
+        batches = loop["epoch_loop.batch_progress"]
+        batches["current"] = dict.fromkeys(batches["current"], 0)
+        batches["is_last_batch"] = False
 
 
 def _all_finite(module: torch.nn.Module) -> bool:

@@ -124,7 +124,7 @@ class StopOnSignal(pl.Callback):
             self._leave(trainer, pl_module, epoch_ended=False)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
-        self._leave(trainer, pl_module, epoch_ended=True)
+        self._leave(trainer, pl_module, epoch_ended=trainer.is_last_batch)
 
     def _leave(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch_ended: bool) -> None:
         if trainer.world_size > 1:
