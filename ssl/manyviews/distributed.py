@@ -76,14 +76,27 @@ class Rows:
         """As `gather`; the backward sums the gradient over ranks and hands each rank its own slice."""
         return x if self.world == 1 else _GatherWithGradient.apply(x, self, self._lengths(x))
 
-    def mean(self, x: Tensor) -> Tensor:
-        """Mean of `x` over all rows of all ranks: the same value on every rank, the gradient exact under DDP."""
-        share = x.sum() * (self.world / sum(self._lengths(x)))
+    def mean(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Mean of `x` over all rows of all ranks: the same value on every rank, the gradient exact under DDP.
+
+        Args:
+            x: dim 0 is n or a multiple; with `weight`, any shape.
+            weight: of the shape of x, constant. The mean is then weighted, and 0 where all weights are 0.
+        """
+        if weight is None:
+            share = x.sum() * (self.world / sum(self._lengths(x)))
+        else:
+            whole = self.sum(weight.sum())
+            share = (x * weight.detach()).sum() * self.world / torch.where(whole > 0, whole, 1)
         return share + (self.sum(share.detach()) / self.world - share.detach())
 
     def sum(self, x: Tensor) -> Tensor:
         """Elementwise sum over ranks, without gradient."""
         return self._gather.sum(x.detach())
+
+    def sum_with_gradient(self, x: Tensor) -> Tensor:
+        """As `sum`, for a statistic from which every rank computes the same loss (a mean, a covariance)."""
+        return x if self.world == 1 else _SumWithGradient.apply(x, self)  # type: ignore[no-any-return]
 
     def _lengths(self, x: Tensor) -> list[int]:
         views, rest = divmod(x.shape[0], self.n)
@@ -102,6 +115,17 @@ class _GatherWithGradient(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         start = sum(ctx.lengths[: ctx.rows.rank])
         return ctx.rows.sum(grads[0].contiguous())[start : start + ctx.lengths[ctx.rows.rank]], None, None
+
+
+class _SumWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Rows) -> Tensor:
+        ctx.rows = rows
+        return rows.sum(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.rows.sum(grads[0].contiguous()), None
 
 
 class ProcessGather(Gather):

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manyviews.distributed import Rows
+from manyviews.distributed import LOCAL, Rows
 
 # exp(-2 * bound) must stay a normal float32: with |s| <= bound a constant shift then replaces the running maximum.
 LARGEST_SHIFT = 40.0
@@ -99,6 +99,35 @@ def logsumexp(
     """
     a, b = full_precision(a), full_precision(b)
     return _LogSumExp.apply(a, b, ids_a, ids_b, rows, _shift(bound), block or _block(a))  # type: ignore[no-any-return]
+
+
+def logsumexp_bank(a: Tensor, bank: Tensor, bound: float | None = None, block: int | None = None) -> Tensor:
+    """(m,): log sum_j exp(a_i . bank_j) over constant columns that every rank holds alike (a queue, a memory).
+
+    Args:
+        a: (m, D) local rows; any temperature is already in them.
+        bank: (K, D).
+        bound, block: as in `logsumexp_self`.
+    """
+    ids = torch.zeros(len(a) + len(bank), dtype=torch.int64, device=a.device)
+    ids[: len(a)] = 1
+    bank = bank.detach().clone()  # a queue is written to before the backward
+    return logsumexp(a, bank, ids[: len(a)], ids[len(a) :], LOCAL(1), bound, block)
+
+
+@torch.no_grad()
+def hardest(a: Tensor, bank: Tensor, k: int, block: int = 8192) -> Tensor:
+    """(m, k) indices of the k columns of `bank` (K, D) most similar to each row of `a` (m, D), best first."""
+    a, bank = full_precision(a), full_precision(bank)
+    with torch.autocast(a.device.type, enabled=False):
+        best = a.new_full((len(a), 0), 0.0)
+        places = torch.zeros(len(a), 0, dtype=torch.int64, device=a.device)
+        for start in range(0, len(bank), block):
+            s = a @ bank[start : start + block].T
+            there = torch.arange(start, start + s.shape[1], device=a.device).expand_as(s)
+            best, chosen = torch.cat([best, s], 1).topk(min(k, best.shape[1] + s.shape[1]), dim=1)
+            places = torch.cat([places, there], 1).gather(1, chosen)
+    return places
 
 
 def _shift(bound: float | None) -> float | None:

@@ -104,3 +104,211 @@ def pvc(views, t, kind="geometric", group=None):
             losses = torch.stack(losses)
             total = total + (losses.mean() if kind == "geometric" else -torch.log(torch.exp(-losses).mean()))
     return total / (n * v)
+
+
+# Objectives with a second side (`targets`), labels, state, or statistics of the batch.
+
+
+def rows_of(views):
+    return [view / view.norm(dim=1, keepdim=True) for view in views]
+
+
+def infonce(views, targets, t, bank=None, scale="mean", group=None):
+    total = 0.0
+    for q, k in zip(rows_of(views), rows_of(targets), strict=True):
+        each = 0.0
+        for i in range(len(q)):
+            row = [q[i] @ k[i] / t]
+            if bank is None:
+                row += [q[i] @ k[j] / t for j in range(len(q)) if not same(group, i, j)]
+            else:
+                row += [q[i] @ b / t for b in bank]
+            each = each + torch.logsumexp(torch.stack(row), 0) - row[0]
+        total = total + each / len(q)
+    return 2 * t * total if scale == "official" else total / len(views)
+
+
+def byol(views, targets):
+    pairs = list(zip(rows_of(views), rows_of(targets), strict=True))
+    return sum(((p - z) ** 2).sum(1).mean() for p, z in pairs)
+
+
+def correlation(a, b, eps):
+    n = len(a)
+    a, b = (x - x.mean(0) for x in (a, b))
+    a, b = (x / ((x**2).mean(0) + eps).sqrt() for x in (a, b))
+    return torch.stack([torch.stack([(x * y).sum() / n for y in b.T]) for x in a.T])
+
+
+def barlow(views, redundancy, eps):
+    c, total = correlation(*views, eps), 0.0
+    for l in range(len(c)):  # noqa: E741
+        for m in range(len(c)):
+            total = total + ((c[l, m] - 1) ** 2 if l == m else redundancy * c[l, m] ** 2)
+    return total
+
+
+def vicreg(views):
+    a, b = views
+    total = 25 * ((a - b) ** 2).mean()
+    for z in views:
+        c = torch.cov(z.T)
+        total = total + 25 * (1 - (z.var(0) + 1e-4).sqrt()).clamp(min=0).mean() / 2
+        total = total + ((c**2).sum() - (c.diagonal() ** 2).sum()) / z.shape[1]
+    return total
+
+
+def balanced(scores, epsilon, iterations=3):
+    """Sinkhorn as in the paper: on exponentials, prototypes first."""
+    q = torch.exp((scores - scores.max()) / epsilon).T
+    q = q / q.sum()
+    for _ in range(iterations):
+        q = q / q.sum(1, keepdim=True) / q.shape[0]
+        q = q / q.sum(0, keepdim=True) / q.shape[1]
+    return (q * q.shape[1]).T
+
+
+def swav(views, prototypes, t, epsilon, large=2):
+    z, (w,), total, count = rows_of(views), rows_of([prototypes]), 0.0, 0
+    for a in range(large):
+        q = balanced((z[a] @ w.T).detach(), epsilon)
+        for v in range(len(z)):
+            if v != a:
+                total = total - (q * torch.log_softmax(z[v] @ w.T / t, 1)).sum(1).mean()
+                count += 1
+    return total / count
+
+
+def nnclr(views, targets, support, t, decoupled=False, group=None):
+    total = 0.0
+    for p, z in zip(rows_of(views), rows_of(targets), strict=True):
+        each = 0.0
+        for i in range(len(p)):
+            nearest = support[max(range(len(support)), key=lambda m: (z[i] @ support[m]).item())]
+            positive = nearest @ p[i] / t
+            row = [nearest @ p[j] / t for j in range(len(p)) if not same(group, i, j)]
+            row += [] if decoupled else [positive]
+            each = each + torch.logsumexp(torch.stack(row), 0) - positive
+        total = total + each / len(p)
+    return total / len(views)
+
+
+def mochi(views, targets, bank, t, hard, draws):
+    (q,), (k,), total = rows_of(views), rows_of(targets), 0.0
+    for i in range(len(q)):
+        near = sorted(range(len(bank)), key=lambda m: -(q[i] @ bank[m]).item())[:hard]
+        mixed = [
+            a * bank[near[f]] + (1 - a) * bank[near[s]] for f, s, a in zip(*(x[i] for x in draws[:3]), strict=True)
+        ]
+        mixed += [b * q[i].detach() + (1 - b) * bank[near[f]] for f, b in zip(*(x[i] for x in draws[3:]), strict=True)]
+        row = [q[i] @ k[i], *(q[i] @ b for b in bank), *(q[i] @ (h / h.norm()) for h in mixed)]
+        row = torch.stack(row) / t
+        total = total + row.logsumexp(0) - row[0]
+    return total / len(q)
+
+
+def sogclr(views, t, log_u=None, gamma=1.0, group=None):
+    """t: a number an image. Value and gradient of the surrogate; no state: u as given, or the batch's own g."""
+    (a, b), n, total = rows_of(views), len(views[0]), 0.0
+    for anchors, others in ((a, b), (b, a)):
+        for i in range(n):
+            s = torch.stack([anchors[i] @ z[j] for z in (a, b) for j in range(n) if not same(group, i, j)])
+            g = torch.exp(s / t[i]).mean().detach()
+            u = g if log_u is None else (1 - gamma) * log_u[i].exp() + gamma * g
+            total = total - anchors[i] @ others[i] + (torch.exp(s / t[i]).detach() / u * s).mean()
+    return total / n
+
+
+def cmim(views, mean, log_scale, t, log_likelihood=None, group=None):
+    (z,), total = views, 0.0
+    (u,) = rows_of(views)
+    q, prior = torch.distributions.Normal(mean, log_scale.exp()), torch.distributions.Normal(0.0, 1.0)
+    n = len(z)
+    for i in range(n):
+        others = [torch.exp(u[i] @ u[j] / t) for j in range(n) if not same(group, i, j)]
+        negatives = sum(others) / (n - 1)
+        total = total - torch.log(math.exp(1 / t) / (math.exp(1 / t) + negatives))
+        total = total - 0.5 * (q.log_prob(z)[i].sum() + prior.log_prob(z)[i].sum())
+        total = total - (0 if log_likelihood is None else log_likelihood[i])
+    return total / n
+
+
+def hard(views, t, keep, group=None):
+    s, n, total = cosine(views), len(views[0]), 0.0
+    for a in (0, 1):
+        for i in range(n):
+            negatives = [s(a, i, v, j) / t for v in (0, 1) for j in range(n) if not same(group, i, j)]
+            kept = sorted(negatives, key=lambda x: -x.item())[:keep]
+            positive = s(a, i, 1 - a, i) / t
+            total = total + torch.logsumexp(torch.stack([positive, *kept]), 0) - positive
+    return total / (2 * n)
+
+
+def supcon(views, label, t):
+    z, n = torch.cat(rows_of(views)), len(label)
+    m, total = len(z), 0.0
+    for r in range(m):
+        row = [z[r] @ z[k] / t for k in range(m) if k != r]
+        mine = label[r % n]
+        positives = [
+            z[r] @ z[k] / t for k in range(m) if k != r and (k % n == r % n or (mine >= 0 and label[k % n] == mine))
+        ]
+        total = total + torch.logsumexp(torch.stack(row), 0) - sum(positives) / len(positives)
+    return total / m
+
+
+def amcl(views, heads, d, tau, negatives, beta, targets=None, bank=None, group=None):
+    """`tau(c, a, b)`: the temperature of a pair of rows in head c."""
+
+    def energy(c, a, b):
+        x = tau(c, a, b)
+        return a @ b / x - beta * (d / 2 * torch.log(x) + 1 / x)
+
+    n, total, pairs = len(views[0]), 0.0, 0
+    split = lambda z: rows_of(z.split(d, 1))  # noqa: E731
+    if targets is None:
+        v = [split(view) for view in views]
+        sides = [(v[0], v[1], (v[0], v[1])), (v[1], v[0], (v[0], v[1]))]
+    else:
+        sides = [(split(q), split(k), (split(k),)) for q, k in zip(views, targets, strict=True)]
+    for anchors, positives, candidates in sides:
+        pairs += 1
+        for c in range(heads):
+            for i in range(n):
+                a, plus = anchors[c][i], energy(c, anchors[c][i], positives[c][i])
+                if bank is None:
+                    keys = [k[c][j] for k in candidates for j in range(n) if not same(group, i, j)]
+                else:
+                    keys = list(split(bank)[c])
+                if negatives == "max":
+                    push = energy(c, a, max(keys, key=lambda k: (a @ k).item()))
+                else:
+                    row = [energy(c, a, k) for k in keys] + ([plus] if negatives == "lse+pos" else [])
+                    push = torch.logsumexp(torch.stack(row), 0)
+                total = total + push - plus
+    return total / (n * pairs)
+
+
+def hydra(views, label, partner, gate, scale, renormalise=True, per_anchor=False, targets=None):
+    pairs = [(views[0], views[1]), (views[1], views[0])] if targets is None else list(zip(views, targets, strict=True))
+    result = 0.0
+    for q, k in pairs:
+        if not renormalise:
+            q, k = rows_of([q, k])
+        terms = []
+        for i in range(len(q)):
+            if label[i] < 0:
+                continue
+            logit = {}
+            for j in range(len(k)):
+                a, b = q[i] * gate[i], k[j] * gate[i]
+                logit[j] = scale * (a @ b / (a.norm() * b.norm()) if renormalise else a @ b)
+            negatives = [x for j, x in logit.items() if label[j] >= 0 and label[j] not in (label[i], partner[i])]
+            mine = [
+                torch.logsumexp(torch.stack([logit[j], *negatives]), 0) - logit[j]
+                for j in range(len(k))
+                if label[j] >= 0 and label[j] == partner[i]
+            ]
+            terms += [torch.stack(mine).mean()] if per_anchor and mine else [] if per_anchor else mine
+        result = result + torch.stack(terms).mean()
+    return result / len(pairs)

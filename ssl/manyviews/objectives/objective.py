@@ -22,11 +22,19 @@ class Objective(nn.Module, ABC):
     ranks share a batch (`manyviews.distributed.current()`).
 
     A subclass writes its equation in `loss`, which receives float32 (or float64) views with autocast off, and the
-    rows of the global batch.
+    rows of the global batch. Of the context it names what it needs:
+
+    - `targets`: as many tensors as views; targets[v] is what views[v] shall match, and a constant to it;
+    - `index` (n,): the sample's id in its data set; `label` (n,), -1 unknown; `group` (n,): images of equal group >= 0
+      are not each other's negatives;
+    - `epoch`: of the run.
     """
 
     batch_coupled: ClassVar[bool] = True
     """Whether the loss of one image depends on the others of its batch, so that batches must not be accumulated."""
+
+    fewest: ClassVar[int] = 2
+    """Views that it takes at least."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,8 +54,8 @@ class Objective(nn.Module, ABC):
 
     def _check(self, views: list[Tensor]) -> None:
         name, shapes = type(self).__name__, [tuple(view.shape) for view in views]
-        if len(views) < 2:
-            raise ValueError(f"{name} compares views: got {len(views)}, expected 2 or more tensors (n, D)")
+        if len(views) < self.fewest:
+            raise ValueError(f"{name} compares views: got {len(views)}, expected {self.fewest} or more tensors (n, D)")
         if any(len(shape) != 2 or shape != shapes[0] for shape in shapes):
             raise ValueError(f"{name}: views must all be (n, D) with the same n and D, got {shapes}")
 
@@ -62,8 +70,39 @@ def exactly_two(objective: Objective, views: list[Tensor]) -> tuple[Tensor, Tens
     return views[0], views[1]
 
 
+def paired(objective: Objective, views: list[Tensor], targets: Sequence[Tensor] | None) -> list[tuple[Tensor, Tensor]]:
+    """(view, target) for each view: what an objective with a second, constant side compares."""
+    name, shapes = type(objective).__name__, [tuple(view.shape) for view in views]
+    if targets is None:
+        raise ValueError(
+            f"{name} needs targets=[...], one (n, D) tensor a view: targets[v] is what views[v] shall match"
+        )
+    found = [tuple(target.shape) for target in targets]
+    if found != shapes:
+        raise ValueError(f"{name}: targets must have the shapes of the views, {shapes}, got {found}")
+    return list(zip(views, targets, strict=True))
+
+
+def known(objective: Objective, **tensors: Tensor | None) -> list[Tensor]:
+    """The tensors of a context that an objective cannot do without, or an error that names what is missing."""
+    missing = [name for name, tensor in tensors.items() if tensor is None]
+    if missing:
+        raise ValueError(
+            f"{type(objective).__name__} needs {' and '.join(missing)} of every image: pass {missing[0]}=... "
+            f"(in a recipe, data with {'a label field' if 'label' in missing else missing[0]})"
+        )
+    return [tensor for tensor in tensors.values() if tensor is not None]
+
+
 def positive(name: str, value: float) -> float:
     """`value` if it is a positive number; temperatures are checked once, at construction."""
     if not value > 0:
         raise ValueError(f"{name} must be > 0, got {value}")
+    return value
+
+
+def choice(name: str, value: str, allowed: Sequence[str]) -> str:
+    """`value` if it is one of the allowed words."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     return value
