@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from viewshards.pack import Encoding, pack
 from viewshards.sources import Sklearn
 
 QUIET = Console(quiet=True)
+
+torch.set_num_threads(1)  # the models are tiny, and pytest's workers would fight over the cores
 
 
 @pytest.fixture(scope="session")

@@ -96,7 +96,7 @@ class Rows:
 
     def sum_with_gradient(self, x: Tensor) -> Tensor:
         """As `sum`, for a statistic from which every rank computes the same loss (a mean, a covariance)."""
-        return x if self.world == 1 else _SumWithGradient.apply(x, self)  # type: ignore[no-any-return]
+        return x if self.world == 1 else _SumWithGradient.apply(x, self)
 
     def _lengths(self, x: Tensor) -> list[int]:
         views, rest = divmod(x.shape[0], self.n)

@@ -2,25 +2,62 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
 
 
-def projector(width: int, hidden: int, out: int, layers: int = 2, last_norm: bool = False) -> nn.Sequential:
-    """An MLP head: (Linear - BatchNorm - ReLU) x (layers - 1), Linear, and on demand a final BatchNorm.
+def projector(
+    width: int,
+    hidden: int,
+    out: int,
+    layers: int = 2,
+    norm: bool = True,
+    last: Literal["linear", "batch", "standard", "layer"] = "linear",
+) -> nn.Sequential:
+    """An MLP head: (Linear - BatchNorm - ReLU) x (layers - 1), Linear, and on demand a final norm.
 
     Args:
         width: of the features that come in.
         hidden: width of the hidden layers. out: width of the embedding.
         layers: number of linear layers, 1 or more.
-        last_norm: BatchNorm after the last linear layer, which then has no bias (the code of SimCLR and MV-DHEL).
+        norm: BatchNorm in the hidden layers; MoCo v2 has none.
+        last: what follows the last linear layer, which has a bias only if nothing does: `batch`: BatchNorm (the code
+            of SimCLR and MV-DHEL); `standard`: BatchNorm without scale and shift (SimSiam, MoCo v3); `layer`:
+            LayerNorm.
     """
     if layers < 1:
         raise ValueError(f"a projector has at least one layer, got {layers}")
+    ends: dict[str, list[nn.Module]] = {
+        "linear": [],
+        "batch": [nn.BatchNorm1d(out)],
+        "standard": [nn.BatchNorm1d(out, affine=False)],
+        "layer": [nn.LayerNorm(out)],
+    }
+    if last not in ends:
+        raise ValueError(f"last must be one of {', '.join(ends)}, got {last!r}")
     parts: list[nn.Module] = []
     for _ in range(layers - 1):
-        parts += [nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
+        parts += [nn.Linear(width, hidden, bias=not norm), *([nn.BatchNorm1d(hidden)] if norm else []), nn.ReLU()]
         width = hidden
-    parts.append(nn.Linear(width, out, bias=not last_norm))
-    if last_norm:
-        parts.append(nn.BatchNorm1d(out))
-    return nn.Sequential(*parts)
+    return nn.Sequential(*parts, nn.Linear(width, out, bias=last == "linear"), *ends[last])
+
+
+class MultiHead(nn.Module):
+    """Independent heads, their outputs side by side.
+
+    Args:
+        heads: C modules.
+        split: each head gets its own C-th of the input (a predictor after a multi-head projector), not all of it.
+    """
+
+    def __init__(self, heads: Sequence[nn.Module], split: bool = False) -> None:
+        super().__init__()
+        self.heads, self.split = nn.ModuleList(heads), split
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, width) to (n, C d)."""
+        parts = x.chunk(len(self.heads), 1) if self.split else [x] * len(self.heads)
+        return torch.cat([head(part) for head, part in zip(self.heads, parts, strict=True)], 1)

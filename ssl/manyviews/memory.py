@@ -47,17 +47,21 @@ class Queue(nn.Module):
         return (self.pushed / len(self)).clamp(max=1.0)
 
 
-@torch.no_grad()
-def remember(table: Tensor, index: Tensor, values: Tensor, rows: Rows) -> None:
-    """Writes `values` (n, ...) of all ranks into `table` (samples, ...) at `index` (n,), on every rank alike.
+def recall(table: Tensor, index: Tensor) -> Tensor:
+    """`table` (samples, ...) at `index` (n,).
 
     Raises:
         ValueError: if an index is outside the table.
     """
-    places = rows.gather(index)
-    if places.device.type == "cpu" and int(places.max()) >= len(table):
+    if index.device.type == "cpu" and int(index.max()) >= len(table):  # a GPU would have to be waited for
         raise ValueError(
-            f"sample index {int(places.max())}, but the objective was made for samples={len(table)}: set it to the "
+            f"sample index {int(index.max())}, but the objective was made for samples={len(table)}: set it to the "
             "size of the training set (viewshards inspect shows it)"
         )
-    table[places] = rows.gather(values).to(table.dtype)
+    return table[index]
+
+
+@torch.no_grad()
+def remember(table: Tensor, index: Tensor, values: Tensor, rows: Rows) -> None:
+    """Writes `values` (n, ...) of all ranks into `table` (samples, ...) at `index` (n,), on every rank alike."""
+    table[rows.gather(index)] = rows.gather(values).to(table.dtype)

@@ -79,6 +79,7 @@ def test_decay_groups_spare_biases_norms_and_what_a_module_names():
     assert [id(p) for p in decayed["params"]] == [id(net.linear.weight)]
     assert {id(p) for p in spared["params"]} == {id(p) for p in (net.position, net.linear.bias, *net.norm.parameters())}
     assert spared["weight_decay"] == 0 and spared["adapt"] is False
+    assert [group["scheduled"] for group in decay_groups(net, constant=net.norm)] == [True, True, False]
 
 
 def test_schedule():

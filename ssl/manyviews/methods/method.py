@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import lightning.pytorch as pl
@@ -48,6 +49,7 @@ class Method(pl.LightningModule):
         self.optimizer, self.schedule, self.grad_cache = optimizer, schedule, grad_cache
         self.readings: dict[str, Tensor] = {}
         """Detached scalars of the current step, which monitoring averages and logs."""
+        self.total_steps = 0
         self._cache: GradCache | None = None
         if grad_cache:
             check_exact(backbone)
@@ -59,22 +61,32 @@ class Method(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss of a batch, and detached what monitoring looks at: features and projections of view 0, 1, ..."""
         features = self.encode(batch["image"])
-        projections = [self.projector(view) for view in features]
-        loss = self.objective(projections, gather=distributed.current(), group=batch.get("group"))
+        loss, shown = self.compare([self.projector(view) for view in features], batch)
         self.readings = dict(self.objective.diagnostics)
         return {
             "loss": loss,
             "features": features[0].detach(),
-            "projections": torch.stack([projection.detach() for projection in projections]),
+            "projections": torch.stack([projection.detach() for projection in shown]),
         }
+
+    def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The loss of the views' projections, and the projections to be monitored."""
+        return self.objective(projections, gather=distributed.current(), **self.context(batch)), projections
+
+    def context(self, batch: Batch) -> dict[str, Any]:
+        """What objectives may ask for besides the views."""
+        known: dict[str, Any] = {name: batch[name] for name in ("index", "label", "group") if name in batch}
+        return {**known, "epoch": self.current_epoch}
 
     def encode(self, views: list[Tensor]) -> list[Tensor]:
         """Pooled features (B, D) of each view, in chunks if `grad_cache` says so."""
         if not self.grad_cache:
-            # Views of one size go through together, which is faster and gives BatchNorm the statistics of both.
-            if all(view.shape == views[0].shape for view in views):
-                return list(self._pooled(torch.cat(views)).chunk(len(views)))
-            return [self._pooled(view) for view in views]
+            # Views of one size go through together, which is faster and gives BatchNorm the statistics of all.
+            features: list[Tensor] = []
+            for _, same in groupby(views, key=lambda view: view.shape):
+                alike = list(same)
+                features += self._pooled(torch.cat(alike)).chunk(len(alike))
+            return features
         trained = [p for p in self.backbone.parameters() if p.requires_grad]
         self._cache = GradCache(self._pooled, trained, self.grad_cache, self.trainer.precision_plugin.forward_context)
         return self._cache.forward(views)
@@ -106,17 +118,23 @@ class Method(pl.LightningModule):
         total = self._total_steps(per_epoch)
         if self.schedule.warmup(total, per_epoch) >= total:
             logger.warning("the warm-up is as long as the whole run of %d steps: shorten model.schedule", total)
-        optimizer = self.optimizer(decay_groups(self))
+        self.total_steps = total
+        optimizer = self.optimizer(decay_groups(self, constant=self.constant_rate()))
         if self.schedule.scaling != "none":
             batch = getattr(data, "global_batch_size", None)
             if batch is None:
                 raise ValueError("schedule.scaling needs a data module with global_batch_size; or set it to 'none'")
             for group in optimizer.param_groups:
                 group["lr"] = self.schedule.peak(group["lr"], batch)
+        factors = {True: lambda step: self.schedule.factor(step, total, per_epoch), False: lambda step: 1.0}
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.schedule.factor(step, total, per_epoch)
+            optimizer, [factors[g["scheduled"]] for g in optimizer.param_groups]
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def constant_rate(self) -> nn.Module | None:
+        """The part that keeps the peak rate throughout."""
+        return None
 
     def _total_steps(self, per_epoch: int | None) -> int:
         # Never trainer.estimated_stepping_batches: it builds the loaders here and so rewinds a resumed one.

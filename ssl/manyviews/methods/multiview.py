@@ -37,5 +37,5 @@ class MultiView(Method):
         grad_cache: int = 0,
     ) -> None:
         hidden: int = projector_hidden or backbone.width  # type: ignore[assignment]
-        head = projector(backbone.width, hidden, projector_out, last_norm=True)  # type: ignore[arg-type]
+        head = projector(backbone.width, hidden, projector_out, last="batch")  # type: ignore[arg-type]
         super().__init__(backbone, head, objective or MVDHEL(), optimizer, schedule, grad_cache)

@@ -24,6 +24,13 @@ def uniformity(z: Tensor, t: float = 2.0) -> Tensor:
     return torch.logsumexp(pairs, 0) - torch.log(torch.tensor(float(len(pairs)), device=u.device))
 
 
+def tolerance(z: Tensor, label: Tensor) -> Tensor:
+    """Mean cosine of pairs of different images of one class (Wang and Liu, CVPR 2021). Labels of -1 take no part."""
+    u, known = unit(z), label >= 0
+    same = (label[:, None] == label) & known & ~torch.eye(len(label), dtype=torch.bool, device=label.device)
+    return (u @ u.T)[same].mean()
+
+
 def rankme(z: Tensor, centre: bool = False, eps: float = 1e-7) -> Tensor:
     """RankMe (Garrido et al., ICML 2023): exp of the entropy of the singular values. In [1, min(n, D)].
 

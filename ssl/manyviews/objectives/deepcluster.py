@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manyviews.distributed import Rows
-from manyviews.memory import remember
+from manyviews.memory import recall, remember
 from manyviews.objectives.objective import Objective, known, positive
 from manyviews.similarity import full_precision, unit
 
@@ -65,16 +65,15 @@ class DeepCluster(Objective):
         if epoch is not None and epoch > self.clustered:
             self.cluster()
             self.clustered.fill_(epoch)
-        z = [unit(view) for view in views]
+        z, mine = [unit(view) for view in views], recall(self.clusters.T, index)
         for crop in range(self.large):
             remember(self.memory[crop], index, z[crop], rows)
         losses = []
         parts = self.centroids.to(z[0].dtype).split(self.prototypes)
-        for (centroids, clusters), view in product(zip(parts, self.clusters, strict=True), z):
-            labels = clusters[index]
+        for (centroids, labels), view in product(zip(parts, mine.T, strict=True), z):
             each = F.cross_entropy(view @ centroids.T / self.temperature, labels.clamp(min=0), reduction="none")
             losses.append(rows.mean(each, weight=(labels >= 0).to(each)))
-        self.diagnostics["labelled"] = rows.mean((self.clusters[0][index] >= 0).to(z[0]))
+        self.diagnostics["labelled"] = rows.mean((mine[:, 0] >= 0).to(z[0]))
         return torch.stack(losses).mean()
 
     @torch.no_grad()

@@ -35,9 +35,10 @@ class Hallucinator(Objective):
     def __init__(self, host: Objective, dim: int = 128, extrapolation: float = 0.5, weight: float = 1.0) -> None:
         super().__init__()
         self.host, self.extrapolation, self.weight = host, extrapolation, weight
-        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
-        nn.init.zeros_(self.mlp[2].weight)
-        nn.init.zeros_(self.mlp[2].bias)
+        self.dim, last = dim, nn.Linear(dim, dim)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), last)
 
     @property
     def temperature(self) -> Any:
@@ -71,4 +72,5 @@ class Hallucinator(Objective):
         q, k = unit(q).detach(), unit(k)
         lam = torch.rand(len(k), device=k.device, dtype=k.dtype) if strength is None else strength.to(k.dtype)
         e = k + self.extrapolation * lam[:, None] * (k - q)
-        return e + self.mlp(e)
+        beyond: Tensor = e + self.mlp(e)
+        return beyond

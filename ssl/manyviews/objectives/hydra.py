@@ -73,7 +73,7 @@ class Hydra(Objective):
         gate_epochs: int = 0,
     ) -> None:
         super().__init__()
-        self.classes, self.renormalise, self.per_anchor = classes, renormalise, per_anchor
+        self.classes, self.dim, self.renormalise, self.per_anchor = classes, dim, renormalise, per_anchor
         self.pairing = choice("pairing", pairing, ("arbitrary", "identical", "distinct"))
         self.gate_epochs = gate_epochs
         self.gate = Gate(classes, dim) if gated else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -59,11 +60,20 @@ class MoCHi(InfoNCE):
             raise ValueError(f"hard={hard} must lie between 1 and queue_size={queue_size}")
         self.hard, self.mixed, self.mixed_with_query, self.from_epoch = hard, mixed, mixed_with_query, from_epoch
 
-    def loss(self, views: list[Tensor], rows: Rows, epoch: int | None = None, **context: Any) -> Tensor:
-        """`epoch`: None: synthetic negatives at once. `draws`: a `Mixing`, otherwise drawn."""
-        self._mixes = epoch is None or epoch >= self.from_epoch
-        self._draws: Mixing | None = context.pop("draws", None)
-        return super().loss(views, rows, **context)
+    def loss(
+        self,
+        views: list[Tensor],
+        rows: Rows,
+        targets: Sequence[Tensor] | None = None,
+        group: Tensor | None = None,
+        hallucinated: bool = False,
+        epoch: int | None = None,
+        draws: Mixing | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """`epoch`: None: synthetic negatives at once. `draws`: otherwise drawn. The rest as in InfoNCE."""
+        self._mixes, self._draws = epoch is None or epoch >= self.from_epoch, draws
+        return super().loss(views, rows, targets, group, hallucinated)
 
     def negatives(self, q: Tensor, k: Tensor, ids: Tensor, rows: Rows) -> Tensor:
         """The queue's, and the synthetic ones."""
@@ -81,7 +91,10 @@ class MoCHi(InfoNCE):
         assert self.queue is not None
         items = self.queue.items.to(q.dtype)
         near = hardest(q, items, self.hard)
-        pick = lambda places: items[near.gather(1, places)]  # noqa: E731
+
+        def pick(places: Tensor) -> Tensor:
+            return items[near.gather(1, places)]
+
         a, b = draws.share[..., None], draws.query_share[..., None]
         of_two = a * pick(draws.first) + (1 - a) * pick(draws.second)
         of_query = b * q[:, None] + (1 - b) * pick(draws.with_query)

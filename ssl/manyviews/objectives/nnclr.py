@@ -30,6 +30,7 @@ class NNCLR(Objective):
         decoupled: leave the positive out of the denominator (the NNCLR of the DCL paper).
     """
 
+    fewest = 1
     labels: Tensor
 
     def __init__(self, temperature: float = 0.1, support: int = 65536, dim: int = 256, decoupled: bool = False) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from manyviews.distributed import Rows
-from manyviews.memory import remember
+from manyviews.memory import recall, remember
 from manyviews.objectives.objective import Objective, exactly_two, known, positive
 from manyviews.similarity import image_ids, logsumexp, unit
 
@@ -53,7 +53,7 @@ class SogCLR(Objective):
         ids = image_ids(rows, group, z.device)
         own, lse, mean_s, count = _negatives(z, t, ids.repeat(2), rows)
         log_g = lse.detach() - count.log()
-        log_u = self.estimate(self.log_u[index].to(z.dtype).repeat(2), log_g)
+        log_u = self.estimate(recall(self.log_u, index).to(z.dtype).repeat(2), log_g)
         stored = torch.logaddexp(*log_u.chunk(2)) - math.log(2)
         remember(self.log_u, index, stored, rows)
         ratio = (log_g - log_u).exp()
@@ -121,7 +121,7 @@ class ISogCLR(SogCLR):
         self._warned = False
 
     def temperatures(self, index: Tensor, like: Tensor) -> Tensor:  # noqa: D102
-        return self.tau[index].to(like.dtype)
+        return recall(self.tau, index).to(like.dtype)
 
     def observe(self, index: Tensor, t: Tensor, log_u: Tensor, mean_s: Tensor, rows: Rows) -> None:
         """Moves the temperatures of the batch's samples."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,7 @@ class SwAV(Objective):
         """(n, K): the local rows of the assignment of the global batch, with the queue's embeddings before it."""
         everyone = rows.gather(z)
         if self.queues:
-            queue = self.queues[crop]
+            queue = cast(Queue, self.queues[crop])
             if (epoch is None or epoch >= self.queue_from) and queue.filled() == 1:
                 everyone = torch.cat([everyone, queue.items])
             queue.push(z, rows)

@@ -1,0 +1,65 @@
+"""Barlow Twins (Zbontar et al., ICML 2021) and VICReg (Bardes et al., ICLR 2022)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+
+from manyviews import objectives
+from manyviews.heads import projector
+from manyviews.methods.method import Method
+from manyviews.optim import LARS, OptimizerFactory, Schedule
+
+
+class BarlowTwins(Method):
+    """Two views whose cross-correlation shall be the identity.
+
+    Args:
+        backbone: images to an Encoding, with an attribute `width`.
+        redundancy: lambda.
+        projector_width: of all three layers. Paper: 8192.
+        optimizer: paper: LARS 0.2 per 256 images, biases and norms at 0.0048, weight decay 1e-6.
+        schedule: paper: 10 epochs of warm-up, cosine to a thousandth, 1000 epochs.
+        grad_cache: images the backbone sees at a time; 0: all. Exact.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        redundancy: float = 0.0051,
+        projector_width: int = 8192,
+        optimizer: OptimizerFactory = partial(LARS, lr=0.2, weight_decay=1e-6, plain_rate=0.024),
+        schedule: Schedule = Schedule(final=0.001),
+        grad_cache: int = 0,
+    ) -> None:
+        head = projector(backbone.width, projector_width, projector_width, layers=3)  # type: ignore[arg-type]
+        super().__init__(backbone, head, objectives.BarlowTwins(redundancy), optimizer, schedule, grad_cache)
+
+
+class VICReg(Method):
+    """Variance, invariance, covariance.
+
+    Args:
+        backbone: images to an Encoding, with an attribute `width`.
+        invariance, variance, covariance: weights of the three terms.
+        projector_width: of all three layers. Paper: 8192.
+        optimizer: paper: LARS 0.2 per 256 images, weight decay 1e-6.
+        schedule: paper: 10 epochs of warm-up, cosine to a thousandth, 1000 epochs.
+        grad_cache: images the backbone sees at a time; 0: all. Exact.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        invariance: float = 25.0,
+        variance: float = 25.0,
+        covariance: float = 1.0,
+        projector_width: int = 8192,
+        optimizer: OptimizerFactory = partial(LARS, lr=0.2, weight_decay=1e-6),
+        schedule: Schedule = Schedule(final=0.001),
+        grad_cache: int = 0,
+    ) -> None:
+        head = projector(backbone.width, projector_width, projector_width, layers=3)  # type: ignore[arg-type]
+        objective = objectives.VICReg(invariance, variance, covariance)
+        super().__init__(backbone, head, objective, optimizer, schedule, grad_cache)

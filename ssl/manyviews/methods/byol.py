@@ -1,0 +1,87 @@
+"""BYOL (Grill et al., NeurIPS 2020) and SimSiam (Chen and He, CVPR 2021): no negatives."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import nn
+
+from manyviews import objectives
+from manyviews.heads import projector
+from manyviews.methods.asymmetric import Asymmetric
+from manyviews.optim import LARS, OptimizerFactory, Schedule
+
+
+class BYOL(Asymmetric):
+    """Predict the momentum encoder's projection of the other view.
+
+    Args:
+        backbone: images to an Encoding, with an attribute `width`.
+        momentum: at the start; 1 at the end. Paper: 0.97, 0.99, 0.99, 0.996 for 40, 100, 300, 1000 epochs.
+        projector_hidden: of projector and predictor. projector_out: of the embedding.
+        optimizer: paper: LARS, 0.2 per 256 images and weight decay 1.5e-6 for 1000 epochs; 0.45, 1e-6 for 100.
+        schedule: paper: 10 epochs of warm-up, cosine.
+        grad_cache: images the backbone sees at a time; 0: all. Exact.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        momentum: float = 0.99,
+        projector_hidden: int = 4096,
+        projector_out: int = 256,
+        optimizer: OptimizerFactory = partial(LARS, lr=0.45, weight_decay=1e-6),
+        schedule: Schedule = Schedule(),
+        grad_cache: int = 0,
+    ) -> None:
+        super().__init__(
+            backbone,
+            projector(backbone.width, projector_hidden, projector_out),  # type: ignore[arg-type]
+            objectives.BYOL(),
+            optimizer,
+            schedule,
+            grad_cache,
+            predictor=projector(projector_out, projector_hidden, projector_out),
+            momentum=momentum,
+            final_momentum=1.0,
+        )
+
+
+class SimSiam(Asymmetric):
+    """Predict one's own projection of the other view; the stop-gradient and the predictor keep it from collapsing.
+
+    Args:
+        backbone: images to an Encoding, with an attribute `width`.
+        projector_layers: 3 on ImageNet, 2 on CIFAR.
+        projector_hidden: of the projector, also its output. predictor_hidden: a quarter of it in the paper.
+        optimizer: paper: SGD 0.05 per 256 images, weight decay 1e-4 (CIFAR: 0.03, 5e-4). The predictor's rate stays
+            constant.
+        schedule: paper: cosine without a warm-up.
+        grad_cache: images the backbone sees at a time; 0: all. Exact.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projector_layers: Literal[2, 3] = 3,
+        projector_hidden: int = 2048,
+        predictor_hidden: int = 512,
+        optimizer: OptimizerFactory = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-4),
+        schedule: Schedule = Schedule(warmup_epochs=0),
+        grad_cache: int = 0,
+    ) -> None:
+        hidden = projector_hidden
+        super().__init__(
+            backbone,
+            projector(backbone.width, hidden, hidden, projector_layers, last="standard"),  # type: ignore[arg-type]
+            objectives.SimSiam(),
+            optimizer,
+            schedule,
+            grad_cache,
+            predictor=projector(hidden, predictor_hidden, hidden),
+        )
+
+    def constant_rate(self) -> nn.Module | None:  # noqa: D102
+        return self.predictor

@@ -1,0 +1,76 @@
+"""Hydra, now SimLAP (Wu et al., 2024): arbitrary pairs of classes, alone or beside MoCo v3. It needs labels."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from manyviews import objectives
+from manyviews.heads import projector
+from manyviews.methods.asymmetric import Asymmetric
+from manyviews.methods.method import Method
+from manyviews.optim import LARS, OptimizerFactory, Schedule
+
+
+class Hydra(Method):
+    """Both views, one network, every class pair a positive in its own subspace.
+
+    Args:
+        backbone: images to an Encoding, with an attribute `width`.
+        objective: the embedding is as wide as its `dim`.
+        projector_hidden: width of the hidden layer.
+        optimizer: authors, CIFAR: Adam 1e-3, weight decay 5e-4.
+        schedule: authors, CIFAR: 2 epochs of warm-up, 50 epochs.
+        grad_cache: images the backbone sees at a time; 0: all. Exact.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        objective: objectives.Hydra,
+        projector_hidden: int = 2048,
+        optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3, weight_decay=5e-4),
+        schedule: Schedule = Schedule(warmup_epochs=2, scaling="none"),
+        grad_cache: int = 0,
+    ) -> None:
+        head = projector(backbone.width, projector_hidden, objective.dim, last="layer")  # type: ignore[arg-type]
+        super().__init__(backbone, head, objective, optimizer, schedule, grad_cache)
+
+
+class HydraMoCo(Asymmetric):
+    """MoCo v3's instance loss with Hydra's beside it, on the same predictions and keys.
+
+    Args:
+        backbone: images to an Encoding, with an attribute `width`.
+        objective: instance and pair loss with their weights.
+        momentum: at the start; 1 at the end.
+        projector_hidden: width of the hidden layers.
+        optimizer: MoCo v3's: LARS 0.6 or 0.3 per 256 images.
+        schedule: 10 epochs of warm-up, cosine.
+        grad_cache: images the backbone sees at a time; 0: all. Exact.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        objective: objectives.HydraMoCo,
+        momentum: float = 0.996,
+        projector_hidden: int = 4096,
+        optimizer: OptimizerFactory = partial(LARS, lr=0.6, weight_decay=1e-6),
+        schedule: Schedule = Schedule(),
+        grad_cache: int = 0,
+    ) -> None:
+        dim: int = objective.hydra.dim
+        super().__init__(
+            backbone,
+            projector(backbone.width, projector_hidden, dim, 3, last="batch"),  # type: ignore[arg-type]
+            objective,
+            optimizer,
+            schedule,
+            grad_cache,
+            predictor=projector(dim, projector_hidden, dim, last="layer"),
+            momentum=momentum,
+            final_momentum=1.0,
+        )

@@ -1,0 +1,146 @@
+"""MoCo v1 and v2 (He et al., CVPR 2020; Chen et al., 2020), MoCo v3 (Chen et al., ICCV 2021), MoCHi (NeurIPS 2020)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import nn
+
+from manyviews import objectives
+from manyviews.heads import projector
+from manyviews.methods.asymmetric import Asymmetric
+from manyviews.objectives import InfoNCE
+from manyviews.optim import LARS, OptimizerFactory, Schedule
+
+SGD = partial(torch.optim.SGD, lr=0.03, momentum=0.9, weight_decay=1e-4)
+
+
+class MoCo(Asymmetric):
+    """A query finds its key among a queue of keys. Defaults are v2; v1: projector_layers 1, temperature 0.07.
+
+    On several devices set `trainer.sync_batchnorm`: it closes the leak through batch statistics that the paper closes
+    by shuffling.
+
+    Args:
+        backbone: images to an Encoding, with an attribute `width`.
+        temperature: t. Paper: 0.2; v1 0.07.
+        queue_size: K, past keys. Paper: 65536.
+        momentum: of the momentum encoder. final_momentum: at the end; None: constant, as in the paper.
+        symmetric: both directions. The paper has one; the CIFAR recipes both.
+        projector_layers: 2 (v2) or 1, linear (v1). projector_norm: BatchNorm in it, which the paper has not.
+        projector_hidden: width of its hidden layer; default that of the backbone. projector_out: of the embedding.
+        optimizer: paper: SGD 0.03 per 256 images, weight decay 1e-4.
+        schedule: paper: cosine without a warm-up (v2), 200 epochs.
+        grad_cache: images the backbone sees at a time; 0: all. Exact.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        temperature: float = 0.2,
+        queue_size: int = 65536,
+        momentum: float = 0.999,
+        final_momentum: float | None = None,
+        symmetric: bool = False,
+        projector_layers: Literal[1, 2] = 2,
+        projector_norm: bool = False,
+        projector_hidden: int | None = None,
+        projector_out: int = 128,
+        optimizer: OptimizerFactory = SGD,
+        schedule: Schedule = Schedule(warmup_epochs=0),
+        grad_cache: int = 0,
+    ) -> None:
+        width: int = backbone.width  # type: ignore[assignment]
+        super().__init__(
+            backbone,
+            projector(width, projector_hidden or width, projector_out, projector_layers, norm=projector_norm),
+            InfoNCE(temperature, queue_size, projector_out),
+            optimizer,
+            schedule,
+            grad_cache,
+            momentum=momentum,
+            final_momentum=final_momentum,
+            symmetric=symmetric,
+        )
+
+
+class MoCHi(Asymmetric):
+    """MoCo v2 with hard negatives mixed from the queue (Kalantidis et al.).
+
+    Args:
+        backbone: images to an Encoding, with an attribute `width`.
+        temperature, queue_size, momentum, symmetric, projector_norm, projector_hidden, projector_out: as in MoCo.
+        hard: N, entries nearest to the query that are mixed. mixed: s, of two entries each.
+        mixed_with_query: s', of an entry and the query. from_epoch: first epoch with mixtures.
+        optimizer, schedule, grad_cache: as in MoCo.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        temperature: float = 0.2,
+        queue_size: int = 65536,
+        hard: int = 1024,
+        mixed: int = 1024,
+        mixed_with_query: int = 128,
+        from_epoch: int = 10,
+        momentum: float = 0.999,
+        symmetric: bool = False,
+        projector_norm: bool = False,
+        projector_hidden: int | None = None,
+        projector_out: int = 128,
+        optimizer: OptimizerFactory = SGD,
+        schedule: Schedule = Schedule(warmup_epochs=0),
+        grad_cache: int = 0,
+    ) -> None:
+        width: int = backbone.width  # type: ignore[assignment]
+        objective = objectives.MoCHi(temperature, queue_size, projector_out, hard, mixed, mixed_with_query, from_epoch)
+        head = projector(width, projector_hidden or width, projector_out, norm=projector_norm)
+        super().__init__(
+            backbone, head, objective, optimizer, schedule, grad_cache, momentum=momentum, symmetric=symmetric
+        )
+
+
+class MoCoV3(Asymmetric):
+    """MoCo without a queue: a predictor, keys of the batch, both directions.
+
+    Args:
+        backbone: images to an Encoding, with an attribute `width`. For ViTs: TimmBackbone with `frozen_patches`.
+        temperature: t. Paper: 1.0 (ResNet), 0.2 (ViT).
+        scale: of the loss, see InfoNCE; with AdamW and the published rates `official`.
+        momentum: at the start; 1 at the end. Paper: 0.99, for 1000 epochs 0.996.
+        projector_layers: 2 (ResNet) or 3 (ViT). predictor_norm: BatchNorm at the predictor's end (ViT).
+        projector_hidden: width of the hidden layers. projector_out: of the embedding.
+        optimizer: paper: LARS 0.6 (100 epochs) or 0.3 per 256 images, weight decay 1e-6; ViT: AdamW 1.5e-4, 0.1.
+        schedule: paper: 10 epochs of warm-up (ViT 40), cosine.
+        grad_cache: images the backbone sees at a time; 0: all. Exact.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        temperature: float = 1.0,
+        scale: Literal["mean", "official"] = "official",
+        momentum: float = 0.99,
+        projector_layers: int = 2,
+        predictor_norm: bool = False,
+        projector_hidden: int = 4096,
+        projector_out: int = 256,
+        optimizer: OptimizerFactory = partial(LARS, lr=0.6, weight_decay=1e-6),
+        schedule: Schedule = Schedule(),
+        grad_cache: int = 0,
+    ) -> None:
+        hidden, out = projector_hidden, projector_out
+        super().__init__(
+            backbone,
+            projector(backbone.width, hidden, out, projector_layers, last="standard"),  # type: ignore[arg-type]
+            InfoNCE(temperature, scale=scale),
+            optimizer,
+            schedule,
+            grad_cache,
+            predictor=projector(out, hidden, out, last="standard" if predictor_norm else "linear"),
+            momentum=momentum,
+            final_momentum=1.0,
+        )

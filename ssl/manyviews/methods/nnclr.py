@@ -1,0 +1,49 @@
+"""NNCLR (Dwibedi et al., "With a Little Help from My Friends", ICCV 2021)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+
+from manyviews import objectives
+from manyviews.heads import projector
+from manyviews.methods.asymmetric import Asymmetric
+from manyviews.optim import LARS, OptimizerFactory, Schedule
+
+
+class NNCLR(Asymmetric):
+    """The positive is the nearest neighbour of the other view in a support set of past embeddings.
+
+    Args:
+        backbone: images to an Encoding, with an attribute `width`.
+        temperature: t. Paper: 0.1. support: past embeddings. Paper: 98304.
+        decoupled: DCL's form, as the DCL paper combines them.
+        projector_hidden: of the projector. predictor_hidden: of the predictor. projector_out: of the embedding.
+        optimizer: paper: LARS 0.3 per 256 images, weight decay 1e-6.
+        schedule: paper: 10 epochs of warm-up, cosine, 1000 epochs.
+        grad_cache: images the backbone sees at a time; 0: all. Exact.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        temperature: float = 0.1,
+        support: int = 65536,
+        decoupled: bool = False,
+        projector_hidden: int = 2048,
+        predictor_hidden: int = 4096,
+        projector_out: int = 256,
+        optimizer: OptimizerFactory = partial(LARS, lr=0.3, weight_decay=1e-6),
+        schedule: Schedule = Schedule(),
+        grad_cache: int = 0,
+    ) -> None:
+        super().__init__(
+            backbone,
+            projector(backbone.width, projector_hidden, projector_out, 3, last="batch"),  # type: ignore[arg-type]
+            objectives.NNCLR(temperature, support, projector_out, decoupled),
+            optimizer,
+            schedule,
+            grad_cache,
+            predictor=projector(projector_out, predictor_hidden, projector_out),
+        )

@@ -1,0 +1,80 @@
+"""SogCLR (Yuan et al., ICML 2022) and iSogCLR (Qiu et al., ICML 2023): small batches, the whole set's denominator."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+
+from manyviews import objectives
+from manyviews.heads import projector
+from manyviews.methods.method import Method
+from manyviews.optim import LARS, OptimizerFactory, Schedule
+
+
+class SogCLR(Method):
+    """SimCLR with a running estimate of each sample's denominator.
+
+    Args:
+        backbone: images to an Encoding, with an attribute `width`.
+        samples: size of the training set.
+        temperature: t. gamma: weight of the new estimate.
+        projector_hidden: width of the hidden layer; default that of the backbone. projector_out: of the embedding.
+        optimizer: paper: LARS, 0.075 sqrt(B), which is 1.2 at 256 with `scaling: sqrt`, weight decay 1e-6.
+        schedule: paper: 10 epochs of warm-up, cosine.
+        grad_cache: images the backbone sees at a time; 0: all. Exact.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        samples: int,
+        temperature: float = 0.1,
+        gamma: float = 0.9,
+        projector_hidden: int | None = None,
+        projector_out: int = 128,
+        optimizer: OptimizerFactory = partial(LARS, lr=1.2, weight_decay=1e-6),
+        schedule: Schedule = Schedule(scaling="sqrt"),
+        grad_cache: int = 0,
+    ) -> None:
+        hidden: int = projector_hidden or backbone.width  # type: ignore[assignment]
+        head = projector(backbone.width, hidden, projector_out, last="standard")  # type: ignore[arg-type]
+        objective = objectives.SogCLR(samples, temperature, gamma)
+        super().__init__(backbone, head, objective, optimizer, schedule, grad_cache)
+
+
+class ISogCLR(Method):
+    """SogCLR with a temperature a sample.
+
+    Args:
+        backbone: images to an Encoding, with an attribute `width`.
+        samples: size of the training set.
+        temperature: of every sample at the start.
+        gamma, rho, low, high, rate, momentum: see the objective.
+        projector_hidden: width of the hidden layer; default that of the backbone. projector_out: of the embedding.
+        optimizer: paper, CIFAR at batch 128: LARS, lr 0.8 absolute, weight decay 5e-4.
+        schedule: paper: 10 epochs of warm-up, cosine.
+        grad_cache: images the backbone sees at a time; 0: all. Exact.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        samples: int,
+        temperature: float = 0.1,
+        gamma: float = 0.8,
+        rho: float = 0.4,
+        low: float = 0.05,
+        high: float = 1.0,
+        rate: float = 0.03,
+        momentum: float = 0.5,
+        projector_hidden: int | None = None,
+        projector_out: int = 128,
+        optimizer: OptimizerFactory = partial(LARS, lr=0.8, weight_decay=5e-4),
+        schedule: Schedule = Schedule(scaling="none"),
+        grad_cache: int = 0,
+    ) -> None:
+        hidden: int = projector_hidden or backbone.width  # type: ignore[assignment]
+        head = projector(backbone.width, hidden, projector_out, last="standard")  # type: ignore[arg-type]
+        objective = objectives.ISogCLR(samples, temperature, gamma, rho, low, high, rate, momentum)
+        super().__init__(backbone, head, objective, optimizer, schedule, grad_cache)

@@ -1,0 +1,41 @@
+"""SupCon (Khosla et al., NeurIPS 2020): labels say what is positive."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from manyviews import objectives
+from manyviews.heads import projector
+from manyviews.methods.method import Method
+from manyviews.optim import OptimizerFactory, Schedule
+
+
+class SupCon(Method):
+    """SimCLR with all images of a class as positives; data.label says which label.
+
+    Args:
+        backbone: images to an Encoding, with an attribute `width`.
+        temperature: t. Paper: 0.1. base_temperature: see the objective.
+        projector_hidden: width of the hidden layer; default that of the backbone. projector_out: of the embedding.
+        optimizer: CIFAR: SGD 0.4 per 256 images, weight decay 1e-5.
+        schedule: warm-up, cosine, scaling rule.
+        grad_cache: images the backbone sees at a time; 0: all. Exact.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        temperature: float = 0.1,
+        base_temperature: float | None = None,
+        projector_hidden: int | None = None,
+        projector_out: int = 128,
+        optimizer: OptimizerFactory = partial(torch.optim.SGD, lr=0.4, momentum=0.9, weight_decay=1e-5),
+        schedule: Schedule = Schedule(),
+        grad_cache: int = 0,
+    ) -> None:
+        head = projector(backbone.width, projector_hidden or backbone.width, projector_out)  # type: ignore[arg-type]
+        objective = objectives.SupCon(temperature, base_temperature)
+        super().__init__(backbone, head, objective, optimizer, schedule, grad_cache)

@@ -1,0 +1,339 @@
+"""Every method: it learns, resumes bit-equal, a skipped step leaves no trace; and what is particular to each."""
+
+import copy
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from manyviews import methods as m
+from manyviews import objectives as o
+from manyviews.backbones import ConvNet
+from manyviews.optim import Schedule
+from manyviews.runs import FiniteGuard
+from tests.manyviews.test_methods import Batches, fit
+from tests.recipe import environment
+
+FAST = {
+    "optimizer": partial(torch.optim.Adam, lr=0.003),
+    "schedule": Schedule(warmup_steps=1, scaling="none"),
+}
+SMALL = {"projector_hidden": 32, "projector_out": 16}
+HEADS = {"heads": 2, "dim": 8}
+
+METHODS = {
+    "SimCLR": lambda b: m.SimCLR(b, 0.5, **SMALL, **FAST),
+    "DCL": lambda b: m.DCL(b, 0.5, **SMALL, **FAST),
+    "DCLW": lambda b: m.DCL(b, 0.5, 0.5, **SMALL, **FAST),
+    "MultiView": lambda b: m.MultiView(b, **SMALL, **FAST),
+    "MultiView-MVInfoNCE": lambda b: m.MultiView(b, o.MVInfoNCE(0.5), **SMALL, **FAST),
+    "MoCo": lambda b: m.MoCo(b, 0.2, 60, momentum=0.9, **SMALL, **FAST),
+    "MoCo-v1": lambda b: m.MoCo(b, 0.2, 60, momentum=0.9, projector_layers=1, projector_out=16, **FAST),
+    "MoCo-symmetric": lambda b: m.MoCo(b, 0.2, 60, 0.9, 1.0, symmetric=True, projector_norm=True, **SMALL, **FAST),
+    "MoCoV3": lambda b: m.MoCoV3(b, 0.5, momentum=0.9, projector_layers=3, predictor_norm=True, **SMALL, **FAST),
+    "MoCHi": lambda b: m.MoCHi(b, 0.2, 60, 8, 5, 3, 0, 0.9, **SMALL, **FAST),
+    "BYOL": lambda b: m.BYOL(b, 0.9, **SMALL, **FAST),
+    "SimSiam": lambda b: m.SimSiam(b, 2, 32, 16, **FAST),
+    "BarlowTwins": lambda b: m.BarlowTwins(b, projector_width=16, **FAST),
+    "VICReg": lambda b: m.VICReg(b, projector_width=16, **FAST),
+    "SwAV": lambda b: m.SwAV(b, 8, queue_size=24, queue_from=0, frozen_epochs=0, **SMALL, **FAST),
+    "DeepCluster": lambda b: m.DeepCluster(b, 192, (6, 5), **SMALL, **FAST),
+    "NNCLR": lambda b: m.NNCLR(b, 0.2, 60, False, 32, 32, 16, **FAST),
+    "NNCLR-DCL": lambda b: m.NNCLR(b, 0.2, 60, True, 32, 32, 16, **FAST),
+    "SogCLR": lambda b: m.SogCLR(b, 192, 0.5, **SMALL, **FAST),
+    "ISogCLR": lambda b: m.ISogCLR(b, 192, 0.3, **SMALL, **FAST),
+    "SupCon": lambda b: m.SupCon(b, 0.5, **SMALL, **FAST),
+    "AMCL": lambda b: m.AMCL(b, o.AMCL(**HEADS), projector_hidden=32, **FAST),
+    "AMCL-MoCo": lambda b: m.AMCL(b, o.AMCL(**HEADS, queue_size=60), 0.9, 32, **FAST),
+    "AMCL-SimSiam": lambda b: m.AMCL(b, o.AMCLSimSiam(**HEADS), projector_hidden=32, **FAST),
+    "AMCL-Barlow": lambda b: m.AMCL(b, o.AMCLBarlow(**HEADS), projector_hidden=32, **FAST),
+    "Hydra": lambda b: m.Hydra(b, o.Hydra(4, 16), 32, **FAST),
+    "HydraMoCo": lambda b: m.HydraMoCo(b, o.HydraMoCo(o.Hydra(4, 16), 0.5), 0.9, 32, **FAST),
+    "Hallucinator": lambda b: m.Hallucinator(b, o.Hallucinator(o.NTXent(0.5), 16), projector_hidden=32, **FAST),
+    "Hallucinator-MoCo": lambda b: m.Hallucinator(
+        b, o.Hallucinator(o.InfoNCE(0.2, 60, 16), 16), 0.9, 32, **FAST
+    ),
+    "Hallucinator-SimSiam": lambda b: m.Hallucinator(b, o.Hallucinator(o.SimSiam(), 16), projector_hidden=32, **FAST),
+    "CMIM": lambda b: m.CMIM(b, 8, 16, **FAST),
+}  # fmt: skip
+every = pytest.mark.parametrize("name", METHODS)
+
+READINGS = {
+    "MoCo": {"queue_age", "queue_filled", "momentum"},
+    "MoCHi": {"hardest_synthetic", "queue_age"},
+    "BarlowTwins": {"on_diagonal", "off_diagonal"},
+    "VICReg": {"invariance", "variance", "covariance"},
+    "SwAV": {"prototypes_used", "assignment_entropy"},
+    "DeepCluster": {"labelled"},
+    "NNCLR": {"neighbour_similarity", "neighbour_purity", "support_filled"},
+    "SogCLR": {"log_u", "objective_value"},
+    "ISogCLR": {"tau_mean", "tau_min", "tau_max"},
+    "AMCL": {"log_temperature_positive", "log_temperature_negative", "head_similarity"},
+    "AMCL-Barlow": {"log_temperature", "log_temperature_positive"},
+    "Hydra": {"gate_open", "gate_entropy", "scale"},
+    "HydraMoCo": {"gate_open", "instance_loss", "pair_loss", "momentum"},
+    "Hallucinator": {"hallucinated_loss"},
+    "CMIM": {"contrastive", "log_scale", "log_prior", "log_likelihood"},
+}
+"""What of a method's own state must be seen in TensorBoard."""
+
+
+def make(name, **options):
+    pl.seed_everything(0, verbose=False)
+    return METHODS[name](ConvNet((8, 16), **options))
+
+
+def state(method):
+    return {name: value.clone() for name, value in method.state_dict().items()}
+
+
+def test_every_method_of_the_package_is_here():
+    shared = {"Method", "Asymmetric"}
+    assert {type(make(name)).__name__ for name in METHODS} == set(m.__all__) - shared
+
+
+@every
+def test_it_learns_and_shows_its_readings(name):
+    method = make(name)
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, *_):
+            seen.append(outputs["loss"].item())
+
+    views = 4 if name.startswith("MultiView") else 2
+    before = state(method)
+    fit(method, 60, [Watch()], Batches(1, views=views))
+    assert all(torch.isfinite(torch.tensor(seen)))
+    if name == "DeepCluster":
+        assert seen[0] == 0  # no labels in the first epoch
+        seen = seen[1:]
+    if "SogCLR" in name:  # whose loss is no objective
+        assert method.readings["objective_value"] < -0.2
+    elif name.startswith("MoC") or name == "Hallucinator-MoCo" or name == "AMCL-MoCo":
+        assert min(seen[-5:]) < max(seen[2:20])  # the queue starts random, so the loss rises before it falls
+    else:
+        assert sum(seen[-5:]) / 5 < sum(seen[:2]) / 2 - 0.01
+    assert READINGS.get(name, set()) <= method.readings.keys()
+    assert all(value.ndim == 0 and not value.requires_grad for value in method.readings.values())
+    moved = {key for key, value in method.state_dict().items() if not torch.equal(value, before[key])}
+    still = {key for key, p in method.named_parameters() if p.requires_grad} - moved
+    assert not still, f"parameters that do not learn: {still}"
+
+
+@every
+def test_resume_is_bit_equal(name, tmp_path):
+    """Queues, momentum encoders, per-sample state, prototypes: all of it is in the checkpoint."""
+    batches = Batches(8, views=4 if name.startswith("MultiView") else 2)
+
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 4:
+                trainer.save_checkpoint(tmp_path / "half")
+
+    whole = make(name)
+    fit(whole, 8, [Reseed(), Save()], batches)
+    again = make(name)
+    with torch.no_grad():
+        for value in again.state_dict().values():
+            value.zero_()
+    fit(again, 8, [Reseed()], Rest(batches, 4), ckpt=tmp_path / "half")
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+
+
+class Rest(Batches):
+    """The batches from one on, as the data module's position gives them."""
+
+    def __init__(self, batches, start):
+        super().__init__(batches.n - start, batches.size, batches.views)
+        self.start = start
+
+    def __getitem__(self, i):
+        return super().__getitem__(i + self.start)
+
+
+class Reseed(pl.Callback):
+    """The random numbers of a step depend on the step only, as RandomState restores them in a real run."""
+
+    def on_train_batch_start(self, trainer, *_):
+        torch.manual_seed(trainer.global_step)
+
+
+class Torn(Batches):
+    """The third batch is not a number."""
+
+    def __getitem__(self, i):
+        batch = super().__getitem__(i)
+        return {**batch, "image": [view * torch.nan if i == 2 else view for view in batch["image"]]}
+
+
+@pytest.mark.parametrize("name", ["MoCo", "BYOL", "SwAV", "NNCLR", "SogCLR", "ISogCLR", "AMCL-MoCo", "DeepCluster"])
+def test_a_skipped_step_leaves_no_trace(name):
+    """Neither in queues and per-sample state nor in the momentum encoder."""
+    method, states = make(name), []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            states.append(state(module))
+
+    fit(method, 3, [Watch(), FiniteGuard()], Torn(3))
+    for key, value in states[1].items():
+        if key == "objective.prototypes":  # brought back to unit length at every call, as the next step would
+            value = torch.nn.functional.normalize(value, dim=1)
+        assert torch.equal(value, states[2][key]), key
+    assert any(not torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+# Momentum encoders.
+
+
+def test_the_momentum_encoder_follows_the_step():
+    method = make("BYOL")
+    before = copy.deepcopy(method.target.module)
+    fit(method, 1, batches=Batches(1))
+    moved = list(torch.nn.ModuleList([method.backbone, method.projector]).parameters())
+    for old, new, theirs in zip(before.parameters(), method.target.module.parameters(), moved, strict=True):
+        torch.testing.assert_close(new, 0.9 * old + 0.1 * theirs)
+        assert not new.requires_grad
+
+
+def test_momentum_reaches_one_at_the_end_and_may_be_constant():
+    method = make("BYOL")
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            seen.append(module.readings["momentum"].item())
+
+    fit(method, 20, [Watch()], Batches(20))
+    assert seen[0] == pytest.approx(0.9) and seen == sorted(seen) and seen[-1] == pytest.approx(1, abs=2e-3)
+    assert make("MoCo").momentum_now() == 0.9
+
+
+def test_moco_encodes_each_view_once():
+    method = make("MoCo")
+    calls = []
+    for part, module in (("query", method.backbone), ("key", method.target.module[0])):
+        module.register_forward_hook(lambda _m, inputs, _o, part=part: calls.append((part, len(inputs[0]))))
+    outputs = method.training_step(Batches()[0], 0)
+    assert calls == [("query", 24), ("key", 24)]
+    assert outputs["projections"].shape == (2, 24, 16)
+
+
+def test_predictors_keep_their_rate():
+    method = make("SimSiam")
+    trainer = fit(method, 10, batches=Batches(10))
+    rates = {group["scheduled"]: group["lr"] for group in trainer.optimizers[0].param_groups}
+    assert rates[False] == 0.003 and rates[True] < 0.0005
+
+
+@pytest.mark.parametrize("name", ["MoCo", "BYOL", "AMCL-MoCo"])
+def test_more_views_than_two_are_refused_where_two_are_meant(name):
+    with pytest.raises(ValueError, match="defined for 2 views, got 4"):
+        make(name).training_step(Batches(views=4)[0], 0)
+
+
+def test_hosts_must_fit():
+    with pytest.raises(ValueError, match="needs both"):
+        m.AMCL(ConvNet((8,)), o.AMCL(queue_size=8))
+    with pytest.raises(ValueError, match="needs both"):
+        m.Hallucinator(ConvNet((8,)), o.Hallucinator(o.NTXent()), momentum=0.9)
+    with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\]"):
+        m.BYOL(ConvNet((8,)), momentum=1.5)
+
+
+def test_without_negatives_batches_may_be_accumulated():
+    fit(make("BYOL"), 1, batches=Batches(2), accumulate_grad_batches=2)
+    with pytest.raises(ValueError, match="would cut the contrastive batch"):
+        fit(make("MoCo"), 1, batches=Batches(2), accumulate_grad_batches=2)
+
+
+# SwAV: crops of two sizes.
+
+
+def test_swav_takes_many_crops():
+    method = make("SwAV")
+    batch = Batches()[0]
+    batch["image"] += [torch.randn(24, 3, 4, 4) for _ in range(3)]
+    outputs = method.training_step(batch, 0)
+    assert outputs["projections"].shape == (5, 24, 16) and outputs["loss"].isfinite()
+
+
+# cMIM.
+
+
+def test_cmim_reconstructs_and_embeds_by_its_decoder():
+    method = make("CMIM")
+    batch = Batches(1)[0]
+    before = method.log_likelihood(
+        batch["image"][0], method.projector(method.backbone(batch["image"][0]).pooled)[:, :16]
+    )
+    fit(method, 60, batches=Batches(1))
+    method.eval()
+    code = method.projector(method.backbone(batch["image"][0]).pooled)[:, :16]
+    assert method.log_likelihood(batch["image"][0], code).mean() > before.mean() + 50
+    assert method.embed(batch)[0].pooled.shape == (24, 32)
+    method.embedding = "encoder"
+    assert method.embed(batch)[0].pooled.shape == (24, 16)
+    single = {**batch, "image": batch["image"][:1]}
+    assert method.train().training_step(single, 0)["projections"].shape == (2, 24, 16)
+    with pytest.raises(ValueError, match="image_size must be 4, 8, 16"):
+        m.CMIM(ConvNet((8,)), 12)
+
+
+# Two real ranks.
+
+DDP = """
+import sys, torch, lightning.pytorch as pl
+from tests.manyviews.test_methods import Batches
+from tests.manyviews.test_image_methods import METHODS
+from tests.recipe import Backbone
+name, world, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+class Part(Batches):
+    def __getitem__(self, i):
+        batch = super().__getitem__(i)
+        cut = slice(trainer.global_rank * 24 // world, (trainer.global_rank + 1) * 24 // world)
+        return {"image": [v[cut] for v in batch["image"]], "replaced": [],
+                **{k: batch[k][cut] for k in ("index", "group", "label")}}
+pl.seed_everything(0, verbose=False)
+method = METHODS[name](Backbone(dropout=0.0))
+method.optimizer = lambda groups: torch.optim.SGD(groups, lr=0.01, momentum=0.9)
+trainer = pl.Trainer(accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_steps=3, logger=False,
+    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False)
+for part in method.modules():  # batch statistics differ between ranks; SyncBatchNorm does not run on CPUs
+    for child, module in list(part.named_children()):
+        if isinstance(module, torch.nn.BatchNorm1d):
+            setattr(part, child, torch.nn.LayerNorm(module.num_features))
+losses = []
+class Watch(pl.Callback):
+    def on_train_batch_end(self, t, mod, outputs, *_): losses.append(outputs["loss"].item())
+trainer.callbacks.append(Watch())
+trainer.fit(method, torch.utils.data.DataLoader(Part(), batch_size=None))
+if trainer.is_global_zero:
+    torch.save({"weights": method.state_dict(), "losses": losses}, out)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MoCo", "SwAV", "ISogCLR", "BarlowTwins"])
+def test_two_gloo_ranks_train_as_one_process(tmp_path, name):
+    script = tmp_path / "train.py"
+    script.write_text(DDP)
+    results = []
+    for world in (1, 2):
+        out = tmp_path / f"{world}.pt"
+        done = subprocess.run(
+            [sys.executable, script, name, str(world), out],
+            env={**environment(), "PYTHONWARNINGS": "ignore"}, capture_output=True, text=True, timeout=200,
+            cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        results.append(torch.load(out, weights_only=True))
+    assert results[0]["losses"] == pytest.approx(results[1]["losses"], rel=1e-4, abs=1e-5)
+    for key, weight in results[0]["weights"].items():
+        torch.testing.assert_close(weight, results[1]["weights"][key], atol=2e-4, rtol=1e-4, msg=key)

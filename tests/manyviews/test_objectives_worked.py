@@ -1,0 +1,540 @@
+"""Worked numbers and identities of objectives that need more than views: queues, targets, labels, per-sample state."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from manyviews import objectives as o
+from manyviews.distributed import simulate
+from manyviews.monitoring import diagnostics
+from manyviews.objectives.amcl import omega
+from manyviews.objectives.barlow import cross_correlation
+from manyviews.objectives.mochi import Mixing
+from manyviews.objectives.swav import sinkhorn
+from tests.manyviews.objectives_table import draw
+from tests.manyviews.references import T3
+
+double = {"dtype": torch.float64}
+Z1, Z2, Z3 = T3
+A = torch.tensor([[1, 2], [2, -1], [-1, 0], [0, 1]], **double)
+B = torch.tensor([[0.5, 1.5], [2, 0], [-1.5, 0.5], [1, 1]], **double)
+LOCAL = simulate(1, lambda gather: gather(3))[0]
+
+
+def rows(*values):
+    return torch.tensor(values, **double)
+
+
+def approx(value, to=1e-7):
+    return pytest.approx(value, abs=to)
+
+
+def with_queue(objective, entries):
+    objective.double()
+    (objective.support if isinstance(objective, o.NNCLR) else objective.queue).items.copy_(entries)
+    return objective
+
+
+# MoCo
+
+
+@pytest.mark.parametrize(("t", "value"), [(0.2, 0.00999514), (0.5, 0.17081255)])
+def test_infonce_with_a_queue(t, value):
+    objective = with_queue(o.InfoNCE(t, queue_size=2, dim=2), rows([0, -1], [-0.6, -0.8]))
+    assert objective([Z1], targets=[Z2]).item() == approx(value)
+
+
+@pytest.mark.parametrize(("t", "value"), [(0.5, 1.30056468), (0.2, 0.64812829)])
+def test_moco_v3_scale(t, value):
+    assert o.InfoNCE(t, scale="official")([Z1, Z2], targets=[Z2, Z1]).item() == approx(value)
+    assert o.InfoNCE(t)([Z1, Z2], targets=[Z2, Z1]).item() == approx(value / (4 * t))
+
+
+def test_cross_view_infonce():
+    assert o.InfoNCE(0.5)([Z1], targets=[Z2]).item() == approx(0.63819488)
+    assert o.InfoNCE(0.5)([Z2], targets=[Z1]).item() == approx(0.66236979)
+    ones = torch.ones(3, 2, **double)
+    assert o.InfoNCE(0.3)([ones], targets=[ones]).item() == approx(math.log(3))
+
+
+@pytest.mark.parametrize("objective", [o.InfoNCE(0.2), o.InfoNCE(0.2, 4, 2), o.BYOL(), o.SimSiam(), o.NNCLR(0.2, 4, 2)])
+def test_targets_take_no_gradient(objective):
+    view, target = Z1.clone().requires_grad_(), Z2.clone().requires_grad_()
+    objective.double()([view], targets=[target]).backward()
+    assert view.grad.abs().sum() > 0 and target.grad is None
+
+
+def test_the_queue_is_first_in_first_out_and_wraps():
+    objective = o.InfoNCE(0.2, queue_size=6, dim=2).double()
+    start = objective.queue.items.clone()
+    objective([Z1], targets=[Z2])
+    torch.testing.assert_close(objective.queue.items, torch.cat([Z2, start[3:]]))
+    objective([Z1], targets=[Z3])
+    torch.testing.assert_close(objective.queue.items, torch.cat([Z2, Z3]))
+    assert objective.diagnostics["queue_filled"] == 1 and objective.diagnostics["queue_age"] == 2
+    objective([Z1], targets=[2 * Z1])
+    torch.testing.assert_close(objective.queue.items, torch.cat([Z1, Z3]))
+    assert objective.queue.pushed == 9
+
+
+def test_a_queue_shorter_than_the_batch_keeps_its_last():
+    objective = o.InfoNCE(0.2, queue_size=2, dim=2).double()
+    objective([Z1], targets=[Z2])
+    torch.testing.assert_close(objective.queue.items, Z2[1:])
+
+
+# MoCHi
+
+
+@pytest.mark.parametrize(("t", "host", "mixed"), [(0.2, 0.37938156, 1.56543012), (0.5, 0.82701409, 1.53744605)])
+def test_mochi(t, host, mixed):
+    q, k = rows([1, 0]), rows([0.8, 0.6])
+    bank = rows([0.6, 0.8], [0, 1], [-0.6, 0.8], [0.28, -0.96])
+    objective = with_queue(o.MoCHi(t, 4, 2, hard=2, mixed=1, mixed_with_query=1, from_epoch=0), bank)
+    zero, one = torch.tensor([[0]]), torch.tensor([[1]])
+    draws = Mixing(zero, one, rows([0.5]), zero, rows([0.25]))
+    expected = rows([0.983870, -0.178885], [0.759257, 0.650791])
+    torch.testing.assert_close(objective.synthesise(q, draws)[0], expected, atol=1e-6, rtol=0)
+    ends = Mixing(zero, one, rows([1.0]), zero, rows([0.0]))
+    torch.testing.assert_close(objective.synthesise(q, ends)[0], bank[[0, 0]])  # entries themselves
+    assert objective([q], targets=[k], draws=draws).item() == approx(mixed)
+    plain = with_queue(o.MoCHi(t, 4, 2, hard=2, mixed=0, mixed_with_query=0), bank)
+    assert plain([q], targets=[k]).item() == approx(host)
+    waiting = with_queue(o.MoCHi(t, 4, 2, hard=2, mixed=1, mixed_with_query=1, from_epoch=3), bank)
+    assert waiting([q], targets=[k], epoch=2).item() == approx(host)
+
+
+def test_mochi_refuses_more_hard_negatives_than_entries():
+    with pytest.raises(ValueError, match="hard=9 must lie between 1 and queue_size=4"):
+        o.MoCHi(queue_size=4, hard=9)
+
+
+# BYOL, SimSiam
+
+
+def test_byol_and_simsiam():
+    views, targets = [Z1, Z2], [Z2, Z3]
+    assert o.BYOL()(views, targets=targets).item() == approx(0.94720000)
+    assert o.SimSiam()(views, targets=targets).item() == approx(-0.76320000)
+    assert o.BYOL()([Z1, Z2], targets=[Z1, Z2]).item() == approx(0)
+    assert o.BYOL()([Z1, Z2], targets=[-Z1, -Z2]).item() == approx(8)
+    p = Z1.clone().requires_grad_()
+    o.BYOL()([p], targets=[Z2]).backward()
+    torch.testing.assert_close((p.grad * Z1).sum(1), torch.zeros(3, **double), atol=1e-12, rtol=0)
+
+
+# Barlow Twins, VICReg
+
+
+def test_barlow_twins():
+    assert o.BarlowTwins(0.005, eps=0)([A, B]).item() == approx(0.01546858)
+    assert o.BarlowTwins(0.005, eps=1e-5)([A, B]).item() == approx(0.01547009)
+    c = cross_correlation(A, B, simulate(1, lambda gather: gather(4))[0], 0)
+    torch.testing.assert_close(c, rows([0.877058, -0.2], [-0.175412, 1]), atol=1e-6, rtol=0)
+    whole = o.BarlowTwins(0.005, eps=0)
+    changed = whole([A * rows(2, 3) + 1, B * rows(0.5, 7) - 4]).item()
+    assert changed == approx(whole([A, B]).item())
+    assert whole([A * rows(-1, 1), B * rows(-1, 1)]).item() == approx(whole([A, B]).item())
+    rotation = torch.linalg.qr(draw(2, 2)).Q
+    assert abs(whole([A @ rotation, B @ rotation]).item() - whole([A, B]).item()) > 1e-4
+    whole([A, A])
+    assert whole.diagnostics["on_diagonal"].item() == approx(0)
+
+
+def test_a_constant_column_gives_no_nan():
+    a = A.clone().requires_grad_()
+    o.BarlowTwins()([a * rows(1, 0), B * rows(1, 0)]).backward()
+    assert a.grad.isfinite().all()
+
+
+def test_vicreg():
+    assert o.VICReg()([A, B]).item() == approx(11.72904714)
+    assert o.VICReg()([0.3 * A, 0.3 * B]).item() == approx(17.02947953)
+    ones = torch.ones(4, 2, **double)
+    assert o.VICReg()([ones, ones]).item() == approx(24.75)
+    assert o.VICReg()([A + 5, B + 5]).item() == approx(11.72904714)
+
+
+# SwAV
+
+
+def test_swav():
+    prototypes = rows([1, 0], [0, 1], [-1, 0])
+    q = sinkhorn(Z1 @ prototypes.T, 0.5, 3)
+    expected = rows([0.782553, 0.163059, 0.054387], [0.274641, 0.630818, 0.094541], [0.008375, 0.212035, 0.779591])
+    torch.testing.assert_close(q, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(q.sum(1), torch.ones(3, **double))
+    torch.testing.assert_close(q.sum(0), rows(1.066, 1.006, 0.929), atol=1e-3, rtol=0)
+    for t, epsilon, value in ((0.5, 0.5, 0.82698495), (0.1, 0.05, 0.08452948)):
+        objective = o.SwAV(2, 3, t, epsilon).double()
+        objective.prototypes.data = prototypes
+        assert objective([Z1, Z2]).item() == approx(value)
+
+
+def test_sinkhorn_properties():
+    scores = draw(12, 4)
+    q = sinkhorn(scores, 0.5, 3)
+    torch.testing.assert_close(sinkhorn(scores + 7, 0.5, 3), q)
+    torch.testing.assert_close(sinkhorn(scores + rows(1, -2, 3, 0.5), 0.5, 3), q)
+    torch.testing.assert_close(sinkhorn(scores, 0.5, 500).sum(0), torch.full((4,), 3.0, **double))
+    assert sinkhorn(scores.float(), 0.001, 3).isfinite().all()
+
+
+def test_swav_prototypes_wait_and_the_queue_joins_when_full():
+    objective = o.SwAV(2, 3, queue_size=6, queue_from=1, frozen_epochs=1).double()
+    z = [Z1.clone().requires_grad_(), Z2]
+    objective(z, epoch=0).backward()
+    assert objective.prototypes.grad.abs().sum() == 0 and z[0].grad.abs().sum() > 0
+    without = o.SwAV(2, 3).double()
+    without.load_state_dict({"prototypes": objective.prototypes.data})
+    assert objective([Z1, Z2], epoch=1).item() == approx(without([Z1, Z2]).item())  # half full
+    assert abs(objective([Z3, Z2], epoch=1).item() - without([Z3, Z2]).item()) > 1e-6
+    objective.prototypes.grad = None
+    objective([Z1, Z2], epoch=1).backward()
+    assert objective.prototypes.grad.abs().sum() > 0
+    assert 0 < objective.diagnostics["prototypes_used"] <= 1
+
+
+def test_deepcluster_labels_come_from_the_last_epoch():
+    views = [F.normalize(draw(12, 4, seed=s), dim=1) for s in (1, 2)]
+    objective = o.DeepCluster(12, 4, (3, 2)).double()
+    index = torch.arange(12)
+    assert objective(views, index=index, epoch=0).item() == 0  # nothing is known yet
+    assert objective.diagnostics["labelled"] == 0
+    torch.testing.assert_close(objective.memory, torch.stack(views))
+    assert objective(views, index=index, epoch=1).item() > 0
+    assert objective.diagnostics["labelled"] == 1
+    assert set(objective.clusters[0].tolist()) == {0, 1, 2}
+    before = objective.clusters.clone()
+    objective([view.flip(0) for view in views], index=index, epoch=1)
+    assert torch.equal(objective.clusters, before)  # only at the start of an epoch
+
+
+# NNCLR
+
+
+@pytest.mark.parametrize(
+    ("t", "decoupled", "value"), [(0.5, False, 0.34071456), (0.1, False, 0.02909141), (0.5, True, -1.13091393)]
+)
+def test_nnclr(t, decoupled, value):
+    support = rows([0, 1], [1, 0], [-1, 0])
+    objective = with_queue(o.NNCLR(t, 3, 2, decoupled), support)
+    label = torch.tensor([4, 5, 6])
+    assert objective([Z1, Z2], targets=[Z2, Z1], label=label).item() == approx(value)
+    torch.testing.assert_close(objective.support.items, Z1)  # the first view's, after the loss
+    assert torch.equal(objective.labels, label)
+    objective([Z1, Z2], targets=[Z2, Z1], label=label)
+    assert objective.diagnostics["neighbour_purity"].item() == 1  # now each finds itself
+
+
+def test_nnclr_that_finds_itself_is_cross_view_infonce():
+    objective = with_queue(o.NNCLR(0.5, 3, 2), Z1)
+    assert objective([Z2], targets=[Z1]).item() == approx(0.63819488)
+
+
+# Hallucinator
+
+
+@pytest.mark.parametrize("host", [o.NTXent(0.5), o.InfoNCE(0.5), o.InfoNCE(0.5, 4, 2), o.SimSiam()])
+def test_hallucinator_identities(host):
+    host.double()
+    targets = {} if isinstance(host, o.NTXent) else {"targets": [Z2, Z1]}
+    queue = getattr(host, "queue", None)
+    keep = None if queue is None else queue.items.clone()
+
+    def loss(objective, **context):
+        if queue is not None:
+            queue.items.copy_(keep), queue.pushed.zero_()
+        return objective([Z1, Z2], **targets, **context)
+
+    alone = loss(host).item()
+    pushed = None if queue is None else queue.pushed.item()
+    nothing = o.Hallucinator(host, dim=2, weight=0).double()
+    assert loss(nothing).item() == approx(alone)
+    torch.manual_seed(0)
+    still = o.Hallucinator(host, dim=2).double()
+    if queue is None:
+        assert loss(still, strength=torch.zeros(3)).item() == approx(2 * alone)
+    else:
+        loss(still, strength=torch.zeros(3))
+        assert queue.pushed.item() == pushed  # hallucinated keys do not enter
+    loss(still).backward()
+    assert still.mlp[2].weight.grad.abs().sum() > 0  # from the first step
+    far = still.hallucinate(Z1, Z2, torch.ones(3))
+    assert (F.cosine_similarity(Z1, far) <= F.cosine_similarity(Z1, Z2) + 1e-12).all()
+
+
+# SogCLR, iSogCLR
+
+
+def test_sogclr():
+    objective = o.SogCLR(3, 0.5, 0.9).double()
+    index = torch.arange(3)
+    assert objective([Z1, Z2], index=index).item() == approx(-0.49285138)
+    torch.testing.assert_close(objective.log_u.exp(), rows(1.744377, 2.764040, 1.324890), atol=1e-6, rtol=0)
+    assert objective([Z1, Z3], index=index).item() == approx(-1.32257546)
+    torch.testing.assert_close(objective.log_u.exp(), rows(1.181472, 2.097242, 1.139523), atol=1e-6, rtol=0)
+
+
+def test_sogclr_gradient_is_t_times_that_of_dcl():
+    views, t = [draw(9, 4, seed=s).requires_grad_() for s in (1, 2)], 0.3
+    ours = torch.autograd.grad(o.SogCLR(9, t, 1.0).double()(views, index=torch.arange(9)), views)
+    dcl = torch.autograd.grad(2 * t * o.DCL(t)(views), views)
+    for a, b in zip(ours, dcl, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+    objective = o.SogCLR(9, 0.5).double()
+    objective([Z1, Z2], index=torch.arange(3))
+    gcl = 2 * o.DCL(0.5)([Z1, Z2]).item() - 2 * math.log(4)
+    assert gcl == approx(-1.96010075)
+
+
+def test_sogclr_state_follows_the_sample():
+    one, other = (o.SogCLR(5, 0.5, 0.7).double() for _ in range(2))
+    shuffle = torch.tensor([2, 0, 1])
+    index = torch.tensor([4, 0, 2])
+    for _ in range(2):
+        one([Z1, Z2], index=index)
+        other([Z1[shuffle], Z2[shuffle]], index=index[shuffle])
+    torch.testing.assert_close(one.log_u, other.log_u)
+    assert one.log_u.isneginf().tolist() == [False, True, False, True, False]
+
+
+def test_an_index_beyond_the_set_is_refused():
+    for objective in (o.SogCLR(3), o.DeepCluster(3, 2, (2,))):
+        with pytest.raises(ValueError, match="sample index 3, but the objective was made for samples=3"):
+            objective.double()([Z1, Z2], index=torch.tensor([0, 1, 3]), epoch=0)
+
+
+def test_isogclr():
+    objective = o.ISogCLR(3, 0.5, gamma=0.8, rho=0.4, low=0.05, high=1.0, rate=0.03, momentum=0.5).double()
+    index = torch.arange(3)
+    assert objective([Z1, Z2], index=index).item() == approx(-0.49285138)  # uniform temperature: SogCLR
+    momentum, tau = rows(-0.100110, 0.057528, -0.088216), rows(0.503003, 0.498274, 0.502646)
+    torch.testing.assert_close(objective.tau_momentum, momentum, atol=1e-6, rtol=0)
+    torch.testing.assert_close(objective.tau, tau, atol=1e-6, rtol=0)
+
+
+def test_isogclr_without_a_rate_is_sogclr_and_its_temperatures_settle_where_kl_is_rho():
+    views = [draw(9, 4, seed=s) for s in (1, 2)]
+    index = torch.arange(9)
+    still, plain = o.ISogCLR(9, 0.5, rate=0).double(), o.SogCLR(9, 0.5, 0.8).double()
+    for _ in range(2):
+        assert still(views, index=index).item() == approx(plain(views, index=index).item(), 1e-12)
+    moving = o.ISogCLR(9, 0.3, gamma=1.0, rho=0.4, rate=0.1, momentum=1.0, low=0.01, high=5.0).double()
+    for _ in range(3000):
+        moving(views, index=index)
+    u = [F.normalize(view, dim=1) for view in views]
+    for i in range(9):
+        kl = 0.0
+        for anchor in u:
+            s = torch.stack([anchor[i] @ z[j] for z in u for j in range(9) if j != i]) / moving.tau[i]
+            p = s.softmax(0)
+            kl += (p * (p * 16).log()).sum().item() / 2
+        assert kl == pytest.approx(0.4, abs=1e-3)
+
+
+def test_isogclr_warns_of_a_rho_beyond_reach_and_stays_in_range(caplog):
+    objective = o.ISogCLR(3, 0.1, rho=6.0, rate=1.0)
+    for _ in range(3):
+        objective([Z1.float(), Z2.float()], index=torch.arange(3))
+    assert "rho=6 is not below log(4 negatives)" in caplog.text and caplog.text.count("rho=6") == 1
+    assert torch.equal(objective.tau, torch.full((3,), 0.05))
+
+
+# cMIM
+
+
+def test_cmim():
+    mean, zero = rows([0.5, 0], [0.6, 0.3], [-0.8, 0.1]), torch.zeros(3, 2, **double)
+    for t, scale, value in ((0.5, 1.0, 2.33317723), (0.1, 1.0, 2.15646956), (0.1, 0.5, 1.65082238)):
+        log_scale = zero + math.log(scale)
+        objective = o.CMIM(t)
+        assert objective([Z1], mean=mean, log_scale=log_scale).item() == approx(value, 1e-6)
+    objective = o.CMIM(0.5)
+    objective([Z1], mean=mean, log_scale=zero)
+    assert objective.diagnostics["contrastive"].item() == approx(0.18280016)
+
+
+def test_cmim_constants():
+    def contrastive(z, t):
+        objective = o.CMIM(t)
+        objective([z], mean=z, log_scale=torch.zeros_like(z))
+        return objective.diagnostics["contrastive"].item()
+
+    for t in (0.1, 1.0):
+        assert contrastive(torch.ones(5, 3, **double), t) == approx(math.log(2))
+        assert contrastive(torch.eye(3, **double), t) == approx(math.log1p(math.exp(-1 / t)))
+        assert contrastive(rows([1, 0], [-1, 0]), t) == approx(math.log1p(math.exp(-2 / t)))
+        assert contrastive(Z1 * rows([2], [3], [0.5]), t) == approx(contrastive(Z1, t))
+    assert contrastive(Z1[:1], 0.1) == approx(0, 1e-4)  # nobody to be told apart from
+
+
+# Hard contrastive, SupCon, tolerance
+
+
+def test_hard_contrastive_grows_with_what_is_kept():
+    losses = [o.HardContrastive(0.5, k)([Z1, Z2]).item() for k in (1, 2, 3, 4)]
+    assert losses == sorted(losses)
+    with pytest.raises(ValueError, match="keep must be a share"):
+        o.HardContrastive(0.5, 0.0)
+
+
+def test_supcon():
+    label = torch.tensor([0, 1, 0])
+    assert o.SupCon(0.5)([Z1, Z2], label=label).item() == approx(2.32676622)
+    assert o.SupCon(0.5)([Z1, Z2], label=torch.arange(3)).item() == approx(0.96854400)
+    assert o.SupCon(0.5)([Z1, Z2], label=torch.full((3,), -1)).item() == approx(0.96854400)
+    scaled = o.SupCon(0.5, base_temperature=0.25)([Z1, Z2], label=label).item()
+    assert scaled == approx(2 * 2.32676622)
+
+
+def test_tolerance():
+    assert diagnostics.tolerance(Z1, torch.tensor([0, 1, 0])).item() == approx(-0.8)
+
+
+# AMCL
+
+
+class Linear(torch.nn.Module):
+    """phi(a, b) = (a_0 + b_0) / 2, of the worked example."""
+
+    def __init__(self, low, high):
+        super().__init__()
+        self.low, self.high = low, high
+
+    def forward(self, a, b):
+        return self.low + (self.high - self.low) * torch.sigmoid((a[..., 0] + b[..., 0]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("negatives", "constant", "adaptive"),
+    [("max", -0.00480000, -0.10005079), ("lse", 0.40624399, 0.65381636), ("lse+pos", 0.96854400, 1.11190191)],
+)
+def test_amcl(negatives, constant, adaptive):
+    fixed = o.AMCL(1, 2, negatives, adaptive=False, temperature=0.5)
+    assert fixed([Z1, Z2]).item() == approx(constant)
+    free = o.AMCL(1, 2, negatives, beta=0.1).double()
+    free.nets[0] = Linear(1e-5, 2.0)
+    assert free([Z1, Z2]).item() == approx(adaptive)
+    torch.testing.assert_close(free.tau(0, Z1, Z2), rows(1.421902, 1.079834, 0.586363), atol=1e-6, rtol=0)
+
+
+def test_amcl_heads_add_up():
+    views = [torch.cat([Z1, Z2], 1), torch.cat([Z2, Z3], 1)]
+    objective = o.AMCL(2, 2, "max", adaptive=False, temperature=0.5)
+    assert objective(views).item() == approx(-0.16373333)
+    one = o.AMCL(1, 3, "lse+pos").double()
+    three = o.AMCL(3, 3, "lse+pos").double()
+    three.nets.load_state_dict(one.nets.state_dict())
+    a, b = draw(7, 3), draw(7, 3, seed=2)
+    assert three([a.repeat(1, 3), b.repeat(1, 3)]).item() == approx(3 * one([a, b]).item(), 1e-12)
+    with pytest.raises(ValueError, match="width 4 do not divide into 3 heads"):
+        three([draw(5, 4), draw(5, 4)])
+
+
+def test_omega():
+    for tau, d, value in (
+        (0.5, 2, 1.306853),
+        (1, 2, 1),
+        (2, 2, 1.193147),
+        (0.5, 128, -42.36142),
+        (2 / 128, 128, -202.168517),
+    ):
+        assert omega(rows(tau), d).item() == pytest.approx(value, abs=1e-5)
+
+
+def test_amcl_barlow():
+    objective = o.AMCLBarlow(1, 2, redundancy=0.005, beta=0.1, eps=0)
+    c = cross_correlation(A, B, simulate(1, lambda gather: gather(4))[0], 0)
+    assert objective.matrix_loss(c, rows([0.5, 0.5], [2, 0.8])).item() == approx(0.61503885)
+    plain = o.AMCLBarlow(1, 2, redundancy=0.005, beta=0.0, eps=0)
+    assert plain.matrix_loss(c, torch.ones(2, 2, **double)).item() == approx(0.01546858)
+
+
+def test_amcl_blocks_do_not_change_the_loss(monkeypatch):
+    views = [draw(40, 6).requires_grad_(), draw(40, 6, seed=2)]
+    results = []
+    for numbers in (2**23, 128 * 80 * 7):
+        monkeypatch.setattr("manyviews.objectives.amcl.BLOCK_NUMBERS", numbers)
+        torch.manual_seed(0)
+        loss = o.AMCL(2, 3).double()(views)
+        results.append((loss, torch.autograd.grad(loss, views[0])[0]))
+    torch.testing.assert_close(results[0], results[1], atol=1e-12, rtol=0)
+
+
+# Hydra
+
+GATES = rows([0.5, 1], [1, 0.25], [0.8, 0.4])
+CLASSES = {"label": torch.tensor([0, 1, 2]), "partner": torch.tensor([1, 2, 0])}
+
+
+def hydra(**options):
+    return o.Hydra(5, 2, scale=2.0, **options).double()
+
+
+def test_hydra():
+    one = {"gate": GATES, **CLASSES}
+    assert hydra()([Z1], targets=[Z2], **one).item() == approx(2.38836612)
+    assert hydra()([Z2], targets=[Z1], **one).item() == approx(0.42524050)
+    assert hydra()([Z1, Z2], **one).item() == approx(1.40680331)
+    assert hydra(renormalise=False)([Z1], targets=[Z2], **one).item() == approx(1.41216538)
+    for renormalise in (True, False):
+        open_gate = {"gate": torch.ones(3, 2, **double), **CLASSES}
+        assert hydra(renormalise=renormalise)([Z1], targets=[Z2], **open_gate).item() == approx(1.73053592)
+    assert hydra(gated=False)([Z1], targets=[Z2], **CLASSES).item() == approx(1.73053592)
+
+
+def test_hydra_means():
+    q, k = torch.cat([Z1, rows([0, -1])]), torch.cat([Z2, rows([0.28, -0.96])])
+    context = {
+        "label": torch.tensor([0, 0, 1, 2]), "partner": torch.tensor([1, 2, 0, 0]),
+        "gate": torch.cat([GATES, rows([0.3, 0.9])]),
+    }  # fmt: skip
+    assert hydra()([q], targets=[k], **context).item() == approx(0.82969121)
+    assert hydra(per_anchor=True)([q], targets=[k], **context).item() == approx(0.89677461)
+
+
+def test_hydra_invariances():
+    context = {"gate": GATES, **CLASSES}
+    loss = hydra()([Z1], targets=[Z2], **context).item()
+    wider = {**context, "gate": GATES * rows([2], [0.3], [1.1])}
+    assert hydra()([Z1], targets=[Z2], **wider).item() == approx(loss)
+    assert abs(hydra(renormalise=False)([Z1], targets=[Z2], **wider).item() - 1.41216538) > 1e-3
+    swapped = [z.flip(1) for z in (Z1, Z2)]
+    assert hydra()([swapped[0]], targets=[swapped[1]], **{**context, "gate": GATES.flip(1)}).item() == approx(loss)
+
+
+def test_hydra_reduces_to_infonce_and_to_nothing():
+    same = {"label": torch.arange(3), "partner": torch.arange(3), "gate": torch.ones(3, 2, **double)}
+    assert hydra()([Z1], targets=[Z2], **same).item() == approx(0.63819488)
+    q = Z1.clone().requires_grad_()
+    two = {"label": torch.tensor([0, 1, 0]), "partner": torch.tensor([1, 0, 1]), "gate": GATES}
+    loss = hydra()([q], targets=[Z2], **two)
+    loss.backward()
+    assert loss.item() == 0 and q.grad.abs().sum() == 0
+
+
+def test_hydra_pairs_and_gates():
+    label = torch.tensor([0, 1, 2, 2, -1, 4, 1])
+    arbitrary = hydra().pair(label)
+    assert sorted(arbitrary.tolist()) == sorted(label.tolist()) and arbitrary[4] == -1
+    assert torch.equal(hydra(pairing="identical").pair(label), label)
+    distinct = hydra(pairing="distinct").pair(label)
+    assert (distinct[label >= 0] != label[label >= 0]).all() and distinct[4] == -1
+    objective = hydra().eval()
+    other = torch.tensor([1, 2, 0, 3, 1, 1, 0])
+    known = label.clamp(min=0)
+    torch.testing.assert_close(objective.gate(known, other), objective.gate(other, known))
+
+
+def test_hydra_gate_learns_alone_first():
+    objective = hydra(gate_epochs=2)
+    views = [draw(8, 2, seed=s).requires_grad_() for s in (1, 2)]
+    label = torch.arange(8) % 4
+    objective(views, label=label, epoch=1).backward()
+    assert views[0].grad.abs().sum() == 0
+    assert objective.gate.mlp[2].weight.grad.abs().sum() > 0 and objective.log_scale.grad.abs() > 0
+    objective(views, label=label, epoch=2).backward()
+    assert views[0].grad.abs().sum() > 0
