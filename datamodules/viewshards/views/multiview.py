@@ -137,7 +137,7 @@ class MultiCrop(MultiView):
 
     Args:
         sizes: sides in pixels, large and small. crops: how many of each.
-        large, small: crop scales of each. strength: of the colour jitter. backend: see `MultiView`.
+        large, small: crop scales of each. strength: of the colour jitter. blur: probability. backend: see `MultiView`.
     """
 
     def __init__(
@@ -147,12 +147,13 @@ class MultiCrop(MultiView):
         large: tuple[float, float] = (0.14, 1.0),
         small: tuple[float, float] = (0.05, 0.14),
         strength: float = 1.0,
+        blur: float = 0.5,
         backend: Backend = "cv2",
     ) -> None:
         jitter = (0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength)
         super().__init__(
             [
-                Augmentation(size, scale, jitter=jitter, grey=0.2, blur=0.5)
+                Augmentation(size, scale, jitter=jitter, grey=0.2, blur=blur)
                 for size, scale, count in zip(sizes, (large, small), crops, strict=True)
                 for _ in range(count)
             ],

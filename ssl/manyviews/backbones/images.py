@@ -7,6 +7,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import build_sincos2d_pos_embed
 from torch import Tensor, nn
 
 from manyviews.backbones.encoding import Encoding
@@ -21,6 +22,8 @@ class TimmBackbone(nn.Module):
         image_size, patch_size: for ViTs; None keeps the model's own.
         checkpoint: a local weights file that timm can read; nothing is ever downloaded.
         drop_path: stochastic depth rate.
+        frozen_patches: for ViTs, as in MoCo v3: the patch projection stays random and the positions are 2-D sines,
+            which keeps gradient spikes away.
 
     Attributes:
         width: D of the pooled features.
@@ -34,6 +37,7 @@ class TimmBackbone(nn.Module):
         patch_size: int | None = None,
         checkpoint: str | None = None,
         drop_path: float = 0.0,
+        frozen_patches: bool = False,
     ) -> None:
         super().__init__()
         options: dict[str, Any] = {"img_size": image_size, "patch_size": patch_size}
@@ -47,6 +51,8 @@ class TimmBackbone(nn.Module):
         self.model = timm.create_model(name, num_classes=0, checkpoint_path=checkpoint or "", **options)
         if small_stem:
             _make_small_stem(self.model, name)
+        if frozen_patches:
+            _freeze_patches(self.model, name)
         # Some models (MobileNetV3) have a further layer between the feature map and the pooled features.
         self.width: int = getattr(self.model, "head_hidden_size", None) or self.model.num_features
         self.channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"  # Swin
@@ -69,6 +75,18 @@ def _make_small_stem(model: nn.Module, name: str) -> None:
     model.conv1 = nn.Conv2d(3, conv.out_channels, 3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
+
+
+def _freeze_patches(model: nn.Module, name: str) -> None:
+    patches, positions = getattr(model, "patch_embed", None), getattr(model, "pos_embed", None)
+    if patches is None or positions is None:
+        raise ValueError(f"frozen_patches is for timm ViTs with a position embedding, not for {name}")
+    patches.requires_grad_(False)
+    height, width = patches.grid_size
+    sines = build_sincos2d_pos_embed([height, width], positions.shape[-1], interleave_sin_cos=False)
+    with torch.no_grad():
+        positions.zero_()[0, -height * width :] = sines  # a class token, in front, has none
+    positions.requires_grad_(False)
 
 
 class ConvNet(nn.Module):

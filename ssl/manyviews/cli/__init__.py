@@ -13,6 +13,8 @@ COMMANDS = {
     "report": "one table and a picture of neighbours: trained against untrained against raw pixels",
     "embed": "features of a split to .npz or .parquet, or to TensorBoard's projector",
     "export": "the backbone as safetensors, loaded back and compared",
+    "claims": "the papers' headline effects, small: runs experiments/claims, tables, plots, verdicts",
+    "leaderboard": "all methods on one data set, one backbone: a sorted table and a scatter plot",
     "list": "methods, objectives, backbones, protocols, views and data sets, a line each",
 }
 
@@ -30,10 +32,15 @@ def main(argv: list[str] | None = None) -> int:
 
         print(catalogue())
         return 0
-    from manyviews.cli import evaluate
-
     try:
-        getattr(evaluate, arguments.command)(arguments)
+        if arguments.command in ("claims", "leaderboard"):
+            from manyviews.cli import claims
+
+            getattr(claims, arguments.command)(arguments)
+        else:
+            from manyviews.cli import evaluate
+
+            getattr(evaluate, arguments.command)(arguments)
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError) as error:
@@ -69,4 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     made["export"].add_argument(
         "--out", required=True, metavar="FOLDER", help="model.safetensors and config.json go here"
     )
+    made["claims"].add_argument("names", nargs="*", metavar="NAME", help="which claims (default: all)")
+    for name, folder in (("claims", "experiments/claims"), ("leaderboard", "experiments/leaderboard")):
+        made[name].add_argument("--studies", default=folder, metavar="FOLDER", help="their YAML (default: %(default)s)")
+        made[name].add_argument("--out", default=f"runs/{name}", metavar="FOLDER", help="runs, tables, plots go here")
+        made[name].add_argument("--data-dir", metavar="FOLDER", help="raw data sets that some studies need, unpacked")
+        made[name].add_argument("--workers", type=int, default=2, help="runs at a time (default: %(default)s)")
+        made[name].add_argument("--list", action="store_true", help="only name them")
     return parser

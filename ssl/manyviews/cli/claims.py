@@ -1,0 +1,69 @@
+"""`manyviews claims` and `manyviews leaderboard`: studies from a folder, one after the other."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from manyviews.cli import study, verdict
+
+
+def claims(arguments: argparse.Namespace) -> None:
+    """Runs the named claims, or all, and writes `OUT/claims.json` with every verdict there is."""
+    studies = _studies(arguments)
+    if arguments.list:
+        return _list(studies)
+    found, skipped = [], []
+    for each in studies:
+        try:
+            found += _run(each, arguments)
+        except FileNotFoundError as error:
+            skipped.append(str(error))
+    Console(width=130).print(verdict.effect_table(found))
+    for reason in skipped:
+        print(f"skipped: {reason}", file=sys.stderr)
+    path = Path(arguments.out) / "claims.json"
+    before = json.loads(path.read_text()) if path.exists() else []
+    done = {row["claim"] for row in found}
+    path.write_text(json.dumps([row for row in before if row["claim"] not in done] + found, indent=1) + "\n")
+    print(f"all verdicts: {path}")
+
+
+def leaderboard(arguments: argparse.Namespace) -> None:
+    """Runs every study of the folder and prints its sorted table."""
+    arguments.names = []
+    studies = _studies(arguments)
+    if arguments.list:
+        return _list(studies)
+    for each in studies:
+        _run(each, arguments)
+
+
+def _run(each: study.Study, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    data = Path(arguments.data_dir) if arguments.data_dir else None
+    return verdict.write(each, study.run(each, out, data, arguments.workers), out)
+
+
+def _studies(arguments: argparse.Namespace) -> list[study.Study]:
+    folder = Path(arguments.studies)
+    there = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    if not there:
+        raise FileNotFoundError(f"{folder}: no studies (*.yaml) here; run from the repository, or give --studies")
+    for name in arguments.names:
+        if name not in there:
+            near = difflib.get_close_matches(name, there, 1)
+            raise ValueError(f"no claim {name!r}" + (f", did you mean {near[0]!r}?" if near else f" in {folder}"))
+    return [study.Study.read(there[name]) for name in arguments.names or there]
+
+
+def _list(studies: list[study.Study]) -> None:
+    for each in studies:
+        print(f"{each.name:<24}{each.content['title']} ({len(each.variants)} variants, {len(each.seeds)} seeds)")

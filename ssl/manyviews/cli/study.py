@@ -1,0 +1,216 @@
+"""Studies: a recipe in several variants, each over several seeds, measured alike. Claims and leaderboards are studies.
+
+Each run is a real `manyviews fit` in a folder of its own and a process of its own, so a study can be broken off
+anywhere and goes on with the same command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import json
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+KEYS = {
+    "title",
+    "source",
+    "scale",
+    "needs",
+    "recipe",
+    "set",
+    "seeds",
+    "variants",
+    "effects",
+    "curve",
+    "columns",
+    "sort",
+}
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study's YAML says.
+
+    Attributes:
+        name: of the file. folder: it lies in.
+        content: title, source, scale (what it can and cannot show), effects, curve, columns, sort.
+        variants: the resolved recipe of each. seeds: of each variant.
+        needs: folders of shards, and what `viewshards pack` makes each of.
+    """
+
+    name: str
+    folder: Path
+    content: dict[str, Any]
+    variants: dict[str, dict[str, Any]]
+    seeds: list[int]
+    needs: dict[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> Study:
+        """Reads and checks a study.
+
+        Raises:
+            ValueError: naming the file and what is wrong in it.
+        """
+        content = yaml.safe_load(path.read_text())
+        unknown = content.keys() - KEYS
+        if unknown:
+            raise ValueError(f"{path}: unknown key {sorted(unknown)[0]!r}; there are {', '.join(sorted(KEYS))}")
+        variants = {}
+        for name, changes in content["variants"].items():
+            changes = dict(changes or {})
+            base = changes.pop("recipe", content.get("recipe"))
+            if base is None or not (path.parent / base).exists():
+                raise ValueError(f"{path}: variant {name} has no recipe, or it does not exist: {base}")
+            recipe = yaml.safe_load((path.parent / base).read_text())
+            variants[name] = merged(merged(recipe, content.get("set", {})), changes)
+        for effect in content.get("effects", []):
+            missing = effect["of"].keys() - variants.keys()
+            if missing:
+                raise ValueError(f"{path}: effect {effect['name']!r} names {sorted(missing)[0]!r}, which is no variant")
+        seeds = content.get("seeds", [0, 1, 2])
+        return cls(path.stem, path.parent, content, variants, seeds, content.get("needs", {}))
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the leaves of `changes` put over it; a leaf of None takes a key away, another class its arguments."""
+    result = copy.deepcopy(base)
+    for key, value in changes.items():
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, dict) and isinstance(result.get(key), dict):
+            other_class = key != "model" and value.get("class_path", ...) != result[key].get("class_path", ...)
+            result[key] = value if "class_path" in value and other_class else merged(result[key], value)
+        else:
+            result[key] = copy.deepcopy(value)
+    return result
+
+
+def run(study: Study, out: Path, data: Path | None, workers: int) -> dict[str, list[dict[str, Any]]]:
+    """Runs what is not yet done and returns each variant's measurements, one a seed.
+
+    Raises:
+        ValueError: if a run failed; its log is named.
+    """
+    prepare(study, data)
+    jobs = [(name, seed) for seed in study.seeds for name in study.variants]
+    folders = {job: out / study.name / f"{job[0]}-seed{job[1]}" for job in jobs}
+    todo = [job for job in jobs if not (folders[job] / RESULT).exists()]
+    started, failed = time.monotonic(), []
+    print(f"{study.name}: {len(jobs)} runs, {len(jobs) - len(todo)} done before", file=sys.stderr)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["manyviews.cli.fit", "manyviews.cli.evaluate"])
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    with ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
+        futures = {
+            pool.submit(_one, study.variants[name], seed, folders[name, seed], study.folder, threads): (name, seed)
+            for name, seed in todo
+        }
+        try:
+            for number, future in enumerate(as_completed(futures), 1):
+                name, seed = futures[future]
+                error = future.result()
+                passed = time.monotonic() - started
+                left = passed / number * (len(todo) - number)
+                state = "FAILED" if error else "done"
+                print(
+                    f"{study.name}: {number}/{len(todo)} {name} seed {seed} {state}, about {left / 60:.0f} min left",
+                    file=sys.stderr,
+                )
+                if error:
+                    failed.append(f"{name} seed {seed}: {error} (see {folders[name, seed] / 'log.txt'})")
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if failed:
+        raise ValueError(f"{study.name}: {len(failed)} of {len(jobs)} runs failed; " + "; ".join(failed))
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in study.variants}
+    for name, seed in jobs:
+        results[name].append(json.loads((folders[name, seed] / RESULT).read_text()))
+    return results
+
+
+def prepare(study: Study, data: Path | None) -> None:
+    """Packs the shards that a study needs and that are not there.
+
+    Raises:
+        FileNotFoundError: if raw data is needed and `--data-dir` does not hold it.
+    """
+    for folder, source in study.needs.items():
+        if (Path(folder) / "manifest.json").exists():
+            continue
+        if "{data}" in source:
+            if data is None or not Path(source.format(data=data)).exists():
+                raise FileNotFoundError(
+                    f"{study.name} needs {source}: give --data-dir, a folder that holds it unpacked"
+                )
+            source = source.format(data=data)
+        print(f"{study.name}: packing {source}", file=sys.stderr)
+        code = "import sys; from viewshards.cli import main; sys.exit(main())"
+        subprocess.run([sys.executable, "-c", code, "pack", source, folder], check=True)
+
+
+def _one(recipe: dict[str, Any], seed: int, folder: Path, beside: Path, threads: int) -> str | None:
+    """One run in a process of its own: fit, measure, write the result. Returns what went wrong."""
+    import torch
+
+    torch.set_num_threads(threads)
+    sys.path.insert(0, str(beside))  # classes of the study's own
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "recipe.yaml"
+    config.write_text(yaml.safe_dump({**recipe, "seed_everything": seed}, sort_keys=False))
+    with (
+        (folder / "log.txt").open("a") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        try:
+            from manyviews.cli.fit import fit
+
+            wall, cpu = time.perf_counter(), time.process_time()
+            code = fit(["--config", str(config), "--run", str(folder / "run"), "--data.init_args.seed", str(seed)])
+            if code:
+                return f"fit ended with {code}"
+            seconds, used = time.perf_counter() - wall, time.process_time() - cpu
+            found = measure(folder / "run")
+        except Exception as error:
+            import traceback
+
+            traceback.print_exc(file=log)
+            return f"{type(error).__name__}: {error}"
+    found |= {"seconds": seconds, "cpu_seconds": used}
+    found["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    part = folder / f".{RESULT}.part"
+    part.write_text(json.dumps(found, indent=1) + "\n")
+    part.replace(folder / RESULT)
+    return None
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Scores of a finished run: kNN, a linear probe, cross-view retrieval where there are views, RankMe of val."""
+    evaluate = importlib.import_module("manyviews.cli.evaluate")
+    from manyviews.evaluation import KNN, Retrieval
+    from manyviews.monitoring import diagnostics
+
+    arguments = importlib.import_module("argparse").Namespace(checkpoint=None, run=str(folder), device="auto")
+    trained = evaluate.bring_up(arguments)
+    train, val = trained.features("train"), trained.features("val")
+    protocols = [KNN(), evaluate.REPORT_PROBE, *([Retrieval()] if len(val.views) > 1 else [])]
+    scores = {name: value for p in protocols for name, value in p.evaluate(train, val).scores.items()}
+    scores["rankme"] = diagnostics.rankme(val.views[0]).item()
+    scores["uniformity"] = diagnostics.uniformity(val.views[0]).item()
+    scores["tolerance"] = diagnostics.tolerance(val.views[0], val.label).item()
+    return {"scores": scores, "step": trained.step, "protocols": [p.describe() for p in protocols]}
