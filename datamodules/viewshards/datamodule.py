@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Sequence
@@ -9,14 +10,16 @@ from functools import cached_property
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from viewshards.cache import ShardCache
 from viewshards.dataset import PlainViews, Sample, ShardDataset, collate, prepare_worker
 from viewshards.index import BrokenShard
-from viewshards.order import EvalBatches, TrainBatches, default_lanes
+from viewshards.order import ClusterBatches, EvalBatches, TrainBatches, default_lanes
 from viewshards.shards import ShardSet
 from viewshards.views import CentreCrop, MultiView, device
 
@@ -47,6 +50,7 @@ class ShardDataModule(pl.LightningDataModule):
         seed: of order and augmentation.
         lanes: see `viewshards.order`; default the largest divisor of the global batch up to 64.
         window: pieces whose samples are shuffled together.
+        clusters: a `.npy` file with a cluster for each training sample: every global batch is then of one cluster.
         workers: loader processes of each rank; default its share of the cores, at most 16.
         max_broken: share of the split's samples that may be unreadable before the run stops with their list.
         cache_dir: node-local folder for shards of a URL. cache_gb: its bound.
@@ -66,6 +70,7 @@ class ShardDataModule(pl.LightningDataModule):
         seed: int = 0,
         lanes: int | None = None,
         window: int = 4,
+        clusters: str | None = None,
         workers: int | None = None,
         max_broken: float = 0.001,
         cache_dir: str | None = None,
@@ -79,7 +84,7 @@ class ShardDataModule(pl.LightningDataModule):
         self.natural_views, self.label = natural_views, label
         self.train_split, self.val_split = train_split, val_split
         self.seed, self.lanes, self.window = seed, lanes or default_lanes(global_batch_size), window
-        self.workers, self.max_broken = workers, max_broken
+        self.clusters, self.workers, self.max_broken = clusters, workers, max_broken
         self.cache = ShardCache(cache_dir, int(cache_gb * 2**30)) if cache_dir else None
         self.mean, self.std = mean, std
         self.position = {"epoch": 0, "consumed": 0}
@@ -197,9 +202,9 @@ class ShardDataModule(pl.LightningDataModule):
             ValueError: if it is a position in another order, naming each difference.
         """
         different = [
-            f"{name}: checkpoint {state_dict[name]}, now {mine}"
+            f"{name}: checkpoint {state_dict.get(name)}, now {mine}"
             for name, mine in self._frame().items()
-            if state_dict[name] != mine
+            if state_dict.get(name) != mine
         ]
         if different:
             raise ValueError(
@@ -218,12 +223,16 @@ class ShardDataModule(pl.LightningDataModule):
             "global_batch_size": self.global_batch_size,
             "lanes": self.lanes,
             "window": self.window,
+            **({"clusters": hashlib.sha256(self._clusters().tobytes()).hexdigest()[:16]} if self.clusters else {}),
         }
 
     def _train_batches(self, world: int, rank: int) -> TrainBatches:
-        return TrainBatches(
-            self.train_set.counts, self.global_batch_size, self.lanes, self.window, self.seed, world, rank
-        )
+        frame = self.train_set.counts, self.global_batch_size, self.lanes, self.window, self.seed, world, rank
+        return ClusterBatches(self._clusters(), *frame) if self.clusters else TrainBatches(*frame)
+
+    def _clusters(self) -> NDArray[np.int64]:
+        found: NDArray[np.int64] = np.load(str(self.clusters), allow_pickle=False)
+        return found
 
     def _loader(self, dataset: ShardDataset, batches: TrainBatches | EvalBatches, keep: bool) -> DataLoader[Sample]:
         workers = self.workers

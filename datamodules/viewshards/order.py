@@ -131,6 +131,52 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
             yield [(epoch, next(lane)) for lane in lanes for _ in range(each)]
 
 
+class ClusterBatches(TrainBatches):
+    """As TrainBatches, but every global batch is of one cluster: what a sample is told from is like it.
+
+    Each epoch shuffles each cluster, cuts it into global batches, and visits the clusters in turn. What does not fill
+    a batch is left out, other samples each epoch; a cluster smaller than a batch is left out altogether. Samples are
+    read in random order over all shards, which wants local or cached ones.
+
+    Args:
+        clusters: (samples,) the cluster of each sample; negative: never trained on.
+        counts, global_batch_size, lanes, window, seed, world, rank: as in TrainBatches.
+    """
+
+    def __init__(
+        self,
+        clusters: NDArray[np.int64],
+        counts: Sequence[int],
+        global_batch_size: int,
+        lanes: int,
+        window: int,
+        seed: int,
+        world: int,
+        rank: int,
+    ) -> None:
+        super().__init__(counts, global_batch_size, lanes, window, seed, world, rank)
+        if len(clusters) != sum(counts):
+            raise ValueError(f"clusters of {len(clusters)} samples, but the split has {sum(counts)}")
+        self.members = [np.flatnonzero(clusters == c) for c in np.unique(clusters[clusters >= 0])]
+        if not len(self):
+            raise ValueError(f"no cluster has the {global_batch_size} samples of a global batch: make it smaller")
+
+    def __len__(self) -> int:
+        return sum(len(members) // self.global_batch_size for members in self.members)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, size = self.epoch, self.global_batch_size
+        share = slice(self.mine.start * size // self.lanes, self.mine.stop * size // self.lanes)
+        shuffled = [
+            members[generator(self.seed, epoch, 3, number).permutation(len(members))]
+            for number, members in enumerate(self.members)
+        ]
+        rounds = max(len(members) // size for members in shuffled)
+        turns = [m[k * size : (k + 1) * size] for k in range(rounds) for m in shuffled if (k + 1) * size <= len(m)]
+        for ids in turns[self.consumed // size :]:
+            yield [(epoch, i) for i in ids[share].tolist()]
+
+
 class EvalBatches(Sampler[list[tuple[int, int]]]):
     """Every sample once, in natural order, over all ranks; the last batches are filled up with id -1, never repeated.
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "report": "one table and a picture of neighbours: trained against untrained against raw pixels",
     "embed": "features of a split to .npz or .parquet, or to TensorBoard's projector",
     "export": "the backbone as safetensors, loaded back and compared",
+    "multistage": "MCL: train in stages, each within the clusters of those before; probe all stages' features",
     "claims": "the papers' headline effects, small: runs experiments/claims, tables, plots, verdicts",
     "leaderboard": "all methods on one data set, one backbone: a sorted table and a scatter plot",
     "list": "methods, objectives, backbones, protocols, views and data sets, a line each",
@@ -26,7 +27,10 @@ def main(argv: list[str] | None = None) -> int:
         from manyviews.cli.fit import fit
 
         return fit(argv[1:])
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.command != "multistage":  # whose rest goes to fit
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.command == "list":
         from manyviews.cli.catalogue import catalogue
 
@@ -37,6 +41,10 @@ def main(argv: list[str] | None = None) -> int:
             from manyviews.cli import claims
 
             getattr(claims, arguments.command)(arguments)
+        elif arguments.command == "multistage":
+            from manyviews.cli import multistage
+
+            multistage.command(arguments, rest)
         else:
             from manyviews.cli import evaluate
 
@@ -76,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     made["export"].add_argument(
         "--out", required=True, metavar="FOLDER", help="model.safetensors and config.json go here"
     )
+    made["multistage"].add_argument("--config", required=True, metavar="RECIPE.yaml", help="what each stage trains")
+    made["multistage"].add_argument("--run", required=True, metavar="FOLDER", help="the stages' runs go below it")
+    made["multistage"].add_argument("--stages", type=int, default=3, help="how many (default: %(default)s)")
+    made["multistage"].add_argument("--k", type=int, default=10, help="clusters a stage (default: %(default)s)")
+    made["multistage"].add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
     made["claims"].add_argument("names", nargs="*", metavar="NAME", help="which claims (default: all)")
     for name, folder in (("claims", "experiments/claims"), ("leaderboard", "experiments/leaderboard")):
         made[name].add_argument("--studies", default=folder, metavar="FOLDER", help="their YAML (default: %(default)s)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from manyviews.methods import Method
 from manyviews.monitoring import pictures
 from manyviews.runs.checkpoints import load, newest_whole
 from manyviews.runs.folder import CONFIG_KEY, RunFolder
+from manyviews.similarity import unit
 
 
 @dataclass
@@ -87,6 +88,14 @@ def instantiate(config: dict[str, Any]) -> tuple[Method, Any]:
     parsed = parser.parse_object({"model": config["model"], "data": config["data"]})
     ready: Namespace = parser.instantiate(parsed)
     return ready.model, ready.data
+
+
+def side_by_side(features: list[Features]) -> Features:
+    """Features of one split by several encoders: each brought to unit length, then concatenated."""
+    if len(features) == 1:
+        return features[0]
+    first = features[0]
+    return replace(first, views=torch.cat([unit(each.views) for each in features], dim=2))
 
 
 def probe(arguments: argparse.Namespace) -> None:

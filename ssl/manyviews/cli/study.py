@@ -6,9 +6,9 @@ anywhere and goes on with the same command.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import copy
-import importlib
 import json
 import multiprocessing
 import os
@@ -36,6 +36,7 @@ KEYS = {
     "curve",
     "columns",
     "sort",
+    "labels",
 }
 RESULT = "result.json"
 
@@ -113,10 +114,14 @@ def run(study: Study, out: Path, data: Path | None, workers: int) -> dict[str, l
     print(f"{study.name}: {len(jobs)} runs, {len(jobs) - len(todo)} done before", file=sys.stderr)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["manyviews.cli.fit", "manyviews.cli.evaluate"])
+    labels = study.content.get("labels", [None])
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     with ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
         futures = {
-            pool.submit(_one, study.variants[name], seed, folders[name, seed], study.folder, threads): (name, seed)
+            pool.submit(_one, study.variants[name], seed, folders[name, seed], study.folder, labels, threads): (
+                name,
+                seed,
+            )
             for name, seed in todo
         }
         try:
@@ -163,7 +168,9 @@ def prepare(study: Study, data: Path | None) -> None:
         subprocess.run([sys.executable, "-c", code, "pack", source, folder], check=True)
 
 
-def _one(recipe: dict[str, Any], seed: int, folder: Path, beside: Path, threads: int) -> str | None:
+def _one(
+    recipe: dict[str, Any], seed: int, folder: Path, beside: Path, labels: list[str | None], threads: int
+) -> str | None:
     """One run in a process of its own: fit, measure, write the result. Returns what went wrong."""
     import torch
 
@@ -171,21 +178,21 @@ def _one(recipe: dict[str, Any], seed: int, folder: Path, beside: Path, threads:
     sys.path.insert(0, str(beside))  # classes of the study's own
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "recipe.yaml"
-    config.write_text(yaml.safe_dump({**recipe, "seed_everything": seed}, sort_keys=False))
+    recipe = merged(recipe, {"seed_everything": seed, "data": {"init_args": {"seed": seed}}})
+    stages = recipe.pop("stages", 1)
+    config.write_text(yaml.safe_dump(recipe, sort_keys=False))
     with (
         (folder / "log.txt").open("a") as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
         try:
-            from manyviews.cli.fit import fit
+            from manyviews.cli.multistage import multistage
 
             wall, cpu = time.perf_counter(), time.process_time()
-            code = fit(["--config", str(config), "--run", str(folder / "run"), "--data.init_args.seed", str(seed)])
-            if code:
-                return f"fit ended with {code}"
+            runs = multistage(["--config", str(config)], folder / "run", stages)
             seconds, used = time.perf_counter() - wall, time.process_time() - cpu
-            found = measure(folder / "run")
+            found = measure(runs, labels)
         except Exception as error:
             import traceback
 
@@ -199,18 +206,26 @@ def _one(recipe: dict[str, Any], seed: int, folder: Path, beside: Path, threads:
     return None
 
 
-def measure(folder: Path) -> dict[str, Any]:
-    """Scores of a finished run: kNN, a linear probe, cross-view retrieval where there are views, RankMe of val."""
-    evaluate = importlib.import_module("manyviews.cli.evaluate")
-    from manyviews.evaluation import KNN, Retrieval
+def measure(runs: list[Path], labels: list[str | None]) -> dict[str, Any]:
+    """Scores of finished runs, their features side by side: kNN, linear probe, cross-view retrieval, and diagnostics.
+
+    With several labels each is probed, and its scores end in `_LABEL`.
+    """
+    from manyviews.cli import evaluate
+    from manyviews.evaluation import KNN, Protocol, Retrieval
     from manyviews.monitoring import diagnostics
 
-    arguments = importlib.import_module("argparse").Namespace(checkpoint=None, run=str(folder), device="auto")
-    trained = evaluate.bring_up(arguments)
-    train, val = trained.features("train"), trained.features("val")
-    protocols = [KNN(), evaluate.REPORT_PROBE, *([Retrieval()] if len(val.views) > 1 else [])]
-    scores = {name: value for p in protocols for name, value in p.evaluate(train, val).scores.items()}
-    scores["rankme"] = diagnostics.rankme(val.views[0]).item()
-    scores["uniformity"] = diagnostics.uniformity(val.views[0]).item()
-    scores["tolerance"] = diagnostics.tolerance(val.views[0], val.label).item()
-    return {"scores": scores, "step": trained.step, "protocols": [p.describe() for p in protocols]}
+    scores: dict[str, float] = {}
+    for label in labels:
+        trained = [
+            evaluate.bring_up(argparse.Namespace(checkpoint=None, run=str(run), device="auto", label=label))
+            for run in runs
+        ]
+        train, val = (evaluate.side_by_side([each.features(split) for each in trained]) for split in ("train", "val"))
+        protocols: list[Protocol] = [KNN(), evaluate.REPORT_PROBE, *([Retrieval()] if len(val.views) > 1 else [])]
+        found = {name: value for p in protocols for name, value in p.evaluate(train, val).scores.items()}
+        found["rankme"] = diagnostics.rankme(val.views[0]).item()
+        found["uniformity"] = diagnostics.uniformity(val.views[0]).item()
+        found["tolerance"] = diagnostics.tolerance(val.views[0], val.label).item()
+        scores |= {name if len(labels) == 1 else f"{name}_{label}": value for name, value in found.items()}
+    return {"scores": scores, "step": trained[0].step, "protocols": [p.describe() for p in protocols]}

@@ -1,0 +1,82 @@
+"""MCL, multistage contrastive learning (Zhang et al., "Learning the Unlearned", ECCV 2024).
+
+A stage is a run. After it the training set is clustered in its feature space, and the next stage, from a fresh start,
+draws every global batch from one cluster: what earlier stages already tell apart no longer helps, so it has to learn
+something else. The features of all stages, each of unit length, stand side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.cluster import MiniBatchKMeans
+
+from manyviews.cli import evaluate
+from manyviews.cli.fit import fit
+from manyviews.evaluation import KNN, LinearProbe
+from manyviews.evaluation.features import Features
+from manyviews.similarity import unit
+
+logger = logging.getLogger(__name__)
+
+
+def multistage(argv: list[str], folder: Path, stages: int, k: int = 10) -> list[Path]:
+    """Runs all stages, or those still to be run, and returns their folders.
+
+    Args:
+        argv: arguments of `manyviews fit` without `--run`.
+        folder: stage s goes to `FOLDER/stage-s`; a single stage to FOLDER itself.
+        stages: how many, 1 or more.
+        k: clusters each stage adds; after stage t there are up to k^(t + 1).
+
+    Raises:
+        SystemExit: with the exit code of a stage that did not reach its end.
+    """
+    runs = [folder] if stages == 1 else [folder / f"stage-{stage}" for stage in range(stages)]
+    for stage, run in enumerate(runs):
+        clusters = ["--data.init_args.clusters", str(folder / f"clusters-{stage - 1}.npy")] if stage else []
+        code = fit([*argv, "--run", str(run), *clusters])
+        if code:
+            raise SystemExit(code)
+        if stage + 1 < stages and not (folder / f"clusters-{stage}.npy").exists():
+            found = cluster(run, k, np.load(folder / f"clusters-{stage - 1}.npy") if stage else None)
+            part = folder / ".clusters.part.npy"
+            np.save(part, found)
+            part.replace(folder / f"clusters-{stage}.npy")
+    return runs
+
+
+def cluster(run: Path, k: int, before: NDArray[np.int64] | None, seed: int = 0) -> NDArray[np.int64]:
+    """(samples,): the k-means cluster of each training sample in a run's space, below that of earlier stages."""
+    trained = evaluate.bring_up(argparse.Namespace(checkpoint=None, run=str(run), device="auto"))
+    return refine(before, clusters_of(trained.features("train"), k, seed), k)
+
+
+def clusters_of(features: Features, k: int, seed: int) -> NDArray[np.int64]:
+    """k-means on unit features; a sample of several natural views counts with their mean."""
+    z = unit(features.views).mean(0).numpy()
+    labels: NDArray[np.int64] = MiniBatchKMeans(k, random_state=seed, n_init=3).fit_predict(z)
+    return labels.astype(np.int64)
+
+
+def refine(before: NDArray[np.int64] | None, now: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+    """Mixed radix: before * k + now."""
+    return now if before is None else before * k + now
+
+
+def command(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """All stages, then kNN and a linear probe on each stage's features and on all of them."""
+    folder = Path(arguments.run)
+    runs = multistage(["--config", arguments.config, *rest], folder, arguments.stages, arguments.k)
+    trained = [
+        evaluate.bring_up(argparse.Namespace(checkpoint=None, run=str(run), device=arguments.device)) for run in runs
+    ]
+    splits = [[each.features(split) for each in trained] for split in ("train", "val")]
+    for stop in range(1, len(runs) + 1):
+        train, val = (evaluate.side_by_side(features[:stop]) for features in splits)
+        scores = {name: s for p in (KNN(), LinearProbe()) for name, s in p.evaluate(train, val).scores.items()}
+        print(f"stages 0 to {stop - 1}: " + ", ".join(f"{name} {score:.4f}" for name, score in scores.items()))
