@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manyviews.distributed import Rows
+from manyviews.similarity import full_precision
 
 
 class Queue(nn.Module):
@@ -65,3 +68,72 @@ def recall(table: Tensor, index: Tensor) -> Tensor:
 def remember(table: Tensor, index: Tensor, values: Tensor, rows: Rows) -> None:
     """Writes `values` (n, ...) of all ranks into `table` (samples, ...) at `index` (n,), on every rank alike."""
     table[rows.gather(index)] = rows.gather(values).to(table.dtype)
+
+
+class ClusterMemory(nn.Module):
+    """One unit embedding a sample, and clusterings of them; part of the checkpoint, the same on every rank.
+
+    Args:
+        samples: size of the data set. dim: D of an embedding.
+        clusters: K of each clustering.
+        slots: embeddings remembered of a sample (one a large crop); clustering h uses slot h modulo this.
+        iterations: of k-means.
+
+    Attributes:
+        items: (slots, samples, D). centroids: (sum of K, D). assigned: (clusterings, samples), -1 where never seen.
+    """
+
+    items: Tensor
+    centroids: Tensor
+    assigned: Tensor
+    epoch: Tensor
+
+    def __init__(self, samples: int, dim: int, clusters: Sequence[int], slots: int = 1, iterations: int = 10) -> None:
+        super().__init__()
+        self.clusters, self.slots, self.iterations = list(clusters), slots, iterations
+        self.register_buffer("items", torch.zeros(slots, samples, dim))
+        self.register_buffer("centroids", F.normalize(torch.randn(sum(clusters), dim), dim=1))
+        self.register_buffer("assigned", torch.full((len(self.clusters), samples), -1))
+        self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
+
+    def refresh(self, epoch: int | None) -> None:
+        """Clusters the memory once at the start of each epoch but the first."""
+        if epoch is not None and epoch > self.epoch:
+            self.cluster()
+            self.epoch.fill_(epoch)
+
+    @torch.no_grad()
+    def cluster(self) -> None:
+        """Clusters what has been seen."""
+        for h, centroids in enumerate(self.centroids.split(self.clusters)):
+            items = full_precision(self.items[h % self.slots])
+            seen = items.norm(dim=1) > 0
+            if bool(seen.any()):
+                generator = torch.Generator().manual_seed(h)
+                self.assigned[h, seen] = spherical_kmeans(items[seen], centroids, self.iterations, generator)
+
+    def of(self, index: Tensor) -> Tensor:
+        """(n, clusterings): the clusters of samples, -1 where unknown."""
+        return recall(self.assigned.T, index)
+
+
+def spherical_kmeans(z: Tensor, centroids: Tensor, iterations: int, generator: torch.Generator) -> Tensor:
+    """(n,) clusters of the unit rows `z` (n, D); `centroids` (K, D) are started on random rows and filled in place.
+
+    An empty cluster takes a random row.
+    """
+    k = len(centroids)
+
+    def some(count: int) -> Tensor:
+        return torch.randint(len(z), (count,), generator=generator).to(z.device)
+
+    start = torch.randperm(len(z), generator=generator)[:k].to(z.device)
+    centroids.copy_(z[start if len(start) == k else some(k)])
+    labels = (z @ centroids.to(z.dtype).T).argmax(1)
+    for _ in range(iterations):
+        sums = torch.zeros_like(centroids, dtype=z.dtype).index_add_(0, labels, z)
+        empty = labels.bincount(minlength=k) == 0
+        sums[empty] = z[some(int(empty.sum()))]
+        centroids.copy_(F.normalize(sums, dim=1))
+        labels = (z @ centroids.to(z.dtype).T).argmax(1)
+    return labels

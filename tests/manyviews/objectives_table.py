@@ -161,7 +161,8 @@ def barlow_amcl(views, objective, **_):
 
 def deepcluster(views, objective, index, **_):
     losses = []
-    for centroids, clusters in zip(objective.centroids.split(objective.prototypes), objective.clusters, strict=True):
+    memory = objective.memory
+    for centroids, clusters in zip(memory.centroids.split(memory.clusters), memory.assigned, strict=True):
         for z in ref.rows_of(views):
             log_p = torch.log_softmax(z @ centroids.T / objective.temperature, 1)
             mine = [-log_p[i, clusters[index[i]]] for i in range(len(z)) if clusters[index[i]] >= 0]
@@ -169,11 +170,91 @@ def deepcluster(views, objective, index, **_):
     return torch.stack(losses).mean()
 
 
-def clustered(objective: o.DeepCluster) -> o.DeepCluster:
+def meow(views, objective, index, **_):
+    mine = objective.memory.assigned.T[index]
+
+    def weight(i, j):
+        return 0 if i == j else mine.shape[1] - int(((mine[i] == mine[j]) & (mine[i] >= 0)).sum())
+
+    return ref.weighted(views, weight, objective.temperature)
+
+
+def adameow(views, objective, **_):
+    a, b = ref.rows_of(views)
+    net = lambda i, j: objective.last(objective.first(a[i] + b[j]).relu()).sigmoid()[0]  # noqa: E731
+    mean = [sum(net(i, j) for j in range(len(a))) / len(a) for i in range(len(a))]
+    return ref.weighted(views, lambda i, j: net(i, j) / mean[i], objective.temperature)
+
+
+def repulsor(views, objective, **_):
+    (z,) = ref.rows_of([objective.head(torch.cat(views))])
+    bank = [] if objective.bank is None else ref.rows_of([objective.bank.items])[0]
+    return objective.weight * ref.repulsion(z, bank, objective.temperature, objective.distance)
+
+
+def group_whitened(views, objective, group=None, **_):
+    g = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(views[0].shape[1], generator=g) for _ in range(objective.copies)]
+    return ref.pwe(
+        [ref.grouped(z, objective.groups, order, objective.eps) for order in orders for z in views], 0.5, group
+    )
+
+
+def meco(views, objective, noise, log_q, **_):
+    ratio = noise.detach() - log_q
+    u = (1 - objective.gamma) * objective.log_u.exp() + objective.gamma * ratio.exp().mean()
+    return (ratio.exp() / u * noise).mean() - views[0][:, 0].mean()
+
+
+def palm(views, objective, label, **_):
+    return ref.palm(
+        views, label, objective.prototypes, objective.classes, objective.momentum, objective.nearest,
+        objective.temperature, objective.prototype_temperature, objective.epsilon,
+    )  # fmt: skip
+
+
+def filled(objective: o.BECLR) -> o.BECLR:
+    """With a memory that is full, in clusters of its prototypes."""
+    objective.memory.pushed.fill_(len(objective.memory))
+    objective.cluster.copy_((objective.memory.items @ objective.prototypes.T).argmax(1))
+    return objective
+
+
+def beclr(views, objective, targets, **_):
+    return ref.beclr(
+        views, targets, objective.memory.items, objective.cluster, objective.prototypes,
+        objective.neighbours, objective.spread, objective.spread_temperature,
+    )  # fmt: skip
+
+
+def whole(objective: o.PALM) -> o.PALM:
+    """Prototypes of unit length in float64 too."""
+    objective.double().prototypes.copy_(F.normalize(objective.prototypes, dim=1))
+    return objective
+
+
+def exact(objective: o.Repulsor) -> o.Repulsor:
+    """With a bank of unit length in float64 too."""
+    objective.double().bank.items.copy_(F.normalize(objective.bank.items, dim=1))
+    return objective
+
+
+CLASS = torch.tensor([0, 1, 2, 0, 1, 2, 2, 0, 1, 1, 0])
+FLAG = torch.tensor([0, 1, 1, 0, 1, 1, 0, 0, 1, 1, 0])
+TARGET = torch.tensor([1.0, 2.0, 4.0, 2.0, 3.5, 1.0, 0.5, 6.0, 2.0, 4.0, 5.0], dtype=torch.float64)
+
+
+def guesses(n: int, d: int) -> dict[str, Any]:
+    gumbel = -torch.empty(n, d, dtype=torch.float64).exponential_(generator=torch.Generator().manual_seed(5)).log()
+    return {"label": LABEL[:n], "features": draw(n, 4), "noise": gumbel, "parts": draw(n, 3, 4, seed=6)}
+
+
+def clustered(objective: Any) -> Any:
     """As after an epoch in which most samples were seen."""
-    objective.memory.copy_(F.normalize(torch.randn(objective.memory.shape), dim=2))
-    objective.memory[:, 10] = 0
-    objective.cluster()
+    memory = objective.memory
+    memory.items.copy_(F.normalize(torch.randn(memory.items.shape), dim=2))
+    memory.items[:, 10] = 0
+    memory.cluster()
     return objective
 
 
@@ -470,6 +551,120 @@ CASES = [
             / 1.7
         ),
         context=lambda n, d: {**class_pairs(n, d), **targets(2)(n, d)},
+        exactly_two=False,
+        grouped=False,
+        keeps="scale shuffle swap",
+    ),
+    Case(
+        "WMSE",
+        lambda d: o.WMSE(),
+        lambda z, **_: ref.wmse(z),
+        views=3,
+        exactly_two=False,
+        grouped=False,
+        keeps="shuffle swap",
+    ),
+    Case(
+        "GroupWhitened",
+        lambda d: o.GroupWhitened(o.PairwiseViews(0.5), groups=2, copies=2),
+        group_whitened,
+        exactly_two=False,
+        keeps="shuffle swap",
+    ),
+    Case(
+        "MEOW",
+        lambda d: clustered(o.MEOW(23, d, (4, 3))),
+        meow,
+        context=index,
+        grouped=False,
+        keeps="scale rotation shuffle",
+    ),
+    Case("AdaMEOW", lambda d: o.AdaMEOW(d, 7), adameow, grouped=False, keeps="scale shuffle"),
+    Case(
+        "Repulsor",
+        lambda d: exact(o.Repulsor(d, 3, bank_size=30)),
+        repulsor,
+        exactly_two=False,
+        grouped=False,
+        keeps="shuffle swap",
+    ),
+    Case(
+        "Repulsor-cosine",
+        lambda d: o.Repulsor(d, 3, bank_size=0, distance="cosine"),
+        repulsor,
+        exactly_two=False,
+        grouped=False,
+        keeps="shuffle swap",
+    ),
+    Case(
+        "MECO",
+        lambda d: o.MECO(1.0),
+        meco,
+        context=lambda n, d: {"noise": draw(n), "log_q": draw(n, seed=2) - 1},
+        views=1,
+        exactly_two=False,
+        grouped=False,
+        smooth=True,
+        keeps="shuffle",
+    ),
+    Case(
+        "SiMHand",
+        lambda d: o.SiMHand(0.5),
+        lambda z, joints, **_: ref.simhand(z, joints, 0.5),
+        context=lambda n, d: {"joints": draw(n, 2, 4, 2)},
+        grouped=False,
+        keeps="scale rotation shuffle",
+    ),
+    Case(
+        "SepCLR",
+        lambda d: o.SepCLR(0.5, 3.0, 2.0, 1.5),
+        lambda z, salient, label, **_: ref.sepclr(z, salient, label, 0.5, 3.0, 2.0, 1.5),
+        context=lambda n, d: {"salient": list(draw(2, n, 3)), "label": FLAG[:n]},
+        grouped=False,
+        keeps="scale rotation shuffle",
+    ),
+    Case(
+        "SupReMix",
+        lambda d: o.SupReMix(0.3, delta=0.6),
+        lambda z, target, draws, **_: ref.supremix(z, target, draws, 0.3, 0.6, 0.5),
+        context=lambda n, d: {"target": TARGET[:n], "draws": list(draw(3, n).sigmoid())},
+        views=1,
+        exactly_two=False,
+        grouped=False,
+        keeps="scale rotation",
+    ),
+    Case(
+        "PALM",
+        lambda d: whole(o.PALM(3, d, 3, momentum=0.6, nearest=2, epsilon=0.3)),
+        palm,
+        context=lambda n, d: {"label": CLASS[:n]},
+        exactly_two=False,
+        grouped=False,
+        smooth=False,
+        keeps="scale shuffle swap",
+    ),
+    Case(
+        "BaCon",
+        lambda d: o.BaCon(0.3, 0.5, 0.35, 0.5),
+        lambda z, label, logits, **_: ref.bacon(z, label, logits, 0.3, 0.5, 0.35, 0.5, 1.0),
+        context=lambda n, d: {"label": LABEL[:n], "logits": list(draw(2, n, 4, seed=3) * 2)},
+        grouped=False,
+        keeps="scale rotation shuffle",
+    ),
+    Case(
+        "CPL",
+        lambda d: o.CPL(accept=0.3),
+        lambda z, features, label, noise, parts, **_: ref.cpl(z, features, label, noise, 0.5, 0.5, 1.0, 0.3, parts),
+        context=guesses,
+        grouped=False,
+        smooth=False,
+        keeps="",
+    ),
+    Case(
+        "BECLR",
+        lambda d: filled(o.BECLR(d, memory=40, clusters=4, neighbours=3, from_epoch=0)),
+        beclr,
+        context=targets(2),
         exactly_two=False,
         grouped=False,
         keeps="scale shuffle swap",

@@ -312,3 +312,203 @@ def hydra(views, label, partner, gate, scale, renormalise=True, per_anchor=False
             terms += [torch.stack(mine).mean()] if per_anchor and mine else [] if per_anchor else mine
         result = result + torch.stack(terms).mean()
     return result / len(pairs)
+
+
+# Second list.
+
+
+def whiten(z):
+    centred = z - z.mean(0)
+    return centred @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(z.T))).T
+
+
+def wmse(views):
+    w, total, pairs = [whiten(view) for view in views], 0.0, 0
+    for a in range(len(w)):
+        for b in range(a):
+            total = total + (2 - 2 * torch.cosine_similarity(w[a], w[b], dim=1)).mean()
+            pairs += 1
+    return total / pairs
+
+
+def zca(z, eps):
+    centred = z - z.mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(z) + eps * torch.eye(z.shape[1], dtype=z.dtype))
+    return centred @ vectors @ torch.diag(values**-0.5) @ vectors.T
+
+
+def grouped(z, groups, order, eps):
+    parts = z[:, order].chunk(groups, 1)
+    return torch.cat([zca(part, eps) for part in parts], 1)[:, torch.argsort(order)]
+
+
+def weighted(views, weight, t):
+    """`weight(i, j)`; anchors in view 0, keys in view 1."""
+    (a, b), n, total = rows_of(views), len(views[0]), 0.0
+    for i in range(n):
+        inner = sum(weight(i, j) * torch.exp(a[i] @ b[j] / t) for j in range(n))
+        total = total - a[i] @ b[i] / t + torch.log(inner)
+    return total / n
+
+
+def repulsion(z, bank, t, distance):
+    n, total, count = len(z), 0.0, 0
+    for i in range(n):
+        for j in [*range(n), *range(n, n + len(bank))]:
+            if j != i:
+                q = z[j] if j < n else bank[j - n]
+                close = torch.exp(-((z[i] - q) ** 2).sum() / t if distance == "euclidean" else z[i] @ q / t)
+                total, count = total + close, count + 1
+    return torch.log(total / count)
+
+
+def simhand(views, joints, t):
+    z, poses = torch.cat(rows_of(views)), torch.cat([joints[:, 0], joints[:, 1]])
+    m, n, total = len(z), len(joints), 0.0
+    d = torch.stack([torch.stack([(a - b).norm(dim=1).mean() for b in poses]) for a in poses])
+    pairs = torch.stack([d[i, i + n] for i in range(n)])
+    w_pair = (pairs.max() - pairs) / (pairs.max() - pairs.min())
+    w = (d.max() - d) / (d.max() - d.min())
+    for r in range(m):
+        row = torch.stack([w[r, j] * (z[r] @ z[j]) / t for j in range(m) if j != r])
+        total = total + row.logsumexp(0) - w_pair[r % n] * (z[r] @ z[(r + n) % m]) / t
+    return total / m
+
+
+def sepclr(views, salient, label, t, b_s, b_r, l_j):
+    c, n = rows_of(views), len(label)
+    k = lambda x, y: torch.exp(-((x - y) ** 2).sum() / (2 * t))  # noqa: E731
+    unif = lambda x: torch.log(sum(k(x[i], x[j]) for i in range(n) for j in range(i)) / (n * (n - 1) / 2))  # noqa: E731
+
+    def align(x, y, rows):
+        return sum(((x[i] - y[i]) ** 2).sum() / (2 * t) for i in rows) / max(len(rows), 1)
+
+    target = [i for i in range(n) if label[i] == 1]
+    rest = [i for i in range(n) if label[i] != 1]
+    masked = [torch.stack([s[i] if i in target else 0 * s[i] for i in range(n)]) for s in salient]
+    common = align(c[0], c[1], range(n)) + unif(c[0]) + unif(c[1])
+    apart = align(salient[0], salient[1], target) + unif(masked[0]) + unif(masked[1])
+    silent = sum(align(0 * s, s, rest) for s in salient) / 2
+    jem = sum(
+        torch.log(sum(k(a[i], a[j]) * k(b[i], b[j]) for j in range(n)) / n)
+        for a, b in zip(c, masked, strict=True)
+        for i in range(n)
+    )
+    return common + b_s * apart + b_r * silent + l_j * jem / (2 * n)
+
+
+def supremix(views, target, draws, t, delta, share_of_anchor):
+    (z,), n, terms = rows_of(views), len(target), []
+    share, below, above = draws
+    order = sorted(range(n), key=lambda i: (target[i].item(), i))
+    for i in range(n):
+        positive = [z[i] @ z[p] / t for p in range(n) if p != i and abs(target[p] - target[i]) <= delta]
+        low = [j for j in order if target[j] < target[i]]
+        high = [j for j in order if target[j] > target[i]]
+        if low and high:
+            j, k = low[int(below[i] * len(low))], high[int(above[i] * len(high))]
+            w = (target[k] - target[i]) / (target[k] - target[j])
+            assert abs(w * target[j] + (1 - w) * target[k] - target[i]) < 1e-12
+            m = w * z[j] + (1 - w) * z[k]
+            positive.append(z[i] @ (m / m.norm()) / t)
+        a, negative, omega = share_of_anchor * share[i], [], []
+        for q in range(n):
+            gap = abs(target[q] - target[i])
+            if gap > delta:
+                m = a * z[i] + (1 - a) * z[q]
+                negative += [z[i] @ z[q] / t, z[i] @ (m / m.norm()) / t]
+                omega += [gap, (1 - a) * gap]
+        if positive:
+            weights = [x / (sum(omega) / len(omega)) for x in omega]
+            below_line = sum(torch.exp(p) for p in positive)
+            below_line = below_line + sum(x * torch.exp(s) for x, s in zip(weights, negative, strict=True))
+            terms.append(sum(torch.log(below_line) - p for p in positive) / len(positive))
+    return sum(terms) / len(terms)
+
+
+def palm(views, label, prototypes, classes, m, nearest, t, t_prototypes, epsilon):
+    z, y = torch.cat(rows_of(views)), label.repeat(len(views))
+    own = torch.stack([torch.tensor([float(p % classes == c) for p in range(len(prototypes))]) for c in y]).double()
+    q = balanced((z @ prototypes.T).detach(), epsilon) * own
+    for row in q:
+        row[row < row.sort(descending=True).values[nearest - 1]] = 0
+    kept = q > 0
+    w = q / q.sum(1, keepdim=True)
+    moved = m * prototypes + (1 - m) * (w / w.sum(0, keepdim=True).clamp_min(1e-12)).T @ z
+    (moved,) = rows_of([moved])
+    again = balanced((z @ moved.T).detach(), epsilon) * kept
+    again = again / again.sum(1, keepdim=True)
+    s = z @ moved.detach().T / t
+    mle = -(((again * s).sum(1)) - s.logsumexp(1)).mean()
+    total = 0.0
+    for p in range(len(moved)):
+        others = [k for k in range(len(moved)) if k != p]
+        row = {k: moved[p] @ moved[k] / t_prototypes for k in others}
+        same_class = [k for k in others if k % classes == p % classes]
+        lse = torch.logsumexp(torch.stack(list(row.values())), 0)
+        total = total - sum(row[k] - lse for k in same_class) / max(len(same_class), 1)
+    return mle + total / len(moved)
+
+
+def bacon(views, label, logits, t, t_all, w, t_prediction, balance):
+    p = sum(torch.softmax(x / t_prediction, 1) for x in logits) / 2
+    z, n = torch.cat(rows_of(views)), len(label)
+
+    def soft(rows, weight):
+        total = 0.0
+        for r in rows:
+            others = [j for j in rows if j != r]
+            lse = torch.logsumexp(torch.stack([z[r] @ z[j] / t for j in others]), 0)
+            ws = [weight(r % n, j % n) for j in others]
+            total = total - sum(x * (z[r] @ z[j] / t - lse) for x, j in zip(ws, others, strict=True)) / sum(ws)
+        return total / len(rows)
+
+    labelled = [r for r in range(2 * n) if label[r % n] >= 0]
+    supervised = soft(labelled, lambda i, j: float(label[i] == label[j]))
+    guessed = soft(range(2 * n), lambda i, j: 1.0 if i == j else (p[i] @ p[j]).detach())
+    mean = p.mean(0)
+    known = [i for i in range(n) if label[i] >= 0]
+    classified = -sum(torch.log_softmax(x / t_prediction, 1)[i, label[i]] for x in logits for i in known) / (
+        2 * len(known)
+    )
+    entropy = -(mean * mean.log()).sum()
+    contrast = (1 - w) * ntxent(views, t_all) + w / 2 * supervised + w / 2 * guessed
+    return contrast + classified + balance * (math.log(p.shape[1]) - entropy)
+
+
+def cpl(logits, features, label, noise, pair, pseudo, entropy, accept, parts):
+    (z,), n = rows_of([features]), len(label)
+    p, strong = torch.softmax(logits[0], 1), torch.log_softmax(logits[1], 1)
+    first = second = third = 0.0
+    known = [i for i in range(n) if label[i] >= 0]
+    for i in range(n):
+        allowed = [j for j in range(n) if j != i]
+        mine = [j for j in allowed if label[i] >= 0 and label[j] == label[i]]
+        allowed = mine or allowed
+        partner = max(allowed, key=lambda j: (z[i] @ z[j]).item())
+        votes = [max(allowed, key=lambda j: torch.cosine_similarity(a[i], a[j], dim=0).item()) for a in parts.unbind(1)]
+        elected = min(range(n), key=lambda j: (-votes.count(j), j))
+        partner = elected if votes.count(elected) > votes.count(partner) else partner
+        first = first - torch.log(p[i] @ p[partner])
+        if label[i] >= 0:
+            second = second - torch.log(p[i, label[i]])
+        else:
+            drawn = torch.softmax(torch.log(p[i].detach()) + noise[i], 0)
+            c = p[i, drawn.argmax()].item()
+            third = third - (c if c > accept else 0.0) * (drawn * strong[i]).sum()
+    mean = p.mean(0)
+    return second / len(known) + pair * first / n + pseudo * third / n + entropy * (mean * mean.log()).sum()
+
+
+def beclr(views, targets, items, cluster, prototypes, k, spread, tau):
+    losses = []
+    for p, z in zip(rows_of(views), rows_of(targets), strict=True):
+        cosines, n, far = [], len(p), 0.0
+        for i in range(n):
+            mine = int((prototypes @ z[i]).argmax())
+            members = [j for j in range(len(items)) if cluster[j] == mine]
+            near = sorted(members, key=lambda j: -(z[i] @ items[j]).item())[:k]
+            cosines += [p[i] @ z[i], *(p[i] @ items[j] for j in near)]
+            far = far + sum(torch.exp(p[i] @ p[j] / tau) for j in range(n) if j != i)
+        losses.append(-sum(cosines) / len(cosines) + spread * torch.log(far / (n * (n - 1))))
+    return sum(losses) / len(losses)

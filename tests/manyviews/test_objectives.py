@@ -39,7 +39,7 @@ def test_worked_numbers(case):
 
 def batch(case, grouped=False, n=11, d=None):
     """Random views, their context, and d; AMCL's two heads of three side by side need 6."""
-    d = d or (6 if "AMCL" in case.name else 5)
+    d = d or (6 if "AMCL" in case.name or case.name == "GroupWhitened" else 5)
     context = case.context(n, d)
     if grouped and case.grouped:
         context["group"] = GROUP[:n]
@@ -87,7 +87,7 @@ def test_value_and_gradients_equal_the_dense_reference(case, grouped):
 # Where weights are detached the numeric gradient is another function's; the dense reference detaches likewise.
 @pytest.mark.parametrize("case", [c for c in CASES if c.smooth], ids=lambda case: case.name)
 def test_gradcheck(case):
-    views, context, d = batch(case, n=4)
+    views, context, d = batch(case, n=7 if case.name == "WMSE" else 4)
     views = tuple(view.requires_grad_() for view in views)
     assert torch.autograd.gradcheck(lambda *z: case.build(d)(list(z), **context), views)
 

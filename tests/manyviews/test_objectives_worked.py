@@ -11,8 +11,10 @@ from manyviews.distributed import simulate
 from manyviews.monitoring import diagnostics
 from manyviews.objectives.amcl import omega
 from manyviews.objectives.barlow import cross_correlation
+from manyviews.objectives.meow import weighted
 from manyviews.objectives.mochi import Mixing
 from manyviews.objectives.swav import sinkhorn
+from manyviews.objectives.whitening import cholesky_whiten, group_whiten, inverse_root
 from tests.manyviews.objectives_table import draw
 from tests.manyviews.references import T3
 
@@ -203,13 +205,13 @@ def test_deepcluster_labels_come_from_the_last_epoch():
     index = torch.arange(12)
     assert objective(views, index=index, epoch=0).item() == 0  # nothing is known yet
     assert objective.diagnostics["labelled"] == 0
-    torch.testing.assert_close(objective.memory, torch.stack(views))
+    torch.testing.assert_close(objective.memory.items, torch.stack(views))
     assert objective(views, index=index, epoch=1).item() > 0
     assert objective.diagnostics["labelled"] == 1
-    assert set(objective.clusters[0].tolist()) == {0, 1, 2}
-    before = objective.clusters.clone()
+    assert set(objective.memory.assigned[0].tolist()) == {0, 1, 2}
+    before = objective.memory.assigned.clone()
     objective([view.flip(0) for view in views], index=index, epoch=1)
-    assert torch.equal(objective.clusters, before)  # only at the start of an epoch
+    assert torch.equal(objective.memory.assigned, before)  # only at the start of an epoch
 
 
 # NNCLR
@@ -538,3 +540,236 @@ def test_hydra_gate_learns_alone_first():
     assert objective.gate.mlp[2].weight.grad.abs().sum() > 0 and objective.log_scale.grad.abs() > 0
     objective(views, label=label, epoch=2).backward()
     assert views[0].grad.abs().sum() > 0
+
+
+# Whitening
+
+
+def test_whitening():
+    four = simulate(1, lambda gather: gather(4))[0]
+    zca = group_whiten(A, 1, torch.arange(2), four, eps=0)
+    expected = rows([0.591752, 1.408248], [1.224745, -1.224745], [-1.408248, -0.591752], [-0.408248, 0.408248])
+    torch.testing.assert_close(zca, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(zca.T @ zca / 4, torch.eye(2, **double))
+    lower = rows([0.387298, 1.264911], [1.161895, -0.948683], [-1.161895, -0.632456], [-0.387298, 0.316228])
+    torch.testing.assert_close(cholesky_whiten(A), lower, atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.cov(cholesky_whiten(A).T), torch.eye(2, **double))
+    assert o.WMSE()([A, B]).item() == approx(0.50375013)
+    assert o.WMSE(normalise=False)([A, B]).item() == approx(0.09578646)
+
+
+def test_group_whitening():
+    four = simulate(1, lambda gather: gather(4))[0]
+    wide = torch.cat([A, rows([1, 1], [0, -1], [2, 0], [-1, 1])], 1)
+    for order, expected in (
+        ([2, 0, 3, 1], (0.577350, 1.706344, 0.577350, -0.297304)),
+        ([0, 1, 2, 3], (0.591752, 1.408248, 0.502507, 0.946380)),
+    ):
+        found = group_whiten(wide, 2, torch.tensor(order), four, eps=0)[0]
+        torch.testing.assert_close(found, rows(*expected), atol=1e-6, rtol=0)
+    one = [group_whiten(wide[:3], 1, torch.randperm(4), LOCAL) for _ in range(2)]
+    torch.testing.assert_close(*one)  # one group: the order does not matter
+    with pytest.raises(ValueError, match="4 dimensions do not divide into 3 groups"):
+        group_whiten(wide, 3, torch.arange(4), four)
+
+
+def test_the_inverse_root_has_a_gradient_at_equal_eigenvalues():
+    eye = torch.eye(3, **double).requires_grad_()
+    inverse_root(eye).sum().backward()
+    torch.testing.assert_close(eye.grad, torch.full((3, 3), -0.5, **double))
+    spread = draw(3, 3)
+    spread = (spread @ spread.T + torch.eye(3, **double)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda m: inverse_root((m + m.T) / 2), spread)
+
+
+def test_wmse_needs_more_rows_than_dimensions():
+    with pytest.raises(ValueError, match="whitens 4 rows of width 6"):
+        o.WMSE()([draw(4, 6), draw(4, 6)])
+
+
+# MEOW
+
+
+def test_meow_weights():
+    for w, value in (
+        (rows([0, 2, 1], [2, 0, 2], [1, 2, 0]), 0.20474856),
+        (1 - torch.eye(3, **double), -0.43479742),
+        (torch.ones(3, 3, **double), 0.63819488),
+    ):
+        assert weighted(Z1, Z2, w.log(), 0.5, LOCAL).item() == approx(value)
+        more = weighted(Z1, Z2, (3 * w).log(), 0.5, LOCAL).item()
+        assert more == approx(value + math.log(3))
+
+
+# SepCLR
+
+
+def test_sepclr():
+    objective = o.SepCLR(0.5)
+    ones = torch.ones(3, **double)
+    assert objective.align(Z1, Z2, ones, LOCAL).item() == approx(0.44266667)
+    assert objective.uniformity(Z1, LOCAL).item() == approx(-1.58965494)
+    both = objective.align(Z1, Z2, ones, LOCAL) + objective.uniformity(Z1, LOCAL) + objective.uniformity(Z2, LOCAL)
+    assert both.item() == approx(-2.58668758)
+    assert objective.jem(Z1, Z2, LOCAL).item() == approx(-0.98763324)
+    assert objective.jem(Z1, 0 * Z1, LOCAL).item() == approx(-0.76499229)
+
+
+def test_sepclr_without_targets_is_finite_and_the_background_has_no_say_in_uniformity():
+    s = [Z1.clone().requires_grad_(), Z2.clone().requires_grad_()]
+    loss = o.SepCLR()([Z1, Z2], salient=s, label=torch.zeros(3, dtype=torch.int64))
+    loss.backward()
+    assert loss.isfinite() and s[0].grad.isfinite().all()
+    free = [Z1.clone().requires_grad_(), Z2.clone().requires_grad_()]
+    o.SepCLR(background=0.0)([Z1, Z2], salient=free, label=torch.tensor([0, 1, 1])).backward()
+    assert free[0].grad[0].abs().sum() == 0 and free[0].grad[1].abs().sum() > 0
+
+
+# SupReMix
+
+
+def test_supremix_hard_positive():
+    y = rows(1, 2, 4)
+    mixed, there = o.SupReMix.between(y, Z1, y, rows(0, 0, 0), rows(0, 0, 0))
+    assert there.tolist() == [False, True, False]
+    torch.testing.assert_close(mixed[1], rows(0.894427, 0.447214), atol=1e-6, rtol=0)
+    assert (mixed[1] @ Z1[1]).item() == approx(0.89442719)
+
+
+def test_supremix_without_mixtures_and_weights_is_supcon():
+    label = torch.tensor([0, 1, 0])
+    plain = o.SupReMix(0.5, mixtures=False, weighted=False)
+    assert plain([Z1, Z2], label=label).item() == approx(2.32676622)
+
+
+# PALM
+
+
+def test_palm():
+    prototypes = rows([1, 0], [0, 1], [-1, 0], [0.6, -0.8])
+    objective = o.PALM(2, 2, 2, momentum=1.0, nearest=0, epsilon=0.5).double()
+    objective.prototypes.copy_(prototypes)
+    label = torch.tensor([0, 1, 0])
+    expected = rows([0.967773, 0, 0.032227, 0], [0, 0.734424, 0, 0.265576], [0.021929, 0, 0.978071, 0])
+    torch.testing.assert_close(objective._own(Z1, prototypes, label), expected, atol=1e-6, rtol=0)
+    loss = objective([Z1], label=label).item()
+    assert objective.diagnostics["mle"].item() == approx(1.37855892)
+    assert objective.diagnostics["prototype_contrast"].item() == approx(2.79669188)
+    assert loss == approx(1.37855892 + 2.79669188)
+    one = o.PALM(2, 2, 1, momentum=1.0).double()
+    one.prototypes.copy_(prototypes[:2])
+    one([Z1], label=label)
+    softmax = F.cross_entropy(Z1 @ prototypes[:2].T / 0.1, label).item()
+    assert one.diagnostics["mle"].item() == approx(softmax)
+
+
+# BaCon, CPL
+
+
+def test_bacon_numbers():
+    p = rows([0.7, 0.2, 0.1], [0.6, 0.3, 0.1])
+    torch.testing.assert_close(p @ p.T, rows([0.54, 0.49], [0.49, 0.46]))
+    objective = o.BaCon(prediction_temperature=1.0)
+    objective([Z1[:2], Z2[:2]], label=torch.tensor([-1, -1]), logits=[p.log(), p.log()])
+    assert objective.diagnostics["imbalance"].item() == approx(0.24177129)
+
+
+def test_bacon_with_certain_guesses_is_supcon():
+    label = torch.tensor([0, 1, 0])
+    certain = F.one_hot(label, 2).double()
+    soft = o.BaCon(0.5).soft_contrast([Z1, Z2], certain, LOCAL)
+    assert soft.item() == approx(2.32676622)
+    supervised = o.BaCon(0.5).supervised_contrast([Z1, Z2], label, LOCAL)
+    assert supervised.item() == approx(2.32676622)
+
+
+def test_cpl_pair():
+    p = rows([0.7, 0.2, 0.1], [0.6, 0.3, 0.1])
+    objective = o.CPL()
+    unknown = torch.tensor([-1, -1])
+    objective([p.log(), p.log()], features=Z1[:2], label=unknown)
+    assert objective.diagnostics["pair"].item() == approx(0.71334989)
+    same = torch.tensor([[60.0, 0, 0], [60, 0, 0]])
+    objective([same, same], features=Z1[:2], label=unknown)
+    assert objective.diagnostics["pair"].item() == approx(0)
+    apart = torch.tensor([[90.0, 0, 0], [0, 90, 0]])
+    assert objective([apart, apart], features=Z1[:2], label=unknown).isfinite()
+
+
+def test_cpl_parts_outvote_the_whole():
+    z = rows([1, 0], [0.9, 0.1], [0, 1])
+    parts = torch.stack([rows([1, 0], [0, 1], [1, 0])] * 3, 1)
+    label = torch.tensor([-1, -1, -1])
+    three = simulate(1, lambda gather: gather(3))[0]
+    assert o.CPL().partners(z, label, None, three)[0] == 1
+    assert o.CPL().partners(z, label, parts, three)[0] == 2
+
+
+# SiMHand
+
+
+def test_simhand():
+    joints = rows([[[0, 0]], [[0.5, 0]]], [[[1, 0]], [[1, 1]]], [[[0, 2]], [[0, 1.5]]])
+    assert o.SiMHand(0.5)([Z1, Z2], joints=joints).item() == approx(1.01953001)
+    equal = torch.zeros(3, 2, 1, 2, **double)
+    assert o.SiMHand(0.5)([Z1, Z2], joints=equal).item() == approx(0.96854400)
+    assert o.SiMHand(0.5, "sigmoid", slope=0.0)([Z1, Z2], joints=joints).isfinite()
+
+
+# Repulsor, MECO
+
+
+def test_repulsor():
+    objective = o.Repulsor(2, 0, 0, weight=1.0)
+    assert objective([Z1]).item() == approx(-2.60839157)
+    bank = o.Repulsor(2, 0, 2, weight=1.0, distance="cosine").double()
+    bank.bank.items.copy_(rows([0, -1], [-0.6, -0.8]))
+    alone = torch.stack(
+        [z @ q for i, z in enumerate(Z1) for q in [*(Z1[j] for j in range(3) if j != i), *bank.bank.items]]
+    )
+    assert bank([Z1]).item() == approx((alone / 0.5).exp().mean().log().item())
+    torch.testing.assert_close(bank.bank.items, Z1[1:])
+
+
+def test_meco():
+    x = rows(0.5, -1, 2)
+    noise, log_q = -((x - 0.3) ** 2) / 2, -(x**2) / 2 - 0.5 * math.log(2 * math.pi)
+    ratio = (noise - log_q).exp()
+    torch.testing.assert_close(ratio, rows(2.784139, 1.775245, 4.366399), atol=1e-6, rtol=0)
+    objective = o.MECO(1.0).double()
+    free = noise.clone().requires_grad_()
+    loss = objective([torch.zeros(3, 1, **double)], noise=free, log_q=log_q)
+    assert objective.log_u.item() == approx(1.09033169)
+    (ours,) = torch.autograd.grad(loss, free)
+    exact = noise.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(((exact - log_q).logsumexp(0) - math.log(3)), exact)
+    torch.testing.assert_close(ours, expected)
+    shifted = o.MECO(1.0).double()
+    data = draw(3, 1)
+    objective([data], noise=noise, log_q=log_q)
+    shifted([data + 5], noise=noise + 5, log_q=log_q)
+    assert shifted.diagnostics["nll"].item() == approx(objective.diagnostics["nll"].item())
+    slow = o.MECO(0.1).double()
+    slow([data], noise=noise, log_q=log_q)
+    assert slow.log_u.item() == approx(1.09033169)  # the first batch is the estimate
+    slow([data], noise=noise + 1, log_q=log_q)
+    assert slow.log_u.exp().item() == approx((0.9 + 0.1 * math.e) * math.exp(1.09033169), 1e-6)
+
+
+# BECLR
+
+
+def test_beclr_without_neighbours_or_spread_is_minus_the_cosine():
+    objective = o.BECLR(2, memory=6, clusters=2, neighbours=0, spread=0.0).double()
+    assert objective([Z1, Z2], targets=[Z2, Z3]).item() == approx(-0.76320000)
+    assert objective.memory.filled() == 1
+    counts = objective.cluster.bincount(minlength=2)
+    assert counts.sum() == 6 and objective.diagnostics["memory_filled"] == 1
+
+
+def test_beclr_in_one_cluster_asks_the_whole_memory():
+    objective = o.BECLR(2, memory=3, clusters=1, neighbours=1, spread=0.0, from_epoch=0).double()
+    objective([Z3], targets=[Z1])
+    near, there = objective.nearest(Z2)
+    torch.testing.assert_close(near[:, 0], Z1[(Z2 @ Z1.T).argmax(1)])
+    assert there.all()

@@ -91,11 +91,16 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     """(B, K): soft assignment whose rows sum to 1 and whose columns sum to about B/K.
 
     Starts from exp(scores / epsilon); each iteration scales the prototypes' columns to B/K, then the samples' rows
-    to 1. In logarithms, so nothing overflows at any epsilon.
+    to 1.
     """
+    return log_sinkhorn(scores, epsilon, iterations).exp()
+
+
+def log_sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """The logarithm of `sinkhorn`: nothing overflows at any epsilon, and small shares keep their proportions."""
     log_q = scores / epsilon
     share = math.log(scores.shape[0] / scores.shape[1])
     for _ in range(iterations):
         log_q = log_q - log_q.logsumexp(0) + share
         log_q = log_q - log_q.logsumexp(1, keepdim=True)
-    return log_q.exp()
+    return log_q
