@@ -46,6 +46,7 @@ class ShardDataModule(pl.LightningDataModule):
         eval_view: the view of evaluation; default a centre crop of the first training view's size.
         natural_views: which of a sample's own views (`google` of `key.google.png`), in this order; default all.
         label: which label field: `cls`, or a field of the `.json` file that the manifest lists.
+        fields: numeric fields of the samples' `.json` that go into the batch under their names, float32 (B, ...).
         train_split: name of the split to train on. val_split: name of the split to evaluate on.
         seed: of order and augmentation.
         lanes: see `viewshards.order`; default the largest divisor of the global batch up to 64.
@@ -65,6 +66,7 @@ class ShardDataModule(pl.LightningDataModule):
         eval_view: CentreCrop | None = None,
         natural_views: list[str] | None = None,
         label: str = "cls",
+        fields: Sequence[str] = (),
         train_split: str = "train",
         val_split: str = "val",
         seed: int = 0,
@@ -81,7 +83,7 @@ class ShardDataModule(pl.LightningDataModule):
         super().__init__()
         self.root, self.global_batch_size, self.views = root, global_batch_size, views
         self.eval_view = eval_view or CentreCrop(views.augmentations[0].size)
-        self.natural_views, self.label = natural_views, label
+        self.natural_views, self.label, self.fields = natural_views, label, list(fields)
         self.train_split, self.val_split = train_split, val_split
         self.seed, self.lanes, self.window = seed, lanes or default_lanes(global_batch_size), window
         self.clusters, self.workers, self.max_broken = clusters, workers, max_broken
@@ -151,7 +153,7 @@ class ShardDataModule(pl.LightningDataModule):
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         batches = self._train_batches(world, rank)
         batches.epoch, batches.consumed = self.position["epoch"], self.position["consumed"]
-        dataset = ShardDataset(self.train_set, self.views, self.seed, self.natural_views, self.label)
+        dataset = ShardDataset(self.train_set, self.views, self.seed, self.natural_views, self.label, self.fields)
         return self._loader(dataset, batches, keep=True)
 
     def val_dataloader(self) -> DataLoader[Sample]:

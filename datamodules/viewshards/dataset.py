@@ -55,6 +55,7 @@ class ShardDataset(Dataset[Sample]):
         seed: of the augmentations.
         natural_views: which natural views, in this order; None: all pictures of a sample, sorted by name.
         label: which label field of the manifest; unknown or absent labels are -1.
+        fields: numeric fields of a sample's `.json`, of the same shape in all, that go along as float32.
 
     Raises:
         ValueError: for a label field the set does not have.
@@ -68,7 +69,9 @@ class ShardDataset(Dataset[Sample]):
         seed: int,
         natural_views: Sequence[str] | None,
         label: str,
+        fields: Sequence[str] = (),
     ) -> None:
+        self.fields = list(fields)
         self.shards, self.render, self.seed = shards, render, seed
         self.natural_views, self.label = natural_views, label
         known = shards.manifest.labels
@@ -118,6 +121,10 @@ class ShardDataset(Dataset[Sample]):
             "label": self._label(fields, about),
             "group": _group(about),
         }
+        for name in self.fields:
+            if not isinstance(about, dict) or name not in about:
+                raise ValueError(f"its .json has no field {name!r}")
+            out[name] = np.asarray(about[name], np.float32)
         if "txt" in fields:
             out["caption"] = fields["txt"]
         return out
@@ -153,6 +160,9 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
         "weight": torch.tensor([s["weight"] for s in samples]),
         "replaced": [problem for s in samples for problem in s["replaced"]],
     }
+    for name, value in samples[0].items():
+        if name not in batch and isinstance(value, np.ndarray):
+            batch[name] = torch.from_numpy(np.stack([s[name] for s in samples]))
     if samples[0]["draws"]:
         batch["draws"] = [torch.tensor(rows) for rows in zip(*(s["draws"] for s in samples), strict=True)]
     if all("caption" in s for s in samples):

@@ -11,7 +11,7 @@ import io
 import json
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,16 @@ def open_source(text: str, root: str = "data", val_fraction: float = 0.1, labels
     """
     scheme, _, name = text.partition(":")
     if scheme == "builtin":
-        if name not in BUILTIN:
-            raise ValueError(f"no built-in set {name!r}; there are {', '.join(sorted(BUILTIN))}")
-        return BUILTIN[name]()
+        from viewshards import generated  # which are made of those here
+
+        builtin: dict[str, Callable[[], Source]] = {
+            "emoji": Emoji,
+            "digits": Sklearn,
+            **{made.name: made for made in generated.SETS},
+        }
+        if name not in builtin:
+            raise ValueError(f"no built-in set {name!r}; there are {', '.join(sorted(builtin))}")
+        return builtin[name]()
     if scheme == "torchvision":
         return Torchvision(name, root, val_fraction)
     if scheme == "sklearn":
@@ -91,7 +98,7 @@ class ImageFolder(Source):
         self.classes = [classes.index(part[0]) if len(part) > 1 else -1 for part in parts]
         keys = _unique("/".join(part).rpartition(".")[0] for part in parts)
         self.samples = [
-            (key, base.name if splits else _hashed_split(key, val_fraction))
+            (key, base.name if splits else hashed_split(key, val_fraction))
             for key, (base, _) in zip(keys, found, strict=True)
         ]
 
@@ -140,7 +147,7 @@ class Table(Source):
         self.numbers = {name: number for number, name in enumerate(self.labels.get("cls", []))}
         keys = _unique(key if has_views else key.rpartition(".")[0] for key in grouped)
         self.samples = [
-            (key, str(rows[0].get("split") or _hashed_split(key, val_fraction)))
+            (key, str(rows[0].get("split") or hashed_split(key, val_fraction)))
             for key, rows in zip(keys, self.groups, strict=True)
         ]
 
@@ -199,7 +206,7 @@ class Arrays(Source):
         self.samples = [(f"{i:06d}", split) for i, split in enumerate(splits)]
 
     def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
-        return {"png": _png(Image.fromarray(self.images[sample])), "cls": str(self.targets[sample]).encode()}
+        return {"png": png(Image.fromarray(self.images[sample])), "cls": str(self.targets[sample]).encode()}
 
 
 class Sklearn(Arrays):
@@ -213,7 +220,7 @@ class Sklearn(Arrays):
         if data is None or not hasattr(data, "images") or not hasattr(data, "target"):
             raise ValueError(f"sklearn:{name}: not an image set bundled with scikit-learn; there is sklearn:digits")
         images = np.rint(data.images * (255 / data.images.max())).astype(np.uint8)
-        splits = [_hashed_split(f"{i:06d}", val_fraction) for i in range(len(images))]
+        splits = [hashed_split(f"{i:06d}", val_fraction) for i in range(len(images))]
         super().__init__(name, images, data.target, [str(c) for c in data.target_names], splits)
 
 
@@ -241,17 +248,14 @@ class Torchvision(Source):
         self.samples = []
         for part, i in self.places:
             key = f"{part or 'all'}-{i:07d}"
-            self.samples.append((key, part or _hashed_split(key, val_fraction)))
+            self.samples.append((key, part or hashed_split(key, val_fraction)))
         first = next(iter(self.parts.values()))
         self.labels = {"cls": [str(c) for c in getattr(first, "classes", [])]}
 
     def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
         part, i = self.places[sample]
         image, target = self.parts[part][i]
-        return {"png": _png(image), "cls": str(int(target)).encode()}
-
-
-BUILTIN: dict[str, type[Source]] = {"emoji": Emoji, "digits": Sklearn}
+        return {"png": png(image), "cls": str(int(target)).encode()}
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -272,16 +276,18 @@ def _image_file(path: Path) -> tuple[str, bytes]:
     if extension in ("jpg", "jpeg", "png", "webp"):
         return extension, path.read_bytes()
     with Image.open(path) as image:
-        return "png", _png(image.convert("RGBA" if "transparency" in image.info else "RGB"))
+        return "png", png(image.convert("RGBA" if "transparency" in image.info else "RGB"))
 
 
-def _png(image: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
+    """An image as the bytes of a PNG."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def _hashed_split(key: str, val_fraction: float) -> str:
+def hashed_split(key: str, val_fraction: float) -> str:
+    """`train` or `val`, by a hash of the key."""
     share = int(hashlib.sha1(key.encode()).hexdigest()[:8], 16) / 2**32
     return "val" if share < val_fraction else "train"
 

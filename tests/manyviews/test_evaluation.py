@@ -9,9 +9,11 @@ from torch import nn
 
 from manyviews.backbones import Encoding
 from manyviews.distributed import simulate
-from manyviews.evaluation import KNN, Features, LinearProbe, LogisticRegression, Retrieval, extract
+from manyviews.evaluation import KNN, Features, FewShot, LinearProbe, LogisticRegression, Outliers, Retrieval, extract
+from manyviews.evaluation.fewshot import transport_plan, transported
 from manyviews.evaluation.knn import knn_votes
 from manyviews.evaluation.linear import split
+from manyviews.evaluation.outliers import auroc, fpr95
 from manyviews.evaluation.protocol import save
 from manyviews.evaluation.retrieval import retrieval_ranks
 from tests.manyviews.references import T3
@@ -219,3 +221,47 @@ def test_a_number_is_written_with_its_protocol(tmp_path):
     content = json.loads((tmp_path / "a/knn.json").read_text())
     assert content["protocol"] == {"protocol": "KNN", "k": [5], "temperature": [0.1]}
     assert content["scores"] == result.scores and content["step"] == 3
+
+
+# Few shots, outliers.
+
+
+def clouds(classes=6, each=40, spread=0.3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.arange(classes).repeat_interleave(each)
+    z = torch.eye(8)[label] + spread * torch.randn(len(label), 8, generator=generator)
+    return Features(z[None], label, torch.arange(len(label)), torch.full((len(label),), -1))
+
+
+def test_fewshot_rises_with_shots_and_with_transport():
+    data = clouds(spread=0.55)
+    score = lambda **o: next(iter(FewShot(**o, episodes=200).evaluate(data, data).scores.values()))  # noqa: E731
+    one, five = score(), score(shots=5)
+    assert 0.4 < one < five < 1
+    assert score(transport=3) > one + 0.02
+    assert score() == one  # the episodes are fixed
+    with pytest.raises(ValueError, match="needs 7 classes of 16 samples or more in val, there are 6"):
+        FewShot(ways=7).evaluate(data, data)
+
+
+def test_transport_plan_has_even_marginals_and_keeps_what_is_at_its_place():
+    cost = torch.rand(3, 12, generator=torch.Generator().manual_seed(0))
+    plan = transport_plan(cost, 0.1)
+    torch.testing.assert_close(plan.sum(1), torch.full((3,), 1 / 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(plan.sum(0), torch.full((12,), 1 / 12), atol=1e-5, rtol=0)
+    means = torch.eye(3)
+    torch.testing.assert_close(transported(means, means, 0.01), means)
+
+
+def test_outliers():
+    data = clouds(spread=0.1)
+    same, far = clouds(spread=0.1, seed=1), clouds(spread=0.1, seed=2)
+    far = Features(-far.views, far.label, far.index, far.group)
+    found = Outliers().against(data, same, far).scores
+    assert found["outliers_auroc"] > 0.99 and found["outliers_fpr95"] < 0.05
+    chance = Outliers().against(data, same, clouds(spread=0.1, seed=3)).scores
+    assert chance["outliers_auroc"] == pytest.approx(0.5, abs=0.06)
+    assert auroc(torch.tensor([3.0, 4]), torch.tensor([1.0, 2])) == 1
+    assert fpr95(torch.arange(100.0), torch.tensor([-1.0, 4, 5, 50])) == 0.5
+    with pytest.raises(ValueError, match="needs a second data set"):
+        Outliers().evaluate(data, data)

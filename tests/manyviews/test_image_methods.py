@@ -12,7 +12,10 @@ import torch
 
 from manyviews import methods as m
 from manyviews import objectives as o
-from manyviews.backbones import ConvNet
+from manyviews.backbones import ConvNet, ScatteringBackbone
+from manyviews.backbones.scattering import Scattering
+from manyviews.methods.beclr import blanked
+from manyviews.methods.scatsimclr import rotated
 from manyviews.optim import Schedule
 from manyviews.runs import FiniteGuard
 from tests.manyviews.test_methods import Batches, fit
@@ -59,6 +62,21 @@ METHODS = {
     ),
     "Hallucinator-SimSiam": lambda b: m.Hallucinator(b, o.Hallucinator(o.SimSiam(), 16), projector_hidden=32, **FAST),
     "CMIM": lambda b: m.CMIM(b, 8, 16, **FAST),
+    "CMIM-Repulsor": lambda b: m.CMIM(b, 8, 16, regulariser=o.Repulsor(16, 8, 60), **FAST),
+    "WMSE": lambda b: m.WMSE(b, 24, 2, 32, 6, **FAST),
+    "BECLR": lambda b: m.BECLR(b, 60, 4, 3, from_epoch=1, patch=2, momentum=0.9, **SMALL, **FAST),
+    "SepCLR": lambda b: m.SepCLR(b, 8, salient=1.0, background=1.0, joint=1.0, **FAST),
+    "BaCon": lambda b: m.BaCon(b, 4, 3, soft_from=0, **SMALL, **FAST),
+    "CPL": lambda b: m.CPL(b, 4, 3, accept=0.2, **FAST),
+    "ScatSimCLR": lambda b: m.ScatSimCLR(ScatteringBackbone(8, 1, 4, 16, 1, 16), **FAST),
+    "ScatSimCLR-jigsaw": lambda b: m.ScatSimCLR(b, pretext="jigsaw", **FAST),
+    "MECO": lambda b: m.MECO(b, 0.5, **FAST),
+    "HardContrastive": lambda b: m.MultiView(b, o.HardContrastive(0.5, 0.2), **SMALL, **FAST),
+    "MEOW": lambda b: m.MultiView(b, o.MEOW(192, 16, (5, 4)), **SMALL, **FAST),
+    "AdaMEOW": lambda b: m.MultiView(b, o.AdaMEOW(16), **SMALL, **FAST),
+    "PALM": lambda b: m.MultiView(b, o.PALM(4, 16, 3), **SMALL, **FAST),
+    "SupReMix": lambda b: m.MultiView(b, o.SupReMix(0.3), **SMALL, **FAST),
+    "GroupWhitened": lambda b: m.MultiView(b, o.GroupWhitened(o.MVInfoNCE(0.5), 4, 2), **SMALL, **FAST),
 }  # fmt: skip
 every = pytest.mark.parametrize("name", METHODS)
 
@@ -78,6 +96,15 @@ READINGS = {
     "HydraMoCo": {"gate_open", "instance_loss", "pair_loss", "momentum"},
     "Hallucinator": {"hallucinated_loss"},
     "CMIM": {"contrastive", "log_scale", "log_prior", "log_likelihood"},
+    "BECLR": {"memory_filled", "clusters_used", "momentum"},
+    "SepCLR": {"common", "salient", "background", "joint"},
+    "BaCon": {"soft_contrast", "classification", "imbalance"},
+    "CPL": {"pair", "pseudo", "class_entropy"},
+    "ScatSimCLR": {"pretext_loss", "pretext_accuracy"},
+    "MECO": {"log_z", "nll", "bits_over_noise"},
+    "PALM": {"mle", "prototype_contrast", "prototypes_used"},
+    "MEOW": {"mean_weight"},
+    "AdaMEOW": {"own_weight"},
 }
 """What of a method's own state must be seen in TensorBoard."""
 
@@ -284,6 +311,79 @@ def test_cmim_reconstructs_and_embeds_by_its_decoder():
     assert method.train().training_step(single, 0)["projections"].shape == (2, 24, 16)
     with pytest.raises(ValueError, match="image_size must be 4, 8, 16"):
         m.CMIM(ConvNet((8,)), 12)
+
+
+# Scattering.
+
+
+def test_scattering_counts_its_maps_and_forgives_small_shifts():
+    scattering = Scattering(32, 2, 16)
+    assert scattering.maps == 289 and not list(scattering.parameters())
+    images = torch.nn.functional.avg_pool2d(torch.randn(4, 3, 34, 34), 3, 1)
+    maps = scattering(images)
+    assert maps.shape == (4, 3 * 289, 8, 8)
+    shifted = images.roll(1, dims=3)
+
+    def moved(a, b):
+        return ((a - b).norm() / a.norm()).item()
+
+    assert moved(maps, scattering(shifted)) < 0.5 * moved(images, shifted)
+    first = maps.view(4, 3, 289, 8, 8)
+    torch.testing.assert_close(first[:, :, 0].mean((2, 3)), images.mean((2, 3)), atol=0.02, rtol=0)  # order 0 averages
+    wave = torch.cos(3 * torch.pi / 4 * torch.arange(32.0)).expand(1, 3, 32, 32)  # along x, at the finest scale
+    found = scattering(wave).view(3, 289, 64)[0, 1:33].mean(1)
+    assert found.argmax() == 0  # angle 0 of scale 0
+    with pytest.raises(ValueError, match="multiple of 2\\^scales = 4"):
+        Scattering(30)
+
+
+def test_scattering_without_weight_is_simclr():
+    batch = Batches()[0]
+    pl.seed_everything(0, verbose=False)
+    with_task = m.ScatSimCLR(ConvNet((8, 16)), weight=0.0, **FAST)
+    pl.seed_everything(0, verbose=False)
+    without = m.ScatSimCLR(ConvNet((8, 16)), pretext="none", **FAST)
+    assert with_task.training_step(batch, 0)["loss"].item() == without.training_step(batch, 0)["loss"].item()
+
+
+def test_pretext_transforms():
+    images = torch.arange(16.0).view(1, 1, 4, 4).expand(24, 3, 4, 4)
+    method = m.ScatSimCLR(ConvNet((8, 16)), pretext="jigsaw", **FAST)
+    assert len(method.orders) == 24 and torch.equal(method.shuffled(images, torch.zeros(24, dtype=int)), images)
+    everything = method.shuffled(images, torch.arange(24))
+    assert len({tuple(image.flatten().tolist()) for image in everything}) == 24
+    assert torch.equal(everything.flatten(1).sort(1).values, images.flatten(1).sort(1).values)
+    turned = rotated(images, torch.arange(24) % 4)
+    assert torch.equal(turned[1], torch.rot90(images[0], 1, (1, 2))) and torch.equal(turned[4], images[0])
+
+
+# Labels in part.
+
+
+def test_hidden_labels_are_never_shown():
+    method = make("BaCon")
+    batch = {"label": torch.arange(4000) % 4, "index": torch.arange(4000)}
+    shown = method.shown(batch)
+    assert (shown[batch["label"] == 3] == -1).all()
+    visible = (shown >= 0)[batch["label"] < 3].float().mean()
+    assert 0.45 < visible < 0.55 and torch.equal(shown, method.shown(batch))
+    assert torch.equal(shown[shown >= 0], batch["label"][shown >= 0])
+
+
+def test_blanked_images():
+    images = torch.ones(50, 3, 12, 12)
+    holes = blanked(images, 0.15, 4)
+    assert 0.8 < holes.mean() < 0.9 and torch.equal(holes, holes[:, :1].expand_as(holes))
+    assert torch.equal(blanked(images, 0.0, 4), images)
+    squares = holes[:, 0].unfold(1, 4, 4).unfold(2, 4, 4).flatten(3)
+    assert (squares.std(3) == 0).all()
+
+
+def test_sepclr_embeds_either_code():
+    batch = Batches()[0]
+    for embedding, width in (("common", 16), ("salient", 16), ("both", 32)):
+        method = m.SepCLR(ConvNet((8, 16)), embedding=embedding, **FAST)
+        assert method.embed(batch)[0].pooled.shape == (24, width)
 
 
 # Two real ranks.

@@ -12,6 +12,7 @@ from viewshards.views import device, opencv, reference
 from viewshards.views.augmentation import Augmentation
 
 Backend = Literal["cv2", "torchvision", "device"]
+Natural = Literal["across", "within", "ordered"]
 
 
 class MultiView:
@@ -24,22 +25,33 @@ class MultiView:
     Args:
         augmentations: one a view, equal sizes first, then smaller crops.
         backend: `cv2` (default), `torchvision` (reference), or `device` (crop and flip here, colour on the device).
+        natural: `across` as above; `ordered`: in their own order, where it has a meaning; `within`: all augmented
+            views are of one natural view, drawn for each sample.
     """
 
-    def __init__(self, augmentations: Sequence[Augmentation], backend: Backend = "cv2") -> None:
+    def __init__(
+        self,
+        augmentations: Sequence[Augmentation],
+        backend: Backend = "cv2",
+        natural: Natural = "across",
+    ) -> None:
         if not augmentations:
             raise ValueError("a sample needs at least one view")
         if backend not in ("cv2", "torchvision", "device"):
             raise ValueError(f"backend must be 'cv2', 'torchvision' or 'device', got {backend!r}")
+        if natural not in ("across", "within", "ordered"):
+            raise ValueError(f"natural must be 'across', 'within' or 'ordered', got {natural!r}")
         self.augmentations = list(augmentations)
-        self.backend = backend
+        self.backend, self.natural = backend, natural
 
     def __call__(self, images: Sequence[Picture], rng: np.random.Generator) -> tuple[list[Picture], list[list[float]]]:
         """V views (size, size, 3) uint8, and with backend `device` a row of numbers each for `device.colour`."""
         order = rng.permutation(len(images))
+        if self.natural != "across":
+            order = order[:1] if self.natural == "within" else np.arange(len(images))
         views, rows = [], []
         for v, augmentation in enumerate(self.augmentations):
-            image = images[order[v % len(images)]]
+            image = images[order[v % len(order)]]
             draw = augmentation.draw(rng, *image.shape[:2])
             if self.backend == "device":
                 views.append(opencv.geometry(image, augmentation, draw))
@@ -58,7 +70,7 @@ class SimCLR(MultiView):
         blur: probability; the paper has 0.5 on ImageNet and none on CIFAR.
         min_scale: smallest crop, as a share of the area.
         flip: probability; 0 for digits and text.
-        backend: see `MultiView`.
+        backend, natural: see `MultiView`.
     """
 
     def __init__(
@@ -70,10 +82,11 @@ class SimCLR(MultiView):
         min_scale: float = 0.08,
         flip: float = 0.5,
         backend: Backend = "cv2",
+        natural: Natural = "across",
     ) -> None:
         jitter = (0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength)
         view = Augmentation(size, (min_scale, 1.0), flip=flip, jitter=jitter, grey=0.2, blur=blur)
-        super().__init__([view] * views, backend)
+        super().__init__([view] * views, backend, natural)
 
 
 class MoCoV2(MultiView):

@@ -2,5 +2,6 @@
 
 from manyviews.backbones.encoding import Encoding
 from manyviews.backbones.images import ConvNet, Pixels, TimmBackbone
+from manyviews.backbones.scattering import ScatteringBackbone
 
-__all__ = ["ConvNet", "Encoding", "Pixels", "TimmBackbone"]
+__all__ = ["ConvNet", "Encoding", "Pixels", "ScatteringBackbone", "TimmBackbone"]

@@ -10,6 +10,8 @@ COMMANDS = {
     "probe": "linear probe (and logistic regression on small sets) of a checkpoint",
     "knn": "k-nearest-neighbour accuracy of a checkpoint",
     "retrieve": "cross-view retrieval of a checkpoint",
+    "fewshot": "N-way K-shot accuracy of a checkpoint, on request with optimal transport to the queries (OpTA)",
+    "outliers": "out-of-distribution detection: AUROC and FPR95 against another folder of shards",
     "report": "one table and a picture of neighbours: trained against untrained against raw pixels",
     "embed": "features of a split to .npz or .parquet, or to TensorBoard's projector",
     "export": "the backbone as safetensors, loaded back and compared",
@@ -63,21 +65,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     made = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
-    for name in ("probe", "knn", "retrieve", "report", "embed", "export"):
+    for name in ("probe", "knn", "retrieve", "fewshot", "outliers", "report", "embed", "export"):
         which = made[name].add_mutually_exclusive_group(required=True)
         which.add_argument("--checkpoint", metavar="C", help="a checkpoint file")
         which.add_argument("--run", metavar="FOLDER", help="a run's folder: its newest checkpoint")
         made[name].add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
-    for name in ("probe", "knn", "retrieve", "report", "embed"):
+    for name in ("probe", "knn", "retrieve", "fewshot", "outliers", "report", "embed"):
         made[name].add_argument("--data", metavar="D", help="folder of shards (default: those of the run)")
         made[name].add_argument("--label", help="label field (default: the run's)")
         made[name].add_argument("--workers", type=int, help="loader processes")
-    for name in ("probe", "knn", "retrieve"):
+    for name in ("probe", "knn", "retrieve", "fewshot", "outliers"):
         made[name].add_argument("--json", metavar="FILE", help="default: RUN/evaluations/NAME-step-N.json")
     made["probe"].add_argument("--epochs", type=int, default=50, help="of the linear probe (default: %(default)s)")
     made["probe"].add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
     made["knn"].add_argument("--k", type=int, nargs="+", default=[20, 200], help="neighbours (default: 20 200)")
     made["knn"].add_argument("--temperature", type=float, nargs="+", default=[0.07, 0.1], help="one for each k")
+    made["fewshot"].add_argument("--ways", type=int, default=5, help="classes of an episode (default: %(default)s)")
+    made["fewshot"].add_argument("--shots", type=int, default=1, help="labelled samples a class (default: %(default)s)")
+    made["fewshot"].add_argument("--queries", type=int, default=15, help="of each class (default: %(default)s)")
+    made["fewshot"].add_argument("--transport", type=int, default=0, help="rounds of OpTA (default: none)")
+    made["outliers"].add_argument("--other", required=True, metavar="FOLDER", help="shards of another data set")
     made["embed"].add_argument("--split", default="val", help="train, val or another (default: %(default)s)")
     made["embed"].add_argument("--out", metavar="FILE", help="features.npz or features.parquet")
     made["embed"].add_argument("--projector", action="store_true", help="write TensorBoard's embedding projector")

@@ -47,10 +47,15 @@ def _exported(package: str) -> list[tuple[str, str]]:
 
 def _sources(module: str) -> list[tuple[str, str]]:
     tree = ast.parse(_path(module).with_suffix(".py").read_text())
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    made = ast.parse(_path("viewshards.generated").with_suffix(".py").read_text())
+    classes = {node.name: node for node in [*tree.body, *made.body] if isinstance(node, ast.ClassDef)}
     named = {
         "builtin:emoji": "Emoji",
         "builtin:digits": "Sklearn",
+        "builtin:pasted": "PastedDigits",
+        "builtin:salient": "SalientDigits",
+        "builtin:longtail": "LongTailDigits",
+        "builtin:hands": "Hands",
         "torchvision:NAME": "Torchvision",
         "sklearn:NAME": "Sklearn",
         "FOLDER": "ImageFolder",

@@ -17,7 +17,17 @@ from rich.console import Console
 from rich.table import Table
 
 from manyviews.backbones import Encoding, Pixels
-from manyviews.evaluation import KNN, LinearProbe, LogisticRegression, Protocol, Result, Retrieval, plots
+from manyviews.evaluation import (
+    KNN,
+    FewShot,
+    LinearProbe,
+    LogisticRegression,
+    Outliers,
+    Protocol,
+    Result,
+    Retrieval,
+    plots,
+)
 from manyviews.evaluation.callback import features_of
 from manyviews.evaluation.features import Features
 from manyviews.evaluation.protocol import about, result_path, save
@@ -123,6 +133,23 @@ def retrieve(arguments: argparse.Namespace) -> None:
     trained = bring_up(arguments)
     val = trained.features("val")
     _show(trained, Retrieval(), Retrieval().evaluate(val, val), arguments.json)
+
+
+def fewshot(arguments: argparse.Namespace) -> None:
+    """N-way K-shot classification."""
+    protocol = FewShot(arguments.ways, arguments.shots, arguments.queries, transport=arguments.transport)
+    trained = bring_up(arguments)
+    val = trained.features("val")
+    _show(trained, protocol, protocol.evaluate(val, val), arguments.json)
+
+
+def outliers(arguments: argparse.Namespace) -> None:
+    """Out-of-distribution detection against another data set."""
+    trained = bring_up(arguments)
+    stranger = bring_up(argparse.Namespace(**{**vars(arguments), "data": arguments.other, "label": "cls"}))
+    other = stranger.features("val")
+    result = Outliers().against(trained.features("train"), trained.features("val"), other)
+    _show(trained, Outliers(), result, arguments.json)
 
 
 def _show(trained: Trained, protocol: Protocol, result: Result, target: str | None) -> None:

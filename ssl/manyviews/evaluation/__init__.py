@@ -2,8 +2,10 @@
 
 from manyviews.evaluation.callback import Evaluation
 from manyviews.evaluation.features import Features, extract
+from manyviews.evaluation.fewshot import FewShot
 from manyviews.evaluation.knn import KNN
 from manyviews.evaluation.linear import LinearProbe, LogisticRegression
+from manyviews.evaluation.outliers import Outliers
 from manyviews.evaluation.protocol import Protocol, Result
 from manyviews.evaluation.retrieval import Retrieval
 
@@ -11,8 +13,10 @@ __all__ = [
     "KNN",
     "Evaluation",
     "Features",
+    "FewShot",
     "LinearProbe",
     "LogisticRegression",
+    "Outliers",
     "Protocol",
     "Result",
     "Retrieval",

@@ -3,27 +3,38 @@
 from manyviews.methods.amcl import AMCL
 from manyviews.methods.asymmetric import Asymmetric
 from manyviews.methods.barlow import BarlowTwins, VICReg
+from manyviews.methods.beclr import BECLR
 from manyviews.methods.byol import BYOL, SimSiam
 from manyviews.methods.cmim import CMIM
 from manyviews.methods.dcl import DCL
 from manyviews.methods.hallucinator import Hallucinator
 from manyviews.methods.hydra import Hydra, HydraMoCo
+from manyviews.methods.meco import MECO
 from manyviews.methods.method import Method
 from manyviews.methods.moco import MoCHi, MoCo, MoCoV3
 from manyviews.methods.multiview import MultiView
 from manyviews.methods.nnclr import NNCLR
+from manyviews.methods.pseudo import CPL, BaCon
+from manyviews.methods.scatsimclr import ScatSimCLR
+from manyviews.methods.sepclr import SepCLR
 from manyviews.methods.simclr import SimCLR
 from manyviews.methods.sogclr import ISogCLR, SogCLR
 from manyviews.methods.supcon import SupCon
 from manyviews.methods.swav import DeepCluster, SwAV
+from manyviews.methods.whitening import WMSE
 
 __all__ = [
     "AMCL",
+    "BECLR",
     "BYOL",
     "CMIM",
+    "CPL",
     "DCL",
+    "MECO",
     "NNCLR",
+    "WMSE",
     "Asymmetric",
+    "BaCon",
     "BarlowTwins",
     "DeepCluster",
     "Hallucinator",
@@ -35,6 +46,8 @@ __all__ = [
     "MoCo",
     "MoCoV3",
     "MultiView",
+    "ScatSimCLR",
+    "SepCLR",
     "SimCLR",
     "SimSiam",
     "SogCLR",

@@ -13,6 +13,7 @@ from manyviews import distributed
 from manyviews.backbones import Encoding
 from manyviews.methods.method import Batch, Method
 from manyviews.objectives import CMIM as Objective
+from manyviews.objectives import Objective as AnyObjective
 from manyviews.optim import OptimizerFactory, Schedule
 
 
@@ -53,6 +54,7 @@ class CMIM(Method):
         recon_reduction: `sum`: the likelihood of an image, a sum over its pixels; `mean`: over their number.
         embedding: what evaluation sees: `informative`, the decoder's last hidden layer for the mean code, averaged
             over places; or `encoder`, the backbone's features.
+        regulariser: an objective over the backbone's features that is added, such as Repulsor; None: nothing.
         optimizer: ours: Adam 1e-3.
         schedule: warm-up, cosine, scaling rule.
         grad_cache: images the backbone sees at a time; 0: all. Exact.
@@ -69,6 +71,7 @@ class CMIM(Method):
         noise: float = 0.5,
         recon_reduction: Literal["sum", "mean"] = "sum",
         embedding: Literal["informative", "encoder"] = "informative",
+        regulariser: AnyObjective | None = None,
         optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3),
         schedule: Schedule = Schedule(scaling="none"),
         grad_cache: int = 0,
@@ -80,7 +83,7 @@ class CMIM(Method):
         if recon_reduction not in ("sum", "mean") or embedding not in ("informative", "encoder"):
             raise ValueError(f"recon_reduction is sum or mean, embedding informative or encoder; got "
                              f"{recon_reduction!r}, {embedding!r}")  # fmt: skip
-        self.decoder = Decoder(latent, image_size)
+        self.decoder, self.regulariser = Decoder(latent, image_size), regulariser
         self.noise, self.recon_reduction, self.embedding = noise, recon_reduction, embedding
 
     def embed(self, batch: Batch) -> list[Encoding]:
@@ -90,6 +93,10 @@ class CMIM(Method):
             return encodings
         codes = [self.projector(encoding.pooled).chunk(2, 1)[0] for encoding in encodings]
         return [Encoding(self.decoder(code)[0].mean((2, 3))) for code in codes]
+
+    def encode(self, views: list[Tensor]) -> list[Tensor]:  # noqa: D102
+        self._features = super().encode(views)
+        return self._features
 
     def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Every view is reconstructed on its own."""
@@ -101,7 +108,12 @@ class CMIM(Method):
             context = {"mean": mean, "log_scale": log_scale, "log_likelihood": self.log_likelihood(images, z)}
             losses.append(self.objective([z], gather=distributed.current(), **context, **self.context(batch)))
             codes.append(z)
-        return torch.stack(losses).mean(), codes if len(codes) > 1 else codes * 2
+        loss = torch.stack(losses).mean()
+        if self.regulariser is not None:
+            extra = self.regulariser(self._features, gather=distributed.current(), **self.context(batch))
+            self.objective.diagnostics["regulariser"] = extra.detach()
+            loss = loss + extra
+        return loss, codes if len(codes) > 1 else codes * 2
 
     def log_likelihood(self, images: Tensor, z: Tensor) -> Tensor:
         """(n,): log p(x | z)."""

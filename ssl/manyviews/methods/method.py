@@ -75,8 +75,8 @@ class Method(pl.LightningModule):
 
     def context(self, batch: Batch) -> dict[str, Any]:
         """What objectives may ask for besides the views."""
-        known: dict[str, Any] = {name: batch[name] for name in ("index", "label", "group") if name in batch}
-        return {**known, "epoch": self.current_epoch}
+        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        return {**tensors, "epoch": self.current_epoch}
 
     def encode(self, views: list[Tensor]) -> list[Tensor]:
         """Pooled features (B, D) of each view, in chunks if `grad_cache` says so."""

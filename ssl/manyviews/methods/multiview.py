@@ -14,11 +14,12 @@ from manyviews.optim import OptimizerFactory, Schedule
 
 
 class MultiView(Method):
-    """V >= 2 views of each image under MV-DHEL, MV-InfoNCE, or another objective over views.
+    """V >= 2 views of each image under MV-DHEL, MV-InfoNCE, or any other objective that needs no second branch.
 
     Args:
         backbone: images to an Encoding, with an attribute `width`.
-        objective: MVDHEL (default) or MVInfoNCE; PairwiseViews, AverageViews and PolyView are the baselines.
+        objective: MVDHEL (default) or MVInfoNCE; PairwiseViews, AverageViews and PolyView are the baselines;
+            HardContrastive, MEOW, AdaMEOW, PALM, SupReMix, SiMHand and GroupWhitened need nothing else either.
         projector_hidden: width of the projector's hidden layer; default that of the backbone.
         projector_out: width of the embedding.
         optimizer: paper, CIFAR: SGD lr 1.0, momentum 0.9, weight decay 1e-6 at batch 256.

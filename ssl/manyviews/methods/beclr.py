@@ -1,0 +1,71 @@
+"""BECLR (Poulakakis-Daktylidis and Jamali-Rad, ICLR 2024): pretraining for few-shot learning."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from manyviews import objectives
+from manyviews.heads import projector
+from manyviews.methods.asymmetric import Asymmetric
+from manyviews.optim import OptimizerFactory, Schedule
+
+
+class BECLR(Asymmetric):
+    """Student and teacher; the student's images have holes, its targets are joined by their neighbours.
+
+    Args:
+        backbone: images to an Encoding, with an attribute `width`.
+        memory, clusters, neighbours, spread, from_epoch: see the objective.
+        masked: share of the student's image that is blanked, in `patch` x `patch` squares. Paper: 0.15, one view.
+        patch: side of a square in pixels.
+        momentum: of the teacher, constant. Paper: 0.995.
+        projector_hidden: of projector and predictor. projector_out: of the embedding.
+        optimizer: paper: SGD 0.3 per 256 images, cosine, 400 epochs.
+        schedule: warm-up, cosine, scaling rule.
+        grad_cache: images the backbone sees at a time; 0: all. Exact.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        memory: int = 8192,
+        clusters: int = 200,
+        neighbours: int = 5,
+        spread: float = 0.1,
+        from_epoch: int = 60,
+        masked: float = 0.15,
+        patch: int = 8,
+        momentum: float = 0.995,
+        projector_hidden: int = 512,
+        projector_out: int = 512,
+        optimizer: OptimizerFactory = partial(torch.optim.SGD, lr=0.3, momentum=0.9, weight_decay=1e-4),
+        schedule: Schedule = Schedule(),
+        grad_cache: int = 0,
+    ) -> None:
+        objective = objectives.BECLR(projector_out, memory, clusters, neighbours, spread, from_epoch=from_epoch)
+        super().__init__(
+            backbone,
+            projector(backbone.width, projector_hidden, projector_out, 3),  # type: ignore[arg-type]
+            objective,
+            optimizer,
+            schedule,
+            grad_cache,
+            predictor=projector(projector_out, max(1, projector_hidden // 4), projector_out),
+            momentum=momentum,
+        )
+        self.masked, self.patch = masked, patch
+
+    def encode(self, views: list[Tensor]) -> list[Tensor]:
+        """Features of the student's views, holes in the first."""
+        return super().encode([blanked(views[0], self.masked, self.patch), *views[1:]])
+
+
+def blanked(images: Tensor, share: float, patch: int) -> Tensor:
+    """(B, 3, H, W) with about this share of its squares set to 0, the mean colour."""
+    n, _, height, width = images.shape
+    keep = torch.rand(n, 1, -(-height // patch), -(-width // patch), device=images.device) >= share
+    grown = keep.repeat_interleave(patch, 2).repeat_interleave(patch, 3)[..., :height, :width]
+    return images * grown

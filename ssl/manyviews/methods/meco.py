@@ -1,0 +1,52 @@
+"""MECO (Jiang et al., ICML 2023): an unnormalised model of images by compositional optimisation."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from manyviews import distributed, objectives
+from manyviews.methods.method import Batch, Method
+from manyviews.optim import OptimizerFactory, Schedule
+
+
+class MECO(Method):
+    """log p(x) = f(x) + log q(x) - log Z: f a network, q independent normal pixels of the batch's scale.
+
+    The network corrects the noise density, so that the importance weights are e^f and the first ones are near 1.
+
+    Args:
+        backbone: images to an Encoding, with an attribute `width`.
+        gamma: weight of the new estimate of Z.
+        noise: deviation of the noise pixels, in units of the normalised images.
+        optimizer: ours: Adam 1e-4.
+        schedule: warm-up, cosine, scaling rule.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        gamma: float = 0.1,
+        noise: float = 1.0,
+        optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=1e-4),
+        schedule: Schedule = Schedule(scaling="none"),
+    ) -> None:
+        head = nn.Linear(backbone.width, 1)  # type: ignore[arg-type]
+        super().__init__(backbone, head, objectives.MECO(gamma), optimizer, schedule)
+        self.noise = noise
+
+    def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Energies of the images against those of as many noise images."""
+        images = batch["image"][0]
+        sample = torch.randn_like(images) * self.noise
+        energy = self.projector(self._pooled(sample))[:, 0]
+        # p = e^f q / Z: the density of the noise stands on both sides and falls out of the weights.
+        loss = self.objective(
+            projections[:1], noise=energy, log_q=torch.zeros_like(energy), gather=distributed.current()
+        )
+        bits = self.objective.diagnostics["nll"] / math.log(2)
+        self.objective.diagnostics["bits_over_noise"] = bits
+        return loss, [*projections, *projections][:2]

@@ -1,0 +1,130 @@
+"""Open-world methods with a classifier: BaCon (Bai et al., NeurIPS 2023) and CPL (Sun et al., ICCV 2023)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from manyviews import distributed, objectives
+from manyviews.heads import projector
+from manyviews.methods.method import Batch, Method
+from manyviews.optim import OptimizerFactory, Schedule
+
+
+class _Partly(Method):
+    """A classifier beside the projector, and labels of which only some are shown: the first classes, in part.
+
+    The hidden labels never reach the objective, so that one labelled data set serves for training and evaluation.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        objective: objectives.Objective,
+        optimizer: OptimizerFactory,
+        schedule: Schedule,
+        classes: int,
+        known: int,
+        labelled: float,
+    ) -> None:
+        super().__init__(backbone, head, objective, optimizer, schedule)
+        if not 0 < known <= classes or not 0 < labelled <= 1:
+            raise ValueError(f"known={known} of classes={classes}, labelled={labelled}: out of range")
+        self.classifier = nn.Linear(backbone.width, classes)  # type: ignore[arg-type]
+        self.known, self.labelled = known, labelled
+
+    def shown(self, batch: Batch) -> Tensor:
+        """(n,): the labels that are not hidden; which images have one depends on their index alone."""
+        label, index = batch["label"], batch["index"]
+        lucky = (index * 2654435761 % 2**32).float() / 2**32 < self.labelled
+        return torch.where((label < self.known) & lucky, label, -1)
+
+
+class BaCon(_Partly):
+    """Contrast and classification, each learning from the other.
+
+    The distribution of classes is not estimated by k-means, as the authors do, but held even by log C - H.
+
+    Args:
+        backbone: images to an Encoding, with an attribute `width`.
+        classes: in all. known: the first so many may be labelled. labelled: share of their images that is.
+        temperature, supervised, soft_from: see the objective.
+        projector_hidden: width of the hidden layer. projector_out: of the embedding.
+        optimizer: authors: SGD 0.1, on the last block of a DINO ViT.
+        schedule: warm-up, cosine, scaling rule.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        classes: int,
+        known: int,
+        labelled: float = 0.5,
+        temperature: float = 0.07,
+        supervised: float = 0.35,
+        soft_from: int = 30,
+        projector_hidden: int = 2048,
+        projector_out: int = 256,
+        optimizer: OptimizerFactory = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-5),
+        schedule: Schedule = Schedule(warmup_epochs=0, scaling="none"),
+    ) -> None:
+        head = projector(backbone.width, projector_hidden, projector_out)  # type: ignore[arg-type]
+        objective = objectives.BaCon(temperature, supervised=supervised, soft_from=soft_from)
+        super().__init__(backbone, head, objective, optimizer, schedule, classes, known, labelled)
+
+    def encode(self, views: list[Tensor]) -> list[Tensor]:  # noqa: D102
+        self._features = super().encode(views)
+        return self._features
+
+    def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The classifier sees the features of both views."""
+        context = {**self.context(batch), "label": self.shown(batch)}
+        logits = [self.classifier(view) for view in self._features]
+        return self.objective(projections, logits=logits, gather=distributed.current(), **context), projections
+
+
+class CPL(_Partly):
+    """Partners in the batch and confident guesses; the first view is the weak one.
+
+    Args:
+        backbone: images to an Encoding, with an attribute `width`; the tokens of its feature map are the parts.
+        classes: in all. known: the first so many may be labelled. labelled: share of their images that is.
+        pair, pseudo, entropy, accept: see the objective.
+        parts: the feature map is pooled to so many tokens, that vote; 0: no votes.
+        optimizer: authors: Adam 2e-4, batch 128, 50 epochs.
+        schedule: warm-up, cosine, scaling rule.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        classes: int,
+        known: int,
+        labelled: float = 0.5,
+        pair: float = 0.5,
+        pseudo: float = 0.5,
+        entropy: float = 1.0,
+        accept: float = 0.5,
+        parts: int = 4,
+        optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=2e-4),
+        schedule: Schedule = Schedule(warmup_epochs=0, scaling="none"),
+    ) -> None:
+        objective = objectives.CPL(pair, pseudo, entropy, accept)
+        super().__init__(backbone, nn.Identity(), objective, optimizer, schedule, classes, known, labelled)
+        self.parts = parts
+
+    def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Features are the projections; the parts of the weak view are looked up without a gradient."""
+        context = {**self.context(batch), "label": self.shown(batch)}
+        if self.parts:
+            with torch.no_grad():
+                tokens = self.embed({"image": batch["image"][:1]})[0].tokens
+            if tokens is not None:
+                pooled = nn.functional.adaptive_avg_pool1d(tokens.transpose(1, 2), self.parts).transpose(1, 2)
+                context["parts"] = pooled
+        logits = [self.classifier(view) for view in projections]
+        gather = distributed.current()
+        return self.objective(logits, features=projections[0], gather=gather, **context), projections

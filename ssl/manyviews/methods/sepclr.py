@@ -1,0 +1,67 @@
+"""SepCLR (Louiset et al., ICLR 2024): a common encoder and a salient one."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from manyviews import distributed, objectives
+from manyviews.backbones import Encoding
+from manyviews.methods.method import Batch, Method
+from manyviews.optim import OptimizerFactory, Schedule
+
+
+class SepCLR(Method):
+    """Two encoders over the same views; the label says background (0) or target (1).
+
+    Args:
+        backbone: of the common code; the salient encoder starts as a copy of it.
+        width: of each code. Authors: 32.
+        temperature, salient, background, joint: see the objective.
+        embedding: what evaluation sees: the features of the `common` or of the `salient` encoder, or `both`.
+        optimizer: authors: Adam 3e-4, batch 512, 250 epochs.
+        schedule: warm-up, cosine, scaling rule.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        width: int = 32,
+        temperature: float = 0.5,
+        salient: float = 1000.0,
+        background: float = 1000.0,
+        joint: float = 10.0,
+        embedding: str = "both",
+        optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=3e-4),
+        schedule: Schedule = Schedule(scaling="none"),
+    ) -> None:
+        head = nn.Linear(backbone.width, width)  # type: ignore[arg-type]
+        super().__init__(
+            backbone, head, objectives.SepCLR(temperature, salient, background, joint), optimizer, schedule
+        )
+        if embedding not in ("common", "salient", "both"):
+            raise ValueError(f"embedding must be common, salient or both, got {embedding!r}")
+        self.embedding = embedding
+        self.salient_backbone, self.salient_projector = copy.deepcopy(backbone), copy.deepcopy(head)
+
+    def embed(self, batch: Batch) -> list[Encoding]:
+        """Features of one encoder, or of both side by side."""
+        codes = []
+        for view in batch["image"]:
+            parts = []
+            if self.embedding != "salient":
+                parts.append(Encoding.of(self.backbone(view)).pooled)
+            if self.embedding != "common":
+                parts.append(Encoding.of(self.salient_backbone(view)).pooled)
+            codes.append(Encoding(torch.cat(parts, 1)))
+        return codes
+
+    def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Common codes are the projections; salient ones are made here."""
+        both = self.salient_projector(Encoding.of(self.salient_backbone(torch.cat(batch["image"]))).pooled)
+        salient = list(both.chunk(len(batch["image"])))
+        gather = distributed.current()
+        return self.objective(projections, salient=salient, gather=gather, **self.context(batch)), projections

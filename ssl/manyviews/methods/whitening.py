@@ -1,0 +1,40 @@
+"""W-MSE (Ermolov et al., ICML 2021): whitened views of an image shall coincide."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from manyviews import objectives
+from manyviews.heads import projector
+from manyviews.methods.method import Method
+from manyviews.optim import OptimizerFactory, Schedule
+
+
+class WMSE(Method):
+    """Two or more views, a narrow projector, whitening in sub-batches.
+
+    Args:
+        backbone: images to an Encoding, with an attribute `width`.
+        size: rows that are whitened together, more than `projector_out`. partitions: how many ways to cut a batch.
+        projector_hidden: width of the hidden layer. projector_out: of the embedding. Paper: 64, ImageNet 128.
+        optimizer: paper, CIFAR: Adam 3e-3, weight decay 1e-6.
+        schedule: paper: steps near the end; here cosine.
+        grad_cache: images the backbone sees at a time; 0: all. Exact.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        size: int = 128,
+        partitions: int = 1,
+        projector_hidden: int = 1024,
+        projector_out: int = 64,
+        optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=3e-3, weight_decay=1e-6),
+        schedule: Schedule = Schedule(scaling="none"),
+        grad_cache: int = 0,
+    ) -> None:
+        head = projector(backbone.width, projector_hidden, projector_out)  # type: ignore[arg-type]
+        super().__init__(backbone, head, objectives.WMSE(size, partitions), optimizer, schedule, grad_cache)
