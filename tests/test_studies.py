@@ -1,0 +1,117 @@
+"""Claims and leaderboard: their files parse and build, a small study runs, is resumed, and its verdicts are honest."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from manyviews.cli import study, verdict
+from manyviews.cli.evaluate import instantiate
+from manyviews.methods import Method
+from tests.recipe import recipe, run, write
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+STUDIES = sorted(p for folder in ("claims", "leaderboard") for p in (EXPERIMENTS / folder).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_every_variant_of_every_study_builds(path, monkeypatch):
+    monkeypatch.syspath_prepend(str(path.parent))
+    found = study.Study.read(path)
+    assert len(found.seeds) >= 3 and found.content["scale"]
+    for name, config in found.variants.items():
+        if "lightly" in name:
+            pytest.importorskip("lightly")
+        method, data = instantiate({k: v for k, v in config.items() if k != "stages"})
+        assert isinstance(method, Method), name
+        assert config["trainer"]["callbacks"] == [], name
+        assert data.global_batch_size % data.lanes == 0
+
+
+def test_merging():
+    base = {
+        "a": 1,
+        "data": {"class_path": "x", "init_args": {"p": 1, "q": {"r": 2}}},
+        "model": {"class_path": "M", "init_args": {"k": 1}},
+    }
+    out = study.merged(
+        base, {"a": None, "data": {"init_args": {"q": {"r": 3}}}, "model": {"class_path": "N", "init_args": {"l": 2}}}
+    )
+    assert out == {
+        "data": {"class_path": "x", "init_args": {"p": 1, "q": {"r": 3}}},
+        "model": {"class_path": "N", "init_args": {"k": 1, "l": 2}},
+    }
+    other = study.merged(base, {"data": {"class_path": "y", "init_args": {"z": 1}}})
+    assert other["data"] == {"class_path": "y", "init_args": {"z": 1}}
+    assert base["a"] == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0.03, 0.031, 0.029], "seen"), ([-0.03, -0.031, -0.029], "not seen: the reverse"), ([0.05, -0.02, 0.01], "inside noise"),
+     ([0.02, 0.03, 0.001], "inside noise")],
+)  # fmt: skip
+def test_verdicts(values, expected):
+    """By Student's t with two degrees of freedom: three seeds of one sign are not yet an effect."""
+    mean = sum(values) / 3
+    error = (sum((v - mean) ** 2 for v in values) / 2 / 3) ** 0.5
+    assert verdict.verdict(mean, error, 3) == expected
+    assert verdict.verdict(0.1, float("nan"), 1) == "not known: one seed"
+
+
+@pytest.fixture(scope="module")
+def small(digits, tmp_path_factory):
+    """A study of two variants, two seeds, a dozen steps; the second variant in two stages."""
+    folder = tmp_path_factory.mktemp("study")
+    write(folder / "base.yaml", recipe(digits, trainer__max_steps=12, checkpoints__every_n_steps=0))
+    content = {
+        "title": "more steps help", "scale": "none", "recipe": "base.yaml", "seeds": [0, 1],
+        "needs": {str(digits): "builtin:digits"},
+        "variants": {"short": {"trainer": {"max_steps": 3}}, "staged": {"stages": 2, "data": {"init_args": {"global_batch_size": 32}}}},
+        "columns": ["knn20", "cpu_seconds"], "sort": "knn20",
+        "effects": [{"name": "longer minus shorter", "measure": "knn20", "of": {"staged": 1, "short": -1}}],
+    }  # fmt: skip
+    (folder / "studies").mkdir()
+    (folder / "base.yaml").rename(folder / "studies/base.txt")
+    content["recipe"] = "base.txt"
+    (folder / "studies/steps.yaml").write_text(yaml.safe_dump(content))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_study_runs_and_goes_on(small):
+    arguments = ["claims", "--studies", small / "studies", "--out", small / "out"]
+    first = run(*arguments)
+    assert first.returncode == 0, first.stderr + first.stdout
+    assert "4 runs, 0 done before" in first.stderr and "longer minus shorter" in first.stdout
+    content = json.loads((small / "out/steps.json").read_text())
+    assert {len(runs) for runs in content["results"].values()} == {2}
+    effect = content["found"][0]
+    scores = {name: [each["scores"]["knn20"] for each in runs] for name, runs in content["results"].items()}
+    assert effect["seeds"] == pytest.approx([b - a for a, b in zip(scores["short"], scores["staged"], strict=True)])
+    assert effect["verdict"] in ("seen", "inside noise", "not seen: the reverse")
+    assert (small / "out/steps.png").stat().st_size > 5000 and "git" in content
+    assert json.loads((small / "out/claims.json").read_text()) == content["found"]
+    assert (small / "out/steps/staged-seed0/run/stage-1/finished.json").exists()
+    (small / "out/steps/short-seed1/result.json").unlink()
+    again = run(*arguments, "steps")
+    assert "4 runs, 3 done before" in again.stderr
+    assert json.loads((small / "out/steps.json").read_text())["results"]["staged"] == content["results"]["staged"]
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_a_study_is_said(small):
+    missing = run("claims", "--studies", small / "studies", "--out", small / "out", "stps")
+    assert missing.returncode == 2 and "no claim 'stps', did you mean 'steps'?" in missing.stderr
+    bad = small / "bad"
+    bad.mkdir()
+    (bad / "x.yaml").write_text("title: x\nvariants: {a: {recipe: nowhere.yaml}}\n")
+    assert "variant a has no recipe, or it does not exist: nowhere.yaml" in run("claims", "--studies", bad).stderr
+    (bad / "x.yaml").write_text("title: x\nvarients: {}\n")
+    assert "unknown key 'varients'" in run("claims", "--studies", bad).stderr
+    raw = yaml.safe_load((small / "studies/steps.yaml").read_text())
+    raw["needs"] = {str(small / "nothing"): "{data}/set"}
+    (small / "studies/steps.yaml").write_text(yaml.safe_dump(raw))
+    skipped = run("claims", "--studies", small / "studies", "--out", small / "out2")
+    assert skipped.returncode == 0 and "skipped: steps needs {data}/set: give --data-dir" in skipped.stderr
