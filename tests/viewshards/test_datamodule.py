@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import QUIET
 from viewshards.datamodule import ShardDataModule
 from viewshards.index import BrokenShard
+from viewshards.pack import Encoding, pack
 from viewshards.shards import Manifest, ShardSet
+from viewshards.sources import open_source
 from viewshards.views import Augmentation, MultiView, SimCLR
 
 
@@ -239,3 +242,54 @@ def test_padding_and_labels_of_a_json_field(tmp_path):
     wrong = ShardDataModule(str(tmp_path), 64, SimCLR(32), natural_views=["apple"], workers=0)
     with pytest.raises(BrokenShard, match=r"no picture apple; it has .*google.webp"):
         next(iter(wrong.train_dataloader()))
+
+
+def test_clusters_from_a_file(digits, tmp_path):
+    samples = len(module(digits).train_set)
+    np.save(tmp_path / "clusters.npy", np.arange(samples) % 3)
+    data = module(digits, clusters=str(tmp_path / "clusters.npy"))
+    batches = epoch(data)
+    assert len(batches) == data.steps_per_epoch
+    assert all(len(set((batch["index"] % 3).tolist())) == 1 for batch in batches)
+    state = data.state_dict()
+    np.save(tmp_path / "clusters.npy", np.arange(samples) % 4)
+    with pytest.raises(ValueError, match="cannot continue the checkpoint's order of samples; clusters"):
+        module(digits, clusters=str(tmp_path / "clusters.npy")).load_state_dict(state)
+    with pytest.raises(ValueError, match="clusters: checkpoint None"):
+        data.load_state_dict(module(digits).state_dict())
+
+
+def test_fields_go_along_with_the_batch(tmp_path):
+    pack(open_source("builtin:hands"), tmp_path, Encoding(), console=QUIET)
+    views = SimCLR(32, natural="ordered", min_scale=0.99, strength=0.0, blur=0.0, flip=0.0)
+    batch = epoch(module(tmp_path, views=views, fields=["joints"]))[0]
+    assert batch["joints"].shape == (64, 2, 11, 2) and batch["joints"].dtype == torch.float32
+    assert batch["joints"].min() >= 0 and batch["joints"].max() <= 1
+    distance = (batch["joints"][:, 0] - batch["joints"][:, 1]).norm(dim=2).mean(1)
+    strangers = (batch["joints"][:, 0] - batch["joints"][:, 1].roll(1, 0)).norm(dim=2).mean(1)
+    assert distance.mean() < 0.5 * strangers.mean()  # a partner has a similar pose
+    with pytest.raises(BrokenShard, match="no field 'poses'"):
+        epoch(module(tmp_path, views=views, fields=["poses"]))
+
+
+def test_pasted_digits_are_independent_of_the_emoji_and_of_the_split(tmp_path):
+    pack(open_source("builtin:salient"), tmp_path, Encoding(), console=QUIET)
+    loaders = [module(tmp_path, label=label).evaluation_loader("val") for label in ("cls", "digit", "group")]
+    target, digit, group = (torch.cat([batch["label"] for batch in loader]) for loader in loaders)
+    padding = torch.cat([batch["weight"] for batch in loaders[0]]) == 0
+    assert 0.4 < target[~padding].float().mean() < 0.6
+    assert ((digit >= 0) == (target == 1)).all() and len(group[~padding].unique()) == 9
+    source, plain = open_source("builtin:salient"), open_source("builtin:emoji")
+    for sample in range(30):
+        about = json.loads(source.files(sample)["json"])
+        assert about["name"] == plain.concepts[sample]["name"] and source.files(sample) == source.files(sample)
+        assert (about["digit"] is None) == (about["target"] == 0)
+
+
+def test_the_long_tail_is_long_in_train_only():
+    source = open_source("builtin:longtail")
+    counts = {"train": [0] * 10, "val": [0] * 10}
+    for sample, (_, split) in enumerate(source.samples):
+        counts[split][int(source.files(sample)["cls"])] += 1
+    assert counts["train"][0] > 20 * counts["train"][8] and min(counts["train"]) >= 1
+    assert min(counts["val"]) > 0.5 * max(counts["val"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from viewshards.order import EpochOrder, EvalBatches, TrainBatches, default_lanes
+from viewshards.order import ClusterBatches, EpochOrder, EvalBatches, TrainBatches, default_lanes
 
 UNEVEN = [313, 7, 1000, 64, 1, 422, 193]
 
@@ -99,3 +99,53 @@ def test_evaluation_pads_and_never_repeats():
 
 def test_lanes_depend_on_the_batch_alone():
     assert [default_lanes(b) for b in (256, 96, 4096, 100, 7, 130)] == [64, 48, 64, 50, 7, 26]
+
+
+# Batches of one cluster.
+
+CLUSTERS = np.random.default_rng(0).integers(-1, 5, sum(UNEVEN))
+CLUSTERS[:40] = 7  # too small for a batch
+
+
+def cluster_batches(epoch=0, consumed=0, world=1, rank=0, clusters=CLUSTERS, batch=64):
+    sampler = ClusterBatches(clusters, UNEVEN, batch, 8, 2, 3, world, rank)
+    sampler.epoch, sampler.consumed = epoch, consumed
+    return [[i for _, i in step] for step in sampler], sampler
+
+
+def test_every_global_batch_is_of_one_cluster():
+    steps, sampler = cluster_batches(1)
+    seen = [i for step in steps for i in step]
+    assert len(steps) == len(sampler) and len(set(seen)) == len(seen)
+    assert all(len(step) == 64 and len(set(CLUSTERS[step])) == 1 for step in steps)
+    sizes = np.unique(CLUSTERS[CLUSTERS >= 0], return_counts=True)[1]
+    assert sizes.sum() - len(seen) == (sizes % 64).sum()
+    assert not {-1, 7} & set(CLUSTERS[seen])
+    turns = [CLUSTERS[step[0]] for step in steps]
+    assert len(set(turns[:5])) == 5  # in turn
+
+
+def test_cluster_batches_are_a_function_of_seed_and_epoch_and_resume():
+    steps, _ = cluster_batches(1)
+    assert cluster_batches(1)[0] == steps != cluster_batches(2)[0]
+    assert cluster_batches(1, consumed=3 * 64)[0] == steps[3:]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_share_a_cluster_batch(world):
+    whole, _ = cluster_batches()
+    parts = [cluster_batches(world=world, rank=rank)[0] for rank in range(world)]
+    assert [[i for rank in parts for i in rank[step]] for step in range(len(whole))] == whole
+
+
+def test_one_cluster_is_an_ordinary_shuffle():
+    steps, _ = cluster_batches(clusters=np.zeros(sum(UNEVEN), np.int64))
+    seen = [i for step in steps for i in step]
+    assert len(seen) == sum(UNEVEN) // 64 * 64 == len(set(seen)) and seen != sorted(seen)
+
+
+def test_clusters_must_fit():
+    with pytest.raises(ValueError, match="clusters of 3 samples, but the split has 2000"):
+        cluster_batches(clusters=np.zeros(3, np.int64))
+    with pytest.raises(ValueError, match="no cluster has the 64 samples"):
+        cluster_batches(clusters=np.arange(sum(UNEVEN)))

@@ -144,6 +144,17 @@ def test_natural_views_are_all_used_and_in_any_order():
     assert orders == {(10, 200), (200, 10)}
 
 
+def test_natural_views_within_and_in_order():
+    still = Augmentation(16, (1.0, 1.0), (1.0, 1.0), flip=0)
+    naturals = [np.full((16, 16, 3), value, np.uint8) for value in (10, 200)]
+    for natural, expected in (("within", {(10, 10, 10), (200, 200, 200)}), ("ordered", {(10, 200, 10)})):
+        plain = MultiView([still] * 3, natural=natural)
+        made = [plain(naturals, generator(seed))[0] for seed in range(20)]
+        assert {tuple(int(view[0, 0, 0]) for view in views) for views in made} == expected
+    with pytest.raises(ValueError, match="natural must be 'across'"):
+        MultiView([still], natural="any")
+
+
 @pytest.mark.parametrize(
     ("views", "sizes"),
     [
