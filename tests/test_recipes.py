@@ -64,7 +64,8 @@ def test_recipe_trains_and_is_probed(path, shards, tmp_path):
     settings |= {"root": str(shards / Path(settings["root"]).name), "workers": 0, "global_batch_size": 80}
     backbone = config["model"]["init_args"]["backbone"]
     if backbone["class_path"].endswith("ConvNet"):
-        backbone["init_args"] = {"widths": [4, 8, 256 if "repulsor" in path.stem else 16]}
+        widths = [4, 8, 256 if "repulsor" in path.stem else 16]
+        backbone["init_args"] = {**backbone.get("init_args", {}), "widths": widths}
     changes = {"trainer": {"max_steps": 2, "callbacks": [], "accelerator": "cpu"}, "checkpoints": {"monitor": None}}
     changes["model"] = {"init_args": {"schedule": {"warmup_steps": 1}}}
     problem = study._one(study.merged(config, changes), 0, tmp_path, path.parent, [None], 1)

@@ -113,6 +113,12 @@ def test_a_study_runs_and_goes_on(small):
     assert (small / "out/steps.png").stat().st_size > 5000 and "git" in content
     assert json.loads((small / "out/claims.json").read_text()) == content["found"]
     assert (small / "out/steps/staged-seed0/run/stage-1/finished.json").exists()
+    raw = yaml.safe_load((small / "studies/steps.yaml").read_text())
+    changed = {**raw, "variants": {**raw["variants"], "short": {"trainer": {"max_steps": 4}}}}
+    (small / "studies/steps.yaml").write_text(yaml.safe_dump(changed))
+    refused = run(*arguments)
+    assert refused.returncode == 2 and "short-seed0 holds a result of another recipe" in refused.stderr
+    (small / "studies/steps.yaml").write_text(yaml.safe_dump(raw))
     (small / "out/steps/short-seed1/result.json").unlink()
     again = run(*arguments, "steps")
     assert "4 runs, 3 done before" in again.stderr
@@ -130,6 +136,15 @@ def test_what_is_wrong_with_a_study_is_said(small):
     (bad / "x.yaml").write_text("title: x\nvarients: {}\n")
     assert "unknown key 'varients'" in run("claims", "--studies", bad).stderr
     raw = yaml.safe_load((small / "studies/steps.yaml").read_text())
+    unknown = {**raw, "effects": [{**raw["effects"][0], "measure": "knn7"}]}
+    (small / "studies/steps.yaml").write_text(yaml.safe_dump(unknown))
+    assert (
+        "no measure 'knn7'; there are" in run("claims", "--studies", small / "studies", "--out", small / "out").stderr
+    )
+    broken = {**raw, "set": {"model": {"init_args": {"optimizer": {"init_args": {"lr": 1.0e30}}}}}}
+    (small / "studies/steps.yaml").write_text(yaml.safe_dump(broken))
+    failed = run("claims", "--studies", small / "studies", "--out", small / "out3")
+    assert failed.returncode == 2 and "FAILED" in failed.stderr and "log.txt" in failed.stderr, failed.stderr
     raw["needs"] = {str(small / "nothing"): "{data}/set"}
     (small / "studies/steps.yaml").write_text(yaml.safe_dump(raw))
     skipped = run("claims", "--studies", small / "studies", "--out", small / "out2")

@@ -16,6 +16,7 @@ def projector(
     layers: int = 2,
     norm: bool = True,
     last: Literal["linear", "batch", "standard", "layer"] = "linear",
+    last_bias: bool = True,
 ) -> nn.Sequential:
     """An MLP head: (Linear - BatchNorm - ReLU) x (layers - 1), Linear, and on demand a final norm.
 
@@ -27,6 +28,7 @@ def projector(
         last: what follows the last linear layer, which has a bias only if nothing does: `batch`: BatchNorm (the code
             of SimCLR and MV-DHEL); `standard`: BatchNorm without scale and shift (SimSiam, MoCo v3); `layer`:
             LayerNorm.
+        last_bias: False: no bias either where no norm follows (BYOL, Barlow Twins, VICReg).
     """
     if layers < 1:
         raise ValueError(f"a projector has at least one layer, got {layers}")
@@ -42,7 +44,7 @@ def projector(
     for _ in range(layers - 1):
         parts += [nn.Linear(width, hidden, bias=not norm), *([nn.BatchNorm1d(hidden)] if norm else []), nn.ReLU()]
         width = hidden
-    return nn.Sequential(*parts, nn.Linear(width, out, bias=last == "linear"), *ends[last])
+    return nn.Sequential(*parts, nn.Linear(width, out, bias=last == "linear" and last_bias), *ends[last])
 
 
 class MultiHead(nn.Module):

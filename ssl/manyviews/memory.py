@@ -129,11 +129,31 @@ def spherical_kmeans(z: Tensor, centroids: Tensor, iterations: int, generator: t
 
     start = torch.randperm(len(z), generator=generator)[:k].to(z.device)
     centroids.copy_(z[start if len(start) == k else some(k)])
-    labels = (z @ centroids.to(z.dtype).T).argmax(1)
+    labels = nearest_row(z, centroids)
     for _ in range(iterations):
-        sums = torch.zeros_like(centroids, dtype=z.dtype).index_add_(0, labels, z)
-        empty = labels.bincount(minlength=k) == 0
+        sums, counts = sums_by(z, labels, k)
+        empty = counts == 0
         sums[empty] = z[some(int(empty.sum()))]
         centroids.copy_(F.normalize(sums, dim=1))
-        labels = (z @ centroids.to(z.dtype).T).argmax(1)
+        labels = nearest_row(z, centroids)
     return labels
+
+
+CHUNK = 16_384
+"""Rows whose similarities to all centroids are held at a time."""
+
+
+def nearest_row(z: Tensor, centroids: Tensor) -> Tensor:
+    """(n,): the centroid most similar to each row."""
+    return torch.cat([(part @ centroids.to(part.dtype).T).argmax(1) for part in z.split(CHUNK)])
+
+
+def sums_by(z: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(k, D) sums of the rows of each label, and (k,) their counts.
+
+    By products with one-hot rows: scattered additions come in another order each time on a GPU, and ranks would drift.
+    """
+    sums = z.new_zeros(k, z.shape[1])
+    for part, label in zip(z.split(CHUNK), labels.split(CHUNK), strict=True):
+        sums += F.one_hot(label, k).to(part.dtype).T @ part
+    return sums, labels.bincount(minlength=k)

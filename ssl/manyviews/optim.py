@@ -68,10 +68,11 @@ class LARS(Optimizer):
             if not params:
                 continue
             grads = [p.grad for p in params]
+            still = [norm == 0 for norm in torch._foreach_norm(grads)] if group["adapt"] else []
             if group["weight_decay"]:
                 grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
             if group["adapt"]:
-                grads = list(torch._foreach_mul(grads, self._trust(params, grads, group)))
+                grads = list(torch._foreach_mul(grads, self._trust(params, grads, still, group)))
             buffers = []
             for p in params:
                 state = self.state[p]
@@ -85,9 +86,10 @@ class LARS(Optimizer):
         return loss
 
     @staticmethod
-    def _trust(params: list[Tensor], grads: list[Any], group: dict[str, Any]) -> list[Tensor]:
+    def _trust(params: list[Tensor], grads: list[Any], still: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         w, g = (torch.stack(torch._foreach_norm(x)) for x in (params, grads))
-        ratio = torch.where((w > 0) & (g > 0), group["eta"] * w / g, torch.ones_like(w))
+        # Without a gradient only decay is left, which the ratio would turn into a step of lr * eta whatever its size.
+        ratio = torch.where((w > 0) & (g > 0) & ~torch.stack(still), group["eta"] * w / g, torch.ones_like(w))
         if group["clip_lr"]:
             ratio = (ratio / group["lr"]).clamp(max=1.0) if group["lr"] > 0 else ratio
         return list(ratio.unbind())

@@ -277,7 +277,7 @@ class _LogSumExp(torch.autograd.Function):
                 for j in matrix.column_slices():
                     p = matrix(i, j).sub_(lse[i, None]).exp_().mul_(g[i, None])
                     grad_a[i].addmm_(p, b_all[j])
-                    if rows.world == 1:
+                    if rows.world == 1 and ctx.needs_input_grad[1]:
                         grad_b[j].addmm_(p.T, a[i])
             if rows.world > 1 and ctx.needs_input_grad[1]:  # the local columns against the rows of every rank
                 g_all, lse_all, a_all = rows.gather(g), rows.gather(lse), rows.gather(a)

@@ -473,6 +473,9 @@ def bacon(views, label, logits, t, t_all, w, t_prediction, balance):
     )
     entropy = -(mean * mean.log()).sum()
     contrast = (1 - w) * ntxent(views, t_all) + w / 2 * supervised + w / 2 * guessed
+    for a, b in ((0, 1), (1, 0)):
+        sharp = torch.softmax(2 * logits[a].detach() / t_prediction, 1)
+        contrast = contrast - (sharp * torch.log_softmax(logits[b] / t_prediction, 1)).sum(1).mean() / 2
     return contrast + classified + balance * (math.log(p.shape[1]) - entropy)
 
 

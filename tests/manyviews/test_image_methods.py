@@ -70,7 +70,7 @@ METHODS = {
     "CPL": lambda b: m.CPL(b, 4, 3, accept=0.2, **FAST),
     "ScatSimCLR": lambda b: m.ScatSimCLR(ScatteringBackbone(8, 1, 4, 16, 1, 16), **FAST),
     "ScatSimCLR-jigsaw": lambda b: m.ScatSimCLR(b, pretext="jigsaw", **FAST),
-    "MECO": lambda b: m.MECO(b, 0.5, **FAST),
+    "MECO": lambda b: m.MECO(ConvNet((8, 16), norm="group"), 0.5, **FAST),
     "HardContrastive": lambda b: m.MultiView(b, o.HardContrastive(0.5, 0.2), **SMALL, **FAST),
     "MEOW": lambda b: m.MultiView(b, o.MEOW(192, 16, (5, 4)), **SMALL, **FAST),
     "AdaMEOW": lambda b: m.MultiView(b, o.AdaMEOW(16), **SMALL, **FAST),
@@ -98,7 +98,7 @@ READINGS = {
     "CMIM": {"contrastive", "log_scale", "log_prior", "log_likelihood"},
     "BECLR": {"memory_filled", "clusters_used", "momentum"},
     "SepCLR": {"common", "salient", "background", "joint"},
-    "BaCon": {"soft_contrast", "classification", "imbalance"},
+    "BaCon": {"soft_contrast", "classification", "distillation", "imbalance"},
     "CPL": {"pair", "pseudo", "class_entropy"},
     "ScatSimCLR": {"pretext_loss", "pretext_accuracy"},
     "MECO": {"log_z", "nll", "bits_over_noise"},
@@ -437,3 +437,24 @@ def test_two_gloo_ranks_train_as_one_process(tmp_path, name):
     assert results[0]["losses"] == pytest.approx(results[1]["losses"], rel=1e-4, abs=1e-5)
     for key, weight in results[0]["weights"].items():
         torch.testing.assert_close(weight, results[1]["weights"][key], atol=2e-4, rtol=1e-4, msg=key)
+
+
+def test_an_energy_does_not_depend_on_its_batch():
+    with pytest.raises(ValueError, match=r"BatchNorm \(body.1\): use one with GroupNorm"):
+        m.MECO(ConvNet((8, 16)))
+    method = make("MECO")
+    images = Batches()[0]["image"][0]
+    whole = method.projector(method.backbone(images).pooled)
+    torch.testing.assert_close(method.projector(method.backbone(images[:3]).pooled), whole[:3])
+
+
+def test_nothing_unused_is_left_for_ddp():
+    """Every parameter gets a gradient in a step, or DDP would wait for it."""
+    for name in METHODS:
+        method = make(name)
+        batch = Batches(views=4 if name.startswith("MultiView") else 2)[0]
+        if name == "DeepCluster":  # in its first epoch, with a loss of 0
+            assert method.training_step(batch, 0)["loss"].item() == 0
+        method.training_step(batch, 0)["loss"].backward()
+        lacking = [key for key, p in method.named_parameters() if p.requires_grad and p.grad is None]
+        assert not lacking, f"{name}: {lacking}"

@@ -257,10 +257,8 @@ def test_hallucinator_identities(host):
     assert loss(nothing).item() == approx(alone)
     torch.manual_seed(0)
     still = o.Hallucinator(host, dim=2).double()
-    if queue is None:
-        assert loss(still, strength=torch.zeros(3)).item() == approx(2 * alone)
-    else:
-        loss(still, strength=torch.zeros(3))
+    assert loss(still, strength=torch.zeros(3)).item() == approx(2 * alone)
+    if queue is not None:
         assert queue.pushed.item() == pushed  # hallucinated keys do not enter
     loss(still).backward()
     assert still.mlp[2].weight.grad.abs().sum() > 0  # from the first step
@@ -773,3 +771,40 @@ def test_beclr_in_one_cluster_asks_the_whole_memory():
     near, there = objective.nearest(Z2)
     torch.testing.assert_close(near[:, 0], Z1[(Z2 @ Z1.T).argmax(1)])
     assert there.all()
+
+
+# Where numbers go out of range.
+
+
+def test_certain_classifiers_have_a_gradient():
+    sure = torch.tensor([[300.0, 0, 0]] * 3).requires_grad_()
+    other = torch.tensor([[250.0, 0, 0]] * 3).requires_grad_()
+    label = torch.tensor([0, -1, -1])
+    o.BaCon()([Z1.float(), Z2.float()], label=label, logits=[sure, other]).backward()
+    assert sure.grad.isfinite().all()
+    sure.grad = None
+    o.CPL()([sure, other], features=Z1.float(), label=label).backward()
+    assert sure.grad.isfinite().all() and other.grad.isfinite().all()
+
+
+def test_palm_leaves_out_what_has_no_class():
+    torch.manual_seed(0)
+    objective = o.PALM(2, 2, 2).double()
+    start = objective.prototypes.clone()
+    loss = objective([Z1, Z2], label=torch.tensor([0, -1, 7]))
+    assert loss.isfinite() and objective.prototypes.isfinite().all()
+    assert not torch.equal(objective.prototypes[::2], start[::2])
+
+
+def test_meow_rows_without_weight_take_no_part():
+    a = Z1.clone().requires_grad_()
+    w = rows([0, 0, 0], [1, 0, 1], [1, 1, 0])
+    loss = weighted(a, Z2, w.log(), 0.5, LOCAL)
+    loss.backward()
+    assert loss.isfinite() and a.grad.isfinite().all() and a.grad[0].abs().sum() == 0
+
+
+def test_a_singular_batch_gives_nan_for_the_guard_and_does_not_raise():
+    flat = torch.cat([draw(9, 2), torch.zeros(9, 1, **double)], 1)
+    assert o.WMSE()([flat, flat]).isnan()
+    assert o.WMSE(eps=1e-3)([flat, flat]).isfinite()

@@ -62,6 +62,21 @@ def test_lars_direction_ignores_the_gradients_scale():
     torch.testing.assert_close(*steps)
 
 
+def test_lars_without_a_gradient_takes_the_decay_only():
+    """Not a step of lr * eta, which the trust ratio would make of a decay of any size."""
+    p = nn.Parameter(torch.ones(4, 4))
+    p.grad = torch.zeros(4, 4)
+    LARS([p], lr=0.5, weight_decay=1e-6, eta=1e-3).step()
+    torch.testing.assert_close(p.detach(), torch.full((4, 4), 1 - 0.5e-6), atol=1e-8, rtol=0)
+
+
+def test_lars_has_its_own_rate_for_plain_groups():
+    matrix, bias = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    matrix.grad = bias.grad = torch.ones(3)
+    LARS([{"params": [matrix], "adapt": False}, {"params": [bias], "adapt": False, "plain_rate": 0.1}], lr=0.5).step()
+    assert matrix[0].item() == 0.5 and bias[0].item() == pytest.approx(0.95)
+
+
 def test_decay_groups_spare_biases_norms_and_what_a_module_names():
     class Net(nn.Module):
         def __init__(self):

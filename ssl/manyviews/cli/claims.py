@@ -19,20 +19,30 @@ def claims(arguments: argparse.Namespace) -> None:
     studies = _studies(arguments)
     if arguments.list:
         return _list(studies)
-    found, skipped = [], []
+    path = Path(arguments.out) / "claims.json"
+    skipped: list[str] = []
+    failed: list[str] = []
     for each in studies:
         try:
-            found += _run(each, arguments)
+            new = _run(each, arguments)
         except FileNotFoundError as error:
-            skipped.append(str(error))
-    Console(width=130).print(verdict.effect_table(found))
-    for reason in skipped:
-        print(f"skipped: {reason}", file=sys.stderr)
-    path = Path(arguments.out) / "claims.json"
-    before = json.loads(path.read_text()) if path.exists() else []
-    done = {row["claim"] for row in found}
-    path.write_text(json.dumps([row for row in before if row["claim"] not in done] + found, indent=1) + "\n")
+            skipped.append(f"skipped: {error}")
+        except ValueError as error:
+            failed.append(str(error))
+        else:
+            before = [row for row in _verdicts(path) if row["claim"] != each.name]
+            path.write_text(json.dumps(before + new, indent=1) + "\n")
+    Console(width=130).print(verdict.effect_table(_verdicts(path)))
+    for reason in skipped + failed:
+        print(reason, file=sys.stderr)
     print(f"all verdicts: {path}")
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(studies)} claims failed")
+
+
+def _verdicts(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    return rows
 
 
 def leaderboard(arguments: argparse.Namespace) -> None:

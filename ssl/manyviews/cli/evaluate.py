@@ -149,7 +149,10 @@ def outliers(arguments: argparse.Namespace) -> None:
     stranger = bring_up(argparse.Namespace(**{**vars(arguments), "data": arguments.other, "label": "cls"}))
     other = stranger.features("val")
     result = Outliers().against(trained.features("train"), trained.features("val"), other)
-    _show(trained, Outliers(), result, arguments.json)
+    result.details["other"] = arguments.other
+    path = result_path(trained.run, Outliers(), trained.data, trained.step)
+    name = f"{path.stem}-against-{Path(arguments.other).name}.json"
+    _show(trained, Outliers(), result, arguments.json or str(path.with_name(name)))
 
 
 def _show(trained: Trained, protocol: Protocol, result: Result, target: str | None) -> None:

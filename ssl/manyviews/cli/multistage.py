@@ -8,7 +8,7 @@ something else. The features of all stages, each of unit length, stand side by s
 from __future__ import annotations
 
 import argparse
-import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,13 @@ from manyviews.evaluation import KNN, LinearProbe
 from manyviews.evaluation.features import Features
 from manyviews.similarity import unit
 
-logger = logging.getLogger(__name__)
+
+class StageError(RuntimeError):
+    """A stage ended before its end; `code` is the exit code of `manyviews fit`."""
+
+    def __init__(self, run: Path, code: int) -> None:
+        super().__init__(f"{run}: fit ended with exit code {code}")
+        self.code = code
 
 
 def multistage(argv: list[str], folder: Path, stages: int, k: int = 10) -> list[Path]:
@@ -34,14 +40,17 @@ def multistage(argv: list[str], folder: Path, stages: int, k: int = 10) -> list[
         k: clusters each stage adds; after stage t there are up to k^(t + 1).
 
     Raises:
-        SystemExit: with the exit code of a stage that did not reach its end.
+        StageError: if a stage did not reach its end.
     """
+    if stages > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("multistage runs on one device: train the stages by `manyviews fit` with data.clusters")
+
     runs = [folder] if stages == 1 else [folder / f"stage-{stage}" for stage in range(stages)]
     for stage, run in enumerate(runs):
         clusters = ["--data.init_args.clusters", str(folder / f"clusters-{stage - 1}.npy")] if stage else []
         code = fit([*argv, "--run", str(run), *clusters])
         if code:
-            raise SystemExit(code)
+            raise StageError(run, code)
         if stage + 1 < stages and not (folder / f"clusters-{stage}.npy").exists():
             found = cluster(run, k, np.load(folder / f"clusters-{stage - 1}.npy") if stage else None)
             part = folder / ".clusters.part.npy"
@@ -71,7 +80,10 @@ def refine(before: NDArray[np.int64] | None, now: NDArray[np.int64], k: int) -> 
 def command(arguments: argparse.Namespace, rest: list[str]) -> None:
     """All stages, then kNN and a linear probe on each stage's features and on all of them."""
     folder = Path(arguments.run)
-    runs = multistage(["--config", arguments.config, *rest], folder, arguments.stages, arguments.k)
+    try:
+        runs = multistage(["--config", arguments.config, *rest], folder, arguments.stages, arguments.k)
+    except StageError as error:  # fit has said why
+        raise SystemExit(error.code) from error
     trained = [
         evaluate.bring_up(argparse.Namespace(checkpoint=None, run=str(run), device=arguments.device)) for run in runs
     ]

@@ -109,12 +109,12 @@ def run(study: Study, out: Path, data: Path | None, workers: int) -> dict[str, l
     prepare(study, data)
     jobs = [(name, seed) for seed in study.seeds for name in study.variants]
     folders = {job: out / study.name / f"{job[0]}-seed{job[1]}" for job in jobs}
-    todo = [job for job in jobs if not (folders[job] / RESULT).exists()]
+    labels = study.content.get("labels", [None])
+    todo = [job for job in jobs if not _done(study.variants[job[0]], job[1], folders[job], labels)]
     started, failed = time.monotonic(), []
     print(f"{study.name}: {len(jobs)} runs, {len(jobs) - len(todo)} done before", file=sys.stderr)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["manyviews.cli.fit", "manyviews.cli.evaluate"])
-    labels = study.content.get("labels", [None])
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     with ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
         futures = {
@@ -168,6 +168,28 @@ def prepare(study: Study, data: Path | None) -> None:
         subprocess.run([sys.executable, "-c", code, "pack", source, folder], check=True)
 
 
+def _resolved(recipe: dict[str, Any], seed: int) -> tuple[dict[str, Any], int]:
+    """The recipe of one run, and how many stages it has."""
+    recipe = merged(recipe, {"seed_everything": seed, "data": {"init_args": {"seed": seed}}})
+    return recipe, recipe.pop("stages", 1)
+
+
+def _done(recipe: dict[str, Any], seed: int, folder: Path, labels: list[str | None]) -> bool:
+    """Whether this very run was finished before.
+
+    Raises:
+        ValueError: if the folder holds the result of another recipe.
+    """
+    if not (folder / RESULT).exists():
+        return False
+    resolved, stages = _resolved(recipe, seed)
+    result = json.loads((folder / RESULT).read_text())
+    same = yaml.safe_load((folder / "recipe.yaml").read_text()) == resolved
+    if not same or (result["stages"], result["labels"]) != (stages, labels):
+        raise ValueError(f"{folder} holds a result of another recipe: delete it, or give another --out")
+    return True
+
+
 def _one(
     recipe: dict[str, Any], seed: int, folder: Path, beside: Path, labels: list[str | None], threads: int
 ) -> str | None:
@@ -178,8 +200,7 @@ def _one(
     sys.path.insert(0, str(beside))  # classes of the study's own
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "recipe.yaml"
-    recipe = merged(recipe, {"seed_everything": seed, "data": {"init_args": {"seed": seed}}})
-    stages = recipe.pop("stages", 1)
+    recipe, stages = _resolved(recipe, seed)
     config.write_text(yaml.safe_dump(recipe, sort_keys=False))
     with (
         (folder / "log.txt").open("a") as log,
@@ -189,16 +210,16 @@ def _one(
         try:
             from manyviews.cli.multistage import multistage
 
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, cpu = time.perf_counter(), sum(os.times()[:4])  # loader processes too
             runs = multistage(["--config", str(config)], folder / "run", stages)
-            seconds, used = time.perf_counter() - wall, time.process_time() - cpu
+            seconds, used = time.perf_counter() - wall, sum(os.times()[:4]) - cpu
             found = measure(runs, labels)
         except Exception as error:
             import traceback
 
             traceback.print_exc(file=log)
             return f"{type(error).__name__}: {error}"
-    found |= {"seconds": seconds, "cpu_seconds": used}
+    found |= {"seconds": seconds, "cpu_seconds": used, "stages": stages, "labels": labels}
     found["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     part = folder / f".{RESULT}.part"
     part.write_text(json.dumps(found, indent=1) + "\n")

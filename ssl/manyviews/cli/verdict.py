@@ -26,7 +26,10 @@ LEVEL = 0.05
 
 def score(measurement: dict[str, Any], name: str) -> float:
     """A number of one run: a score, or seconds, cpu_seconds, peak_gb."""
-    value: float = measurement["scores"].get(name, measurement.get(name, math.nan))
+    known = {**measurement["scores"], **{k: v for k, v in measurement.items() if isinstance(v, float)}}
+    if name not in known:
+        raise ValueError(f"no measure {name!r}; there are {', '.join(sorted(known))}")
+    value: float = known[name]
     return value
 
 
@@ -97,9 +100,12 @@ def _variants(study: Study, results: Results) -> Table:
     for name in _ordered(study, results):
         cells = []
         for column in columns:
+            if column not in {**results[name][0]["scores"], **results[name][0]}:
+                cells.append("-")
+                continue
             mean, deviation = _mean(results, name, column)
             digits = 3 if abs(mean) < 5 else 1
-            cells.append("-" if math.isnan(mean) else f"{mean:.{digits}f} +- {deviation:.{digits}f}")
+            cells.append(f"{mean:.{digits}f} +- {deviation:.{digits}f}")
         table.add_row(name, *cells)
     return table
 

@@ -33,7 +33,7 @@ class BarlowTwins(Method):
         schedule: Schedule = Schedule(final=0.001),
         grad_cache: int = 0,
     ) -> None:
-        head = projector(backbone.width, projector_width, projector_width, layers=3)  # type: ignore[arg-type]
+        head = projector(backbone.width, projector_width, projector_width, layers=3, last_bias=False)  # type: ignore[arg-type]
         super().__init__(backbone, head, objectives.BarlowTwins(redundancy), optimizer, schedule, grad_cache)
 
 
@@ -60,6 +60,6 @@ class VICReg(Method):
         schedule: Schedule = Schedule(final=0.001),
         grad_cache: int = 0,
     ) -> None:
-        head = projector(backbone.width, projector_width, projector_width, layers=3)  # type: ignore[arg-type]
+        head = projector(backbone.width, projector_width, projector_width, layers=3, last_bias=False)  # type: ignore[arg-type]
         objective = objectives.VICReg(invariance, variance, covariance)
         super().__init__(backbone, head, objective, optimizer, schedule, grad_cache)

@@ -38,12 +38,12 @@ class BYOL(Asymmetric):
     ) -> None:
         super().__init__(
             backbone,
-            projector(backbone.width, projector_hidden, projector_out),  # type: ignore[arg-type]
+            projector(backbone.width, projector_hidden, projector_out, last_bias=False),  # type: ignore[arg-type]
             objectives.BYOL(),
             optimizer,
             schedule,
             grad_cache,
-            predictor=projector(projector_out, projector_hidden, projector_out),
+            predictor=projector(projector_out, projector_hidden, projector_out, last_bias=False),
             momentum=momentum,
             final_momentum=1.0,
         )

@@ -94,10 +94,6 @@ class CMIM(Method):
         codes = [self.projector(encoding.pooled).chunk(2, 1)[0] for encoding in encodings]
         return [Encoding(self.decoder(code)[0].mean((2, 3))) for code in codes]
 
-    def encode(self, views: list[Tensor]) -> list[Tensor]:  # noqa: D102
-        self._features = super().encode(views)
-        return self._features
-
     def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Every view is reconstructed on its own."""
         losses, codes = [], []
@@ -110,7 +106,7 @@ class CMIM(Method):
             codes.append(z)
         loss = torch.stack(losses).mean()
         if self.regulariser is not None:
-            extra = self.regulariser(self._features, gather=distributed.current(), **self.context(batch))
+            extra = self.regulariser(self.features, gather=distributed.current(), **self.context(batch))
             self.objective.diagnostics["regulariser"] = extra.detach()
             loss = loss + extra
         return loss, codes if len(codes) > 1 else codes * 2

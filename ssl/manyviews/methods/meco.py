@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from manyviews import distributed, objectives
 from manyviews.methods.method import Batch, Method
@@ -34,6 +35,12 @@ class MECO(Method):
         optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=1e-4),
         schedule: Schedule = Schedule(scaling="none"),
     ) -> None:
+        norms = [name for name, module in backbone.named_modules() if isinstance(module, _BatchNorm)]
+        if norms:
+            raise ValueError(
+                f"an energy must not depend on the batch an image is in, but the backbone has BatchNorm ({norms[0]}): "
+                "use one with GroupNorm or LayerNorm (ConvNet with norm: group)"
+            )
         head = nn.Linear(backbone.width, 1)  # type: ignore[arg-type]
         super().__init__(backbone, head, objectives.MECO(gamma), optimizer, schedule)
         self.noise = noise
@@ -49,4 +56,4 @@ class MECO(Method):
         )
         bits = self.objective.diagnostics["nll"] / math.log(2)
         self.objective.diagnostics["bits_over_noise"] = bits
-        return loss, [*projections, *projections][:2]
+        return loss, [*self.features, *self.features][:2]  # energies have one dimension: nothing to look at

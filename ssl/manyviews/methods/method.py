@@ -49,7 +49,9 @@ class Method(pl.LightningModule):
         self.optimizer, self.schedule, self.grad_cache = optimizer, schedule, grad_cache
         self.readings: dict[str, Tensor] = {}
         """Detached scalars of the current step, which monitoring averages and logs."""
-        self.total_steps = 0
+        self.features: list[Tensor] = []
+        """Pooled features (n, D) of each view of the current batch, for methods that need more than projections."""
+        self.total_steps = 1  # of the run, known when it begins
         self._cache: GradCache | None = None
         if grad_cache:
             check_exact(backbone)
@@ -60,7 +62,7 @@ class Method(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss of a batch, and detached what monitoring looks at: features and projections of view 0, 1, ..."""
-        features = self.encode(batch["image"])
+        features = self.features = self.encode(batch["image"])
         loss, shown = self.compare([self.projector(view) for view in features], batch)
         self.readings = dict(self.objective.diagnostics)
         return {

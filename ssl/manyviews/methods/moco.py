@@ -71,7 +71,8 @@ class MoCHi(Asymmetric):
 
     Args:
         backbone: images to an Encoding, with an attribute `width`.
-        temperature, queue_size, momentum, symmetric, projector_norm, projector_hidden, projector_out: as in MoCo.
+        temperature, queue_size, momentum, final_momentum, symmetric, projector_norm, projector_hidden, projector_out:
+            as in MoCo.
         hard: N, entries nearest to the query that are mixed. mixed: s, of two entries each.
         mixed_with_query: s', of an entry and the query. from_epoch: first epoch with mixtures.
         optimizer, schedule, grad_cache: as in MoCo.
@@ -87,6 +88,7 @@ class MoCHi(Asymmetric):
         mixed_with_query: int = 128,
         from_epoch: int = 10,
         momentum: float = 0.999,
+        final_momentum: float | None = None,
         symmetric: bool = False,
         projector_norm: bool = False,
         projector_hidden: int | None = None,
@@ -99,8 +101,9 @@ class MoCHi(Asymmetric):
         objective = objectives.MoCHi(temperature, queue_size, projector_out, hard, mixed, mixed_with_query, from_epoch)
         head = projector(width, projector_hidden or width, projector_out, norm=projector_norm)
         super().__init__(
-            backbone, head, objective, optimizer, schedule, grad_cache, momentum=momentum, symmetric=symmetric
-        )
+            backbone, head, objective, optimizer, schedule, grad_cache,
+            momentum=momentum, final_momentum=final_momentum, symmetric=symmetric,
+        )  # fmt: skip
 
 
 class MoCoV3(Asymmetric):
@@ -140,7 +143,7 @@ class MoCoV3(Asymmetric):
             optimizer,
             schedule,
             grad_cache,
-            predictor=projector(out, hidden, out, last="standard" if predictor_norm else "linear"),
+            predictor=projector(out, hidden, out, last="standard" if predictor_norm else "linear", last_bias=False),
             momentum=momentum,
             final_momentum=1.0,
         )

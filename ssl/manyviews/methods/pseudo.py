@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from manyviews import distributed, objectives
+from manyviews.backbones import Encoding
 from manyviews.heads import projector
 from manyviews.methods.method import Batch, Method
 from manyviews.optim import OptimizerFactory, Schedule
@@ -46,7 +47,7 @@ class _Partly(Method):
 class BaCon(_Partly):
     """Contrast and classification, each learning from the other.
 
-    The distribution of classes is not estimated by k-means, as the authors do, but held even by log C - H.
+    What is simplified stands with the objective.
 
     Args:
         backbone: images to an Encoding, with an attribute `width`.
@@ -75,14 +76,10 @@ class BaCon(_Partly):
         objective = objectives.BaCon(temperature, supervised=supervised, soft_from=soft_from)
         super().__init__(backbone, head, objective, optimizer, schedule, classes, known, labelled)
 
-    def encode(self, views: list[Tensor]) -> list[Tensor]:  # noqa: D102
-        self._features = super().encode(views)
-        return self._features
-
     def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """The classifier sees the features of both views."""
         context = {**self.context(batch), "label": self.shown(batch)}
-        logits = [self.classifier(view) for view in self._features]
+        logits = [self.classifier(view) for view in self.features]
         return self.objective(projections, logits=logits, gather=distributed.current(), **context), projections
 
 
@@ -115,16 +112,20 @@ class CPL(_Partly):
         objective = objectives.CPL(pair, pseudo, entropy, accept)
         super().__init__(backbone, nn.Identity(), objective, optimizer, schedule, classes, known, labelled)
         self.parts = parts
+        self._tokens: Tensor | None = None
+
+    def _pooled(self, images: Tensor) -> Tensor:
+        encoding = Encoding.of(self.backbone(images))
+        if encoding.tokens is not None:
+            self._tokens = encoding.tokens[:, encoding.prefix_tokens :].detach()
+        return encoding.pooled
 
     def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Features are the projections; the parts of the weak view are looked up without a gradient."""
         context = {**self.context(batch), "label": self.shown(batch)}
-        if self.parts:
-            with torch.no_grad():
-                tokens = self.embed({"image": batch["image"][:1]})[0].tokens
-            if tokens is not None:
-                pooled = nn.functional.adaptive_avg_pool1d(tokens.transpose(1, 2), self.parts).transpose(1, 2)
-                context["parts"] = pooled
+        if self.parts and self._tokens is not None:
+            weak = self._tokens[: len(projections[0])].transpose(1, 2)
+            context["parts"] = nn.functional.adaptive_avg_pool1d(weak, self.parts).transpose(1, 2)
         logits = [self.classifier(view) for view in projections]
         gather = distributed.current()
         return self.objective(logits, features=projections[0], gather=gather, **context), projections

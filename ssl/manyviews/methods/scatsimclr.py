@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from manyviews import distributed
 from manyviews.heads import projector
 from manyviews.methods.method import Batch, Method
 from manyviews.objectives import NTXent
@@ -49,27 +50,26 @@ class ScatSimCLR(Method):
         self.pretext, self.weight = pretext, weight
         self.orders = list(permutations(range(4)))
         self.classes = 4 if pretext == "rotation" else len(self.orders)
-        self.pretext_head = nn.Sequential(
-            nn.Linear(width, 512),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(512, 128),
-            nn.ReLU(),
-            nn.Linear(128, self.classes),
-        )
+        self.pretext_head = None  # unused parameters would stop DDP
+        if pretext != "none" and weight:
+            self.pretext_head = nn.Sequential(
+                nn.Linear(width, 512), nn.ReLU(), nn.Dropout(dropout),
+                nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, self.classes),
+            )  # fmt: skip
 
     def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """NT-Xent of the views as they are; the pretext on one transformed copy of each image."""
         loss, shown = super().compare(projections, batch)
-        if self.pretext == "none" or not self.weight:
+        if self.pretext_head is None:
             return loss, shown
         images = batch["image"][0]
         kind = torch.randint(self.classes, (len(images),), device=images.device)
         transformed = rotated(images, kind) if self.pretext == "rotation" else self.shuffled(images, kind)
         guess = self.pretext_head(self._pooled(transformed)).float()
-        pretext = F.cross_entropy(guess, kind)
+        rows = distributed.current()(len(images))
+        pretext = rows.mean(F.cross_entropy(guess, kind, reduction="none"))
         self.objective.diagnostics["pretext_loss"] = pretext.detach()
-        self.objective.diagnostics["pretext_accuracy"] = (guess.argmax(1) == kind).float().mean()
+        self.objective.diagnostics["pretext_accuracy"] = rows.mean((guess.argmax(1) == kind).float())
         return loss + self.weight * pretext, shown
 
     def shuffled(self, images: Tensor, kind: Tensor) -> Tensor:
@@ -88,4 +88,5 @@ class ScatSimCLR(Method):
 
 def rotated(images: Tensor, turns: Tensor) -> Tensor:
     """Square images, each turned by so many quarters."""
-    return torch.stack([torch.rot90(image, int(turn), (1, 2)) for image, turn in zip(images, turns, strict=True)])
+    every = torch.stack([torch.rot90(images, k, (2, 3)) for k in range(4)])
+    return every[turns, torch.arange(len(images), device=images.device)]

@@ -20,13 +20,17 @@ class BaCon(Objective):
     .. math:: L = (1-w) L_{NTXent} + \tfrac{w}{2} L_{SupCon} + \tfrac{w}{2} L_{soft}, \quad
               L_{soft} = \mathrm{mean}_r \frac{-\sum_j M_{rj} \log P_{rj}}{\sum_j M_{rj}}, \quad M_{ij} = p_i \cdot p_j
 
-    with M_ii = 1 and constant, P the softmax over all other rows of both views. To these the pseudo-label branch adds
-    cross-entropy on labelled images and log C - H(mean p), by which no class is forgotten. One-hot p make SoftCon
-    SupCon.
+    with M_ii = 1 and constant, P the softmax over all other rows of both views. One-hot p make SoftCon SupCon. To
+    these the pseudo-label branch adds cross-entropy on labelled images, self-distillation (each view predicts the
+    sharpened, constant guess of the other), and log C - H(mean p), by which no class is forgotten.
+
+    Left out: the estimate of the class distribution by k-means, and with it the adjusted logits, the balanced sample
+    of SoftCon's images, and the weights in the mean p.
 
     Args:
         temperature: of SupCon and SoftCon. unsupervised_temperature: of NT-Xent (1.0 in the code).
-        supervised: w. prediction_temperature: of the classifier's softmax. balance: weight of log C - H.
+        supervised: w. prediction_temperature: of the classifier's softmax;
+            the guesses that are learnt from take half of it. balance: weight of log C - H.
         soft_from: first epoch with SoftCon; before, SupCon has its share.
     """
 
@@ -68,13 +72,20 @@ class BaCon(Objective):
         right = log_p.gather(2, label.clamp(min=0).expand(2, -1)[..., None])[..., 0]
         classified = rows.mean(-right.mean(0), weight=labelled.to(right))
         mean = rows.sum_with_gradient(p.sum(0)) / rows.total
-        unbalanced = math.log(len(mean)) + torch.special.xlogy(mean, mean).sum()
+        unbalanced = math.log(len(mean)) + (mean * mean.clamp_min(1e-12).log()).sum()  # xlogy has no gradient at 0
+        distilled = self.distil(logits, log_p, rows)
         self.diagnostics = {
+            "distillation": distilled.detach(),
             "soft_contrast": soft.detach(), "classification": classified.detach(), "imbalance": unbalanced.detach()
         }  # fmt: skip
         contrast = (1 - w) * everyone + w / 2 * supervised + w / 2 * soft
-        loss: Tensor = contrast + classified + self.balance * unbalanced
+        loss: Tensor = contrast + classified + distilled + self.balance * unbalanced
         return loss
+
+    def distil(self, logits: list[Tensor], log_p: Tensor, rows: Rows) -> Tensor:
+        """Cross-entropy of each view's prediction with the other's sharpened guess."""
+        sharp = [(full_precision(x.detach()) / (self.prediction_temperature / 2)).softmax(1) for x in logits]
+        return rows.mean(-(sharp[0] * log_p[1] + sharp[1] * log_p[0]).sum(1) / 2)
 
     def supervised_contrast(self, z: list[Tensor], label: Tensor, rows: Rows) -> Tensor:
         """SupCon among the labelled images of all ranks; 0 if there is none."""

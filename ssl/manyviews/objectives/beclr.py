@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manyviews.distributed import Rows
-from manyviews.memory import Queue
+from manyviews.memory import Queue, sums_by
 from manyviews.objectives.objective import Objective, paired, positive
 from manyviews.objectives.swav import sinkhorn
 from manyviews.similarity import unit
@@ -23,9 +23,9 @@ class BECLR(Objective):
     .. math:: L = -\mathrm{mean} \cos(p, \mathrm{sg}\, z)
               + \lambda \log \mathrm{mean}_{i \ne j}\, e^{p_i \cdot p_j/\tau}
 
-    Both means run over the batch enlarged, once `from_epoch` is reached, by each teacher embedding's `neighbours`
-    nearest entries of the memory's cluster it falls into; a student's neighbours are its teacher's, so each prediction
-    meets 1 + k targets. The spread term is on predictions. Averaged over the pairs given.
+    Once `from_epoch` is reached the first mean also runs over each teacher embedding's `neighbours`, the nearest
+    entries of the memory's cluster it falls into: each prediction meets 1 + k targets. The spread term is on the
+    batch's predictions. Averaged over the pairs given.
 
     The memory holds unit embeddings in clusters: the teacher's batch is assigned to the prototypes by Sinkhorn, moves
     them by their momentum, and replaces the oldest entries.
@@ -107,8 +107,7 @@ class BECLR(Objective):
         everyone, prototypes = rows.gather(z), self.prototypes.to(z)
         q = sinkhorn(everyone @ prototypes.T, self.epsilon, self.iterations)
         mine = q.argmax(1)
-        sums = torch.zeros_like(prototypes).index_add_(0, mine, everyone)
-        counts = mine.bincount(minlength=len(prototypes))
+        sums, counts = sums_by(everyone, mine, len(prototypes))
         moved = self.momentum * prototypes + (1 - self.momentum) * sums / counts.clamp(min=1)[:, None].to(z)
         self.prototypes.copy_(torch.where((counts > 0)[:, None], F.normalize(moved, dim=1), prototypes))
         places = self.memory.push(z, rows)

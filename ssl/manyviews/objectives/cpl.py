@@ -60,7 +60,7 @@ class CPL(Objective):
         classified = rows.mean(F.nll_loss(log_p[0], label.clamp(min=0), reduction="none"), weight=labelled.to(p))
         pseudo = rows.mean(self._pseudo(p.detach(), log_p[1], labelled, noise))
         mean = rows.sum_with_gradient(p.sum(0)) / rows.total
-        entropy = -torch.special.xlogy(mean, mean).sum()
+        entropy = -(mean * mean.clamp_min(1e-12).log()).sum()  # xlogy has no gradient at 0
         self.diagnostics = {
             "pair": pair.detach(), "pseudo": pseudo.detach(), "class_entropy": entropy.detach() / math.log(len(mean))
         }  # fmt: skip

@@ -60,10 +60,10 @@ class Hallucinator(Objective):
             ours = [[a, self.hallucinate(a, b, strength)], [self.hallucinate(b, a, strength), b]]
             extra = torch.stack([self.host.loss(pair, rows, **context) for pair in ours]).mean()
         else:
-            loss = self.host.loss(views, rows, targets=targets, **context)
+            # First, since the host's own call lets the keys into its queue: the negatives shall be the same.
             positives = [self.hallucinate(q, k.detach(), strength) for q, k in paired(self, views, targets)]
-            context["hallucinated"] = True
-            extra = self.host.loss(views, rows, targets=positives, **context)
+            extra = self.host.loss(views, rows, targets=positives, hallucinated=True, **context)
+            loss = self.host.loss(views, rows, targets=targets, **context)
         self.diagnostics = {**self.host.diagnostics, "hallucinated_loss": extra.detach()}
         return loss + self.weight * extra
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -84,4 +85,6 @@ class AdaMEOW(Objective):
 def weighted(a: Tensor, b: Tensor, log_weight: Tensor, temperature: float, rows: Rows) -> Tensor:
     """The equation for unit views and log w (n, N)."""
     s = a @ rows.gather_with_gradient(b).T / temperature
-    return rows.mean((log_weight + s).logsumexp(1) - (a * b).sum(1) / temperature)
+    some = log_weight.amax(1) > -math.inf  # a row that weighs nothing has nothing to be told from
+    push = (torch.where(some[:, None], log_weight, 0) + s).logsumexp(1)
+    return rows.mean(push - (a * b).sum(1) / temperature, weight=some.to(s))

@@ -56,7 +56,7 @@ class PALM(Objective):
         self.register_buffer("prototypes", F.normalize(torch.randn(classes * per_class, dim), dim=1))
 
     def loss(self, views: list[Tensor], rows: Rows, label: Tensor | None = None, **_: Any) -> Tensor:
-        """`label` (n,): of every image, from 0 on."""
+        """`label` (n,): others than 0 to C - 1 take no part."""
         (label,) = known(self, label=label)
         v, z = len(views), torch.cat([unit(view) for view in views])
         y = rows.gather(label.repeat(v))
@@ -65,10 +65,10 @@ class PALM(Objective):
         moved = self.momentum * mu + (1 - self.momentum) * (_columns(weight).T @ everyone)
         moved = F.normalize(moved, dim=1)
         still = moved.detach()
-        again = self._assign(everyone.detach(), still).masked_fill(weight == 0, -math.inf).softmax(1)
+        again = self._assign(everyone.detach(), still).masked_fill(weight == 0, -math.inf).softmax(1).nan_to_num(0)
         mine = again[v * rows.offset : v * (rows.offset + rows.n)]
         s = z @ still.T / self.temperature
-        mle = rows.mean(s.logsumexp(1) - (mine * s).sum(1))
+        mle = rows.mean(s.logsumexp(1) - (mine * s).sum(1), weight=mine.sum(1).round())
         contrast = self.between_prototypes(moved)
         self.prototypes.copy_(still)
         usage = again.mean(0)
@@ -93,7 +93,7 @@ class PALM(Objective):
         if 0 < self.nearest < len(prototypes) // self.classes:
             least = log_q.topk(self.nearest, dim=1).values[:, -1:]
             log_q = log_q.masked_fill(log_q < least, -math.inf)
-        return log_q.softmax(1)
+        return log_q.softmax(1).nan_to_num(0)
 
     def between_prototypes(self, mu: Tensor) -> Tensor:
         """SupCon over unit prototypes (P, D)."""

@@ -53,12 +53,12 @@ class SepCLR(Objective):
         if salient is None:
             raise ValueError("SepCLR needs salient=[...], the salient code of each view")
         s = [full_precision(view) for view in salient]
-        target = (label == 1).to(c[0])
+        target, background = (label == 1).to(c[0]), (label == 0).to(c[0])
         masked = [view * target[:, None] for view in s]
         everyone = torch.ones_like(target)
         common = self.align(c[0], c[1], everyone, rows) + sum(self.uniformity(z, rows) for z in c)
         apart = self.align(s[0], s[1], target, rows) + sum(self.uniformity(z, rows) for z in masked)
-        silent = torch.stack([self.align(torch.zeros_like(z), z, 1 - target, rows) for z in s]).mean()
+        silent = torch.stack([self.align(torch.zeros_like(z), z, background, rows) for z in s]).mean()
         joint = torch.stack([self.jem(a, b, rows) for a, b in zip(c, masked, strict=True)]).mean()
         self.diagnostics = {
             "common": common.detach(), "salient": apart.detach(), "background": silent.detach(), "joint": joint.detach()

@@ -46,8 +46,8 @@ class SiMHand(Objective):
         key_ids, points = rows.gather(ids), joints.shape[2]
         distance = self._distance(poses, rows.gather(poses), points)
         pairs = self._distance(poses[: len(a)], poses[len(a) :], points, paired=True)
-        positive_weight = self.weigh(pairs, rows.gather(pairs)).repeat(2)
-        negative_weight = self.weigh(distance, rows.gather(distance))
+        positive_weight = self.weigh(pairs, rows, pairs).repeat(2)
+        negative_weight = self.weigh(distance, rows, distance.amin(1), distance.amax(1), distance.mean(1))
         logits = negative_weight * (z @ keys.T) / self.temperature
         push = logits.masked_fill(ids[:, None] == key_ids, -math.inf).logsumexp(1)
         pull = positive_weight * (z * torch.cat([b, a])).sum(1) / self.temperature
@@ -58,12 +58,16 @@ class SiMHand(Objective):
     def _distance(a: Tensor, b: Tensor, points: int, paired: bool = False) -> Tensor:
         """Mean distance over the joints, in the coordinates' unit."""
         a, b = a.view(len(a), points, -1), b.view(len(b), points, -1)
-        gap = a - b if paired else a[:, None] - b
-        return gap.square().sum(-1).sqrt().mean(-1)
+        total = torch.zeros((), dtype=a.dtype, device=a.device)
+        for p, q in zip(a.unbind(1), b.unbind(1), strict=True):  # one joint at a time: (m, k) is held, not (m, k, J, 2)
+            total = total + (p - q if paired else p[:, None] - q).square().sum(-1).sqrt()
+        return total / points
 
-    def weigh(self, distance: Tensor, everyone: Tensor) -> Tensor:
-        """Weights in [0, 1] of distances, `everyone` those of all ranks; 1 where all are equal."""
+    def weigh(
+        self, distance: Tensor, rows: Rows, low: Tensor, high: Tensor | None = None, mean: Tensor | None = None
+    ) -> Tensor:
+        """Weights in [0, 1]; 1 where all distances are equal. `low`, `high`, `mean`: of each row, default `low`."""
+        smallest, largest = rows.gather(low).min(), rows.gather(low if high is None else high).max()
         if self.weights == "sigmoid":
-            return torch.sigmoid(-self.slope * (distance - everyone.mean()))
-        low, high = everyone.min(), everyone.max()
-        return torch.where(high > low, (high - distance) / (high - low).clamp_min(1e-12), 1.0)
+            return torch.sigmoid(-self.slope * (distance - rows.gather(low if mean is None else mean).mean()))
+        return torch.where(largest > smallest, (largest - distance) / (largest - smallest).clamp_min(1e-12), 1.0)

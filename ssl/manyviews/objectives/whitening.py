@@ -65,7 +65,8 @@ def cholesky_whiten(z: Tensor, eps: float = 0.0) -> Tensor:
     centred = z - z.mean(0)
     covariance = centred.T @ centred / (len(z) - 1)
     eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-    lower = torch.linalg.cholesky((1 - eps) * covariance + eps * eye)
+    lower, failed = torch.linalg.cholesky_ex((1 - eps) * covariance + eps * eye)
+    lower = torch.where(failed > 0, torch.nan, lower)  # a singular batch, or NaN: the step can be skipped
     white: Tensor = torch.linalg.solve_triangular(lower, centred.T, upper=False).T
     return white
 
@@ -126,7 +127,7 @@ class _InverseRoot(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(matrix)
-        root = values.sqrt()
+        root = values.clamp_min(1e-12).sqrt()  # rounding may give a negative one
         ctx.save_for_backward(root, vectors)
         inverse: Tensor = vectors @ torch.diag_embed(1 / root) @ vectors.mT
         return inverse
