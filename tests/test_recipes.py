@@ -50,7 +50,7 @@ SMALL = [p for p in RECIPES if p.stem not in ("cifar", "imagenet", "imagenet-vit
 def shards(tmp_path_factory):
     """The built-in sets that recipes name, packed."""
     folder = tmp_path_factory.mktemp("sets")
-    for name in ("emoji", "digits", "salient", "hands"):
+    for name in ("emoji", "digits", "salient", "hands", "volumes"):
         pack(open_source(f"builtin:{name}"), folder / name, Encoding(), workers=2, console=QUIET)
     return folder
 

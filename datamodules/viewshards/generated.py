@@ -153,5 +153,49 @@ class Hands(Source):
         return png(Image.fromarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)))
 
 
-SETS = (PastedDigits, SalientDigits, LongTailDigits, Hands)
+class Volumes(Source):
+    """600 solids of six kinds, turned and scaled, cut into 8 grey slices each: volumes for slice-wise methods.
+
+    Natural views `00` to `07`: the slices in order, 32 px. `cls`: the kind.
+
+    Args:
+        samples: how many. slices: of each.
+    """
+
+    name = "volumes"
+    kinds = ("ball", "box", "cylinder", "cone", "ring", "cross")
+
+    def __init__(self, samples: int = 600, slices: int = 8) -> None:
+        self.samples = [(f"{i:06d}", hashed_split(f"{i:06d}", 0.2)) for i in range(samples)]
+        self.labels = {"cls": list(self.kinds)}
+        self.slices = slices
+
+    def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
+        rng = generator(2024, 11, sample)
+        kind = sample % len(self.kinds)
+        x, y, z = (2 * g for g in self._grid(rng) / rng.uniform(0.7, 1.0))
+        inside = {
+            "ball": lambda: x**2 + y**2 + z**2 < 1,
+            "box": lambda: np.maximum.reduce([abs(x), abs(y), abs(z)]) < 0.75,
+            "cylinder": lambda: (x**2 + y**2 < 0.5) & (abs(z) < 0.9),
+            "cone": lambda: (np.hypot(x, y) < 0.45 * (0.9 - z)) & (abs(z) < 0.9),
+            "ring": lambda: (np.hypot(x, y) - 0.65) ** 2 + z**2 < 0.09,
+            "cross": lambda: np.sort(np.stack([abs(x), abs(y), abs(z)]), 0)[1] < 0.3,
+        }[self.kinds[kind]]() & (np.maximum.reduce([abs(x), abs(y), abs(z)]) < 1)
+        level, noise = rng.uniform(90, 160), rng.normal(0, 12, inside.shape)
+        grey = np.clip(40 + level * inside + noise, 0, 255).astype(np.uint8)
+        files = {f"{s:02d}.png": png(Image.fromarray(part)) for s, part in enumerate(grey)}
+        return {**files, "cls": str(kind).encode()}
+
+    def _grid(self, rng: np.random.Generator) -> NDArray[np.float64]:
+        """(3, slices, 32, 32): places in [-0.5, 0.5], randomly turned and shifted."""
+        z, y, x = np.meshgrid(
+            np.linspace(-0.5, 0.5, self.slices), np.linspace(-0.5, 0.5, 32), np.linspace(-0.5, 0.5, 32), indexing="ij"
+        )
+        turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+        turned: NDArray[np.float64] = np.einsum("ij,jabc->iabc", turn, np.stack([x, y, z]))
+        return turned + rng.normal(0, 0.04, (3, 1, 1, 1))
+
+
+SETS = (PastedDigits, SalientDigits, LongTailDigits, Hands, Volumes)
 """What `builtin:NAME` knows beside the shipped sets."""

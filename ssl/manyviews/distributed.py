@@ -60,6 +60,10 @@ class Rows:
         self.offset = sum(sizes[: gather.rank])
         self._gather = gather
 
+    def times(self, k: int) -> Rows:
+        """The rows of a batch that has `k` items in the place of every image."""
+        return Rows(self._gather, [k * size for size in self.sizes])
+
     def index(self, device: torch.device | None = None) -> Tensor:
         """(n,) int64: the global batch index of each local image."""
         return torch.arange(self.offset, self.offset + self.n, device=device)

@@ -244,6 +244,14 @@ FLAG = torch.tensor([0, 1, 1, 0, 1, 1, 0, 0, 1, 1, 0])
 TARGET = torch.tensor([1.0, 2.0, 4.0, 2.0, 3.5, 1.0, 0.5, 6.0, 2.0, 4.0, 5.0], dtype=torch.float64)
 
 
+def image_volume(views, objective, volumes, predicted, features, hidden, **_):
+    slices = [torch.cat([row.view(2, -1) for row in view]) for view in views]
+    intra = swav(slices, objective.intra)
+    inter = sum(swav(volumes, head) for head in objective.inter) / len(objective.inter)
+    errors = [((predicted[i, s] - features[i, s]) ** 2).mean() for i, s in hidden.nonzero().tolist()]
+    return intra + inter + sum(errors) / len(errors)
+
+
 def guesses(n: int, d: int) -> dict[str, Any]:
     gumbel = -torch.empty(n, d, dtype=torch.float64).exponential_(generator=torch.Generator().manual_seed(5)).log()
     return {"label": LABEL[:n], "features": draw(n, 4), "noise": gumbel, "parts": draw(n, 3, 4, seed=6)}
@@ -554,6 +562,20 @@ CASES = [
         exactly_two=False,
         grouped=False,
         keeps="scale shuffle swap",
+    ),
+    Case(
+        "ImageVolume",
+        lambda d: o.ImageVolume(2, d // 2, 4, (3, 2), epsilon=0.3),
+        image_volume,
+        context=lambda n, d: {
+            "volumes": list(draw(2, n, d // 2)),
+            "predicted": draw(n, 2, 3),
+            "features": draw(n, 2, 3, seed=2),
+            "hidden": draw(n, 2) > 0.2,
+        },
+        grouped=False,
+        smooth=False,
+        keeps="shuffle",
     ),
     Case(
         "WMSE",

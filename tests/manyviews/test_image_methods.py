@@ -63,6 +63,7 @@ METHODS = {
     "Hallucinator-SimSiam": lambda b: m.Hallucinator(b, o.Hallucinator(o.SimSiam(), 16), projector_hidden=32, **FAST),
     "CMIM": lambda b: m.CMIM(b, 8, 16, **FAST),
     "CMIM-Repulsor": lambda b: m.CMIM(b, 8, 16, regulariser=o.Repulsor(16, 8, 60), **FAST),
+    "ImageVolume": lambda b: m.ImageVolume(b, o.ImageVolume(2, 16, 8, (3, 4), queue_size=48, queue_from=0), 0.3, 32, **FAST),
     "WMSE": lambda b: m.WMSE(b, 24, 2, 32, 6, **FAST),
     "BECLR": lambda b: m.BECLR(b, 60, 4, 3, from_epoch=1, patch=2, momentum=0.9, **SMALL, **FAST),
     "SepCLR": lambda b: m.SepCLR(b, 8, salient=1.0, background=1.0, joint=1.0, **FAST),
@@ -96,6 +97,7 @@ READINGS = {
     "HydraMoCo": {"gate_open", "instance_loss", "pair_loss", "momentum"},
     "Hallucinator": {"hallucinated_loss"},
     "CMIM": {"contrastive", "log_scale", "log_prior", "log_likelihood"},
+    "ImageVolume": {"intra", "inter", "masked", "prototypes_used"},
     "BECLR": {"memory_filled", "clusters_used", "momentum"},
     "SepCLR": {"common", "salient", "background", "joint"},
     "BaCon": {"soft_contrast", "classification", "distillation", "imbalance"},
@@ -132,7 +134,7 @@ def test_it_learns_and_shows_its_readings(name):
         def on_train_batch_end(self, trainer, module, outputs, *_):
             seen.append(outputs["loss"].item())
 
-    views = 4 if name.startswith("MultiView") else 2
+    views = 4 if name.startswith(("MultiView", "ImageVolume")) else 2
     before = state(method)
     fit(method, 60, [Watch()], Batches(1, views=views))
     assert all(torch.isfinite(torch.tensor(seen)))
@@ -155,7 +157,7 @@ def test_it_learns_and_shows_its_readings(name):
 @every
 def test_resume_is_bit_equal(name, tmp_path):
     """Queues, momentum encoders, per-sample state, prototypes: all of it is in the checkpoint."""
-    batches = Batches(8, views=4 if name.startswith("MultiView") else 2)
+    batches = Batches(8, views=4 if name.startswith(("MultiView", "ImageVolume")) else 2)
 
     class Save(pl.Callback):
         def on_train_batch_end(self, trainer, *_):
@@ -452,9 +454,23 @@ def test_nothing_unused_is_left_for_ddp():
     """Every parameter gets a gradient in a step, or DDP would wait for it."""
     for name in METHODS:
         method = make(name)
-        batch = Batches(views=4 if name.startswith("MultiView") else 2)[0]
+        batch = Batches(views=4 if name.startswith(("MultiView", "ImageVolume")) else 2)[0]
         if name == "DeepCluster":  # in its first epoch, with a loss of 0
             assert method.training_step(batch, 0)["loss"].item() == 0
         method.training_step(batch, 0)["loss"].backward()
         lacking = [key for key, p in method.named_parameters() if p.requires_grad and p.grad is None]
         assert not lacking, f"{name}: {lacking}"
+
+
+def test_image_volume_embeds_a_volume_and_heeds_the_order_of_its_slices():
+    method = make("ImageVolume").eval()
+    images = Batches(views=2)[0]["image"]
+    (volume,) = method.embed({"image": images})
+    assert volume.pooled.shape == (24, 16) and volume.tokens.shape == (24, 2, 16)
+    (turned,) = method.embed({"image": images[::-1]})
+    assert not torch.allclose(volume.pooled, turned.pooled)
+    with pytest.raises(ValueError, match="expected each of 2 slices twice, got 2 views: set data.views to 4"):
+        make("ImageVolume").training_step(Batches(views=2)[0], 0)
+    whole = m.ImageVolume(ConvNet((8, 16)), o.ImageVolume(2, 16, 8), masked=0.0, projector_hidden=32, **FAST)
+    whole.training_step(Batches(views=4)[0], 0)
+    assert "masked" not in whole.readings

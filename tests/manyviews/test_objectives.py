@@ -39,7 +39,7 @@ def test_worked_numbers(case):
 
 def batch(case, grouped=False, n=11, d=None):
     """Random views, their context, and d; AMCL's two heads of three side by side need 6."""
-    d = d or (6 if "AMCL" in case.name or case.name == "GroupWhitened" else 5)
+    d = d or (6 if "AMCL" in case.name or case.name in ("GroupWhitened", "ImageVolume") else 5)
     context = case.context(n, d)
     if grouped and case.grouped:
         context["group"] = GROUP[:n]

@@ -56,6 +56,7 @@ def _sources(module: str) -> list[tuple[str, str]]:
         "builtin:salient": "SalientDigits",
         "builtin:longtail": "LongTailDigits",
         "builtin:hands": "Hands",
+        "builtin:volumes": "Volumes",
         "torchvision:NAME": "Torchvision",
         "sklearn:NAME": "Sklearn",
         "FOLDER": "ImageFolder",

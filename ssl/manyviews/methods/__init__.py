@@ -21,6 +21,7 @@ from manyviews.methods.simclr import SimCLR
 from manyviews.methods.sogclr import ISogCLR, SogCLR
 from manyviews.methods.supcon import SupCon
 from manyviews.methods.swav import DeepCluster, SwAV
+from manyviews.methods.volume import ImageVolume
 from manyviews.methods.whitening import WMSE
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Hydra",
     "HydraMoCo",
     "ISogCLR",
+    "ImageVolume",
     "Method",
     "MoCHi",
     "MoCo",

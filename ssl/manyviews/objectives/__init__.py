@@ -30,6 +30,7 @@ from manyviews.objectives.sogclr import ISogCLR, SogCLR
 from manyviews.objectives.supcon import SupCon
 from manyviews.objectives.supremix import SupReMix
 from manyviews.objectives.swav import SwAV
+from manyviews.objectives.volume import ImageVolume
 from manyviews.objectives.whitening import WMSE, GroupWhitened
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "Hydra",
     "HydraMoCo",
     "ISogCLR",
+    "ImageVolume",
     "InfoNCE",
     "MVInfoNCE",
     "MoCHi",
