@@ -20,3 +20,8 @@ def digits(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("digits")
     pack(Sklearn("digits"), out, Encoding(), shard_samples=150, workers=2, console=QUIET)
     return out
+
+
+def pytest_collection_modifyitems(items):
+    """Long tests first, so that at the end no worker is left alone with them."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

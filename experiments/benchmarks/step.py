@@ -31,7 +31,6 @@ from manyviews.monitoring import CollapseAlarm, Monitor
 from manyviews.optim import Schedule, decay_groups
 from manyviews.runs import FiniteGuard, RandomState, StopOnSignal
 
-
 WINDOW = 50
 """Steps between two readings of the clock; the monitor reads as often."""
 
