@@ -20,6 +20,7 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 STUDIES = sorted(p for folder in ("claims", "leaderboard") for p in (EXPERIMENTS / folder).glob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_every_variant_of_every_study_builds(path, monkeypatch):
     monkeypatch.syspath_prepend(str(path.parent))

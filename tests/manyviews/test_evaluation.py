@@ -235,7 +235,7 @@ def clouds(classes=6, each=40, spread=0.3, seed=0):
 
 def test_fewshot_rises_with_shots_and_with_transport():
     data = clouds(spread=0.55)
-    score = lambda **o: next(iter(FewShot(**o, episodes=200).evaluate(data, data).scores.values()))  # noqa: E731
+    score = lambda **o: next(iter(FewShot(**o, episodes=80).evaluate(data, data).scores.values()))  # noqa: E731
     one, five = score(), score(shots=5)
     assert 0.4 < one < five < 1
     assert score(transport=3) > one + 0.02

@@ -257,6 +257,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     assert all(torch.isfinite(v).all() for v in state.values())
 
 
+@pytest.mark.slow
 def test_a_save_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
     """A real failure: the operating system refuses to let the file grow."""
     code = """

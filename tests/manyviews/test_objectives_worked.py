@@ -323,7 +323,7 @@ def test_isogclr_without_a_rate_is_sogclr_and_its_temperatures_settle_where_kl_i
     for _ in range(2):
         assert still(views, index=index).item() == approx(plain(views, index=index).item(), 1e-12)
     moving = o.ISogCLR(9, 0.3, gamma=1.0, rho=0.4, rate=0.1, momentum=1.0, low=0.01, high=5.0).double()
-    for _ in range(3000):
+    for _ in range(1500):
         moving(views, index=index)
     u = [F.normalize(view, dim=1) for view in views]
     for i in range(9):

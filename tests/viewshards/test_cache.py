@@ -71,6 +71,7 @@ def _fetch(arguments):
     return str(ShardCache(folder).fetch(url, size))
 
 
+@pytest.mark.slow
 def test_processes_of_a_node_download_once(server, digits, tmp_path):
     tar = next(digits.glob("*.tar"))
     with multiprocessing.get_context("spawn").Pool(4) as pool:
