@@ -52,7 +52,10 @@ def leaderboard(arguments: argparse.Namespace) -> None:
     if arguments.list:
         return _list(studies)
     for each in studies:
-        _run(each, arguments)
+        try:
+            _run(each, arguments)
+        except FileNotFoundError as error:
+            print(f"skipped: {error}", file=sys.stderr)
 
 
 def _run(each: study.Study, arguments: argparse.Namespace) -> list[dict[str, Any]]:
