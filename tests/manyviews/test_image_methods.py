@@ -413,9 +413,20 @@ for part in method.modules():  # batch statistics differ between ranks; SyncBatc
             setattr(part, child, torch.nn.LayerNorm(module.num_features))
 losses = []
 class Watch(pl.Callback):
-    def on_train_batch_end(self, t, mod, outputs, *_): losses.append(outputs["loss"].item())
+    def on_fit_start(self, t, mod):
+        if t.global_rank:  # a rank that starts with another state is put right
+            for buffer in mod.objective.buffers(): buffer.zero_()
+    def on_train_batch_end(self, t, mod, outputs, *_):
+        losses.append(outputs["loss"].item())
+        if world > 1:  # the objective's state is not sent around at every step
+            ours = {id(b) for b in mod.objective.buffers()}
+            assert not [b for b in t.strategy.model.modules_buffers if id(b) in ours]
 trainer.callbacks.append(Watch())
 trainer.fit(method, torch.utils.data.DataLoader(Part(), batch_size=None))
+if world > 1:
+    state = [None] * world
+    torch.distributed.all_gather_object(state, [b.tolist() for b in method.objective.buffers()])
+    assert all(each == state[0] for each in state)
 if trainer.is_global_zero:
     torch.save({"weights": method.state_dict(), "losses": losses}, out)
 """
