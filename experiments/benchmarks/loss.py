@@ -1,9 +1,11 @@
-"""NT-Xent, forward and backward, against lightly's NTXentLoss in the same run: CPU time and peak memory.
+"""A loss, forward and backward, against a peer's in the same run: CPU time and peak memory.
 
     python experiments/benchmarks/loss.py [--rows 1024 ... 32768] [--json experiments/results/loss.json]
+    python experiments/benchmarks/loss.py --loss CLIP --width 512 --rows 4096 16384 [--json ...]
 
-Each cell runs in a process of its own (peak memory is a process's), one thread; the time is the process's CPU time,
-the best of `repeats`, interleaved. Rows are rows of the similarity matrix (2 views). lightly holds several N x N
+NTXent against lightly's NTXentLoss, CLIP against open_clip's ClipLoss, SigLIP against its SigLipLoss. Each cell runs
+in a process of its own (peak memory is a process's), one thread; the time is the process's CPU time, the best of
+`repeats`, interleaved. Rows are rows of the similarity matrix (of NTXent: 2 views). The peers hold several N x N
 matrices: cells that would need more than --memory-gb are not run. On a GPU (--device cuda) time is by CUDA events.
 """
 
@@ -11,30 +13,52 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from record import record
 
 
-def cell(name: str, rows: int, width: int, device: str) -> dict[str, float]:
+PEERS = {"NTXent": "lightly", "CLIP": "open_clip", "SigLIP": "open_clip"}
+
+
+def contestant(name: str, loss: str, device: str) -> Any:
+    """A function of two views (n, D). CLIP and SigLIP start as open_clip starts them, with a learned scale."""
+    import torch
+
+    if name == "ours":
+        from manyviews import objectives
+
+        made = objectives.NTXent(0.1) if loss == "NTXent" else getattr(objectives, loss)()
+        made = made.to(device)
+        return lambda a, b: made([a, b])
+    if loss == "NTXent":
+        from lightly.loss import NTXentLoss
+
+        return NTXentLoss(temperature=0.1)
+    import open_clip.loss
+    from torch.nn.functional import normalize
+
+    first = math.log(10 if loss == "SigLIP" else 1 / 0.07)
+    t, bias = (torch.tensor(x, device=device, requires_grad=True) for x in (first, -10.0))
+    peer = open_clip.loss.SigLipLoss() if loss == "SigLIP" else open_clip.loss.ClipLoss()
+    numbers = (lambda: (t.exp(), bias)) if loss == "SigLIP" else lambda: (t.exp(),)
+    return lambda a, b: peer(normalize(a, dim=1), normalize(b, dim=1), *numbers())
+
+
+def cell(name: str, kind: str, rows: int, width: int, device: str) -> dict[str, float]:
     import torch
 
     torch.set_num_threads(1)
-    if name == "lightly":
-        from lightly.loss import NTXentLoss
-
-        loss = NTXentLoss(temperature=0.1)
-    else:
-        from manyviews.objectives import NTXent
-
-        objective = NTXent(0.1)
-        loss = lambda a, b: objective([a, b])  # noqa: E731
+    loss = contestant(name, kind, device)
     generator = torch.Generator().manual_seed(0)
-    z = [torch.randn(rows // 2, width, generator=generator).to(device).requires_grad_() for _ in range(2)]
+    n = rows // 2 if kind == "NTXent" else rows
+    z = [torch.randn(n, width, generator=generator).to(device).requires_grad_() for _ in range(2)]
     loss(*(v[:64] for v in z)).backward()  # warm
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if device == "cuda":
@@ -60,6 +84,7 @@ def cell(name: str, rows: int, width: int, device: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--loss", choices=sorted(PEERS), default="NTXent")
     parser.add_argument("--rows", type=int, nargs="+", default=[1024, 4096, 8192, 16384, 32768])
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
@@ -69,35 +94,38 @@ def main() -> None:
     parser.add_argument("--cell", nargs=2, metavar=("NAME", "ROWS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.cell:
-        print(json.dumps(cell(arguments.cell[0], int(arguments.cell[1]), arguments.width, arguments.device)))
+        name, rows = arguments.cell
+        print(json.dumps(cell(name, arguments.loss, int(rows), arguments.width, arguments.device)))
         return
-    table = []
-    print(f"{'rows':>6} {'ours s':>9} {'MB':>7} {'lightly s':>10} {'MB':>7}   {'faster':>7} {'smaller':>8}")
+    table, rival = [], PEERS[arguments.loss]
+    print(f"{'rows':>6} {'ours s':>9} {'MB':>7} {rival + ' s':>11} {'MB':>7}   {'faster':>7} {'smaller':>8}")
     for rows in arguments.rows:
         best: dict[str, dict[str, float]] = {}
         for _ in range(arguments.repeats):
-            for name in ("ours", "lightly"):
-                if name == "lightly" and 4 * rows**2 * 4 / 2**30 > arguments.memory_gb:
+            for name in ("ours", rival):
+                if name == rival and 4 * rows**2 * 4 / 2**30 > arguments.memory_gb:
                     continue
                 command = [sys.executable, __file__, "--cell", name, str(rows), "--device", arguments.device]
-                command += ["--width", str(arguments.width)]
+                command += ["--width", str(arguments.width), "--loss", arguments.loss]
                 found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
                 if name not in best or found["seconds"] < best[name]["seconds"]:
                     best[name] = found
-        ours, peer = best["ours"], best.get("lightly")
-        row = {"rows": rows, "ours": ours, "lightly": peer}
+        ours, peer = best["ours"], best.get(rival)
+        row = {"rows": rows, "ours": ours, rival: peer}
         line = f"{rows:>6} {ours['seconds']:>9.3f} {ours['megabytes']:>7.0f} "
         if peer:
             row |= {"faster": peer["seconds"] / ours["seconds"], "smaller": peer["megabytes"] / ours["megabytes"]}
             assert abs(peer["loss"] - ours["loss"]) < 1e-3 * abs(peer["loss"])
             line += (
-                f"{peer['seconds']:>10.3f} {peer['megabytes']:>7.0f}   {row['faster']:>6.1f}x {row['smaller']:>7.1f}x"
+                f"{peer['seconds']:>11.3f} {peer['megabytes']:>7.0f}   {row['faster']:>6.1f}x {row['smaller']:>7.1f}x"
             )
         else:
-            line += f"{'not run':>10} {4 * rows**2 * 4 / 2**20:>6.0f}+"
+            line += f"{'not run':>11} {4 * rows**2 * 4 / 2**20:>6.0f}+"
         print(line, flush=True)
         table.append(row)
-    record(arguments.json, {"table": table, "width": arguments.width, "device": arguments.device})
+    record(
+        arguments.json, {"loss": arguments.loss, "table": table, "width": arguments.width, "device": arguments.device}
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ feature is W times its share of the global gradient; nothing else needs to know 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -42,6 +42,10 @@ class Gather:
 
     def sum(self, x: Tensor) -> Tensor:
         """Elementwise sum of `x` over ranks. No gradient."""
+        return x
+
+    def shift(self, x: Tensor, length: int) -> Tensor:
+        """The `x` of the rank before this one, which has `length` rows; this one's goes to the rank after it."""
         return x
 
 
@@ -102,6 +106,20 @@ class Rows:
         """As `sum`, for a statistic from which every rank computes the same loss (a mean, a covariance)."""
         return x if self.world == 1 else _SumWithGradient.apply(x, self)
 
+    def ring(self, blocks: list[Tensor], home: bool = False) -> Iterator[list[Tensor]]:
+        """Sends `blocks` once round the ranks and yields them at every stop, this rank's own first. No gradient.
+
+        Args:
+            blocks: tensors with k n rows; the list is changed in place. What a rank writes into a tensor travels on.
+            home: with a last hop that brings them back.
+        """
+        factors = [len(block) // self.n for block in blocks]
+        for hop in range(self.world):
+            yield blocks
+            if self.world > 1 and (home or hop < self.world - 1):
+                size = self.sizes[(self.rank - hop - 1) % self.world]
+                blocks[:] = [self._gather.shift(b, k * size) for b, k in zip(blocks, factors, strict=True)]
+
     def _lengths(self, x: Tensor) -> list[int]:
         views, rest = divmod(x.shape[0], self.n)
         if rest:
@@ -160,6 +178,17 @@ class ProcessGather(Gather):
         dist.all_reduce(x, group=self.group)
         return x.to(home)
 
+    def shift(self, x: Tensor, length: int) -> Tensor:  # noqa: D102
+        home, x = x.device, self._movable(x)
+        out = x.new_empty(length, *x.shape[1:])
+        after, before = ((self.rank + step) % self.world for step in (1, -1))
+        if self.group is not None:
+            after, before = (dist.get_global_rank(self.group, rank) for rank in (after, before))
+        hops = [dist.P2POp(dist.isend, x, after, self.group), dist.P2POp(dist.irecv, out, before, self.group)]
+        for work in dist.batch_isend_irecv(hops):
+            work.wait()
+        return out.to(home)
+
     def _movable(self, x: Tensor) -> Tensor:
         """`x` where the backend can reach it: NCCL moves nothing that lies on the CPU (cached features do)."""
         return x.contiguous().cuda() if dist.get_backend(self.group) == "nccl" else x.contiguous()
@@ -195,6 +224,10 @@ class _ThreadGather(Gather):
 
     def sum(self, x: Tensor) -> Tensor:
         return torch.stack(self._exchange(x)).sum(0)
+
+    def shift(self, x: Tensor, length: int) -> Tensor:
+        received: Tensor = self._exchange(x)[self.rank - 1]
+        return received
 
 
 def simulate(world: int, work: Callable[[Gather], T]) -> list[T]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -63,3 +64,45 @@ class MultiHead(nn.Module):
         """(n, width) to (n, C d)."""
         parts = x.chunk(len(self.heads), 1) if self.split else [x] * len(self.heads)
         return torch.cat([head(part) for head, part in zip(self.heads, parts, strict=True)], 1)
+
+
+class LogitScale(nn.Module):
+    """The learned factor s = exp(t) of cosines (one over the temperature), and on demand a learned bias.
+
+    One float32 number whatever the precision of the rest: near ln 100 the numbers of bfloat16 lie 0.03 apart, and
+    small updates would be lost. It takes no weight decay (it has no dimension).
+
+    Args:
+        initial: s at the start; CLIP 1 / 0.07, SigLIP 10.
+        bounds: of s, kept after every optimiser step by `clamp`; CLIP (1, 100); None: free (SigLIP).
+        bias: at the start; None: no bias. SigLIP -10.
+    """
+
+    def __init__(
+        self, initial: float = 1 / 0.07, bounds: tuple[float, float] | None = (1.0, 100.0), bias: float | None = None
+    ) -> None:
+        super().__init__()
+        if not initial > 0:
+            raise ValueError(f"initial must be > 0, got {initial}")
+        if bounds is not None and not 0 < bounds[0] <= bounds[1]:
+            raise ValueError(f"bounds must be 0 < low <= high, got {bounds}")
+        self.bounds = bounds
+        self.log_scale = nn.Parameter(torch.tensor(math.log(initial)))
+        self.bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
+
+    def forward(self) -> Tensor:
+        """s, a scalar."""
+        return self.log_scale.exp()
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        """Brings s back into its bounds, outside of the graph."""
+        if self.bounds is not None:
+            self.log_scale.clamp_(math.log(self.bounds[0]), math.log(self.bounds[1]))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def kept(x: Tensor) -> Tensor:
+            y = fn(x)
+            return y.float() if y.dtype in (torch.bfloat16, torch.float16) else y
+
+        return super()._apply(kept, recurse)  # type: ignore[no-untyped-call]

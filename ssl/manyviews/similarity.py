@@ -101,6 +101,38 @@ def logsumexp(
     return _LogSumExp.apply(a, b, ids_a, ids_b, rows, _shift(bound), block or _block(a))  # type: ignore[no-any-return]
 
 
+def logsumexp_both(
+    a: Tensor, b: Tensor, ids_a: Tensor, ids_b: Tensor, rows: Rows, bound: float | None = None, block: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The log-sum-exps of the rows and of the columns of one similarity matrix, in one walk over it.
+
+    Row i: log sum_j exp(a_i . b_j) over the b of all ranks with ids_b[j] != ids_a[i]; column j: log sum_i exp(a_i . b_j)
+    over the a of all ranks likewise.
+
+    Args:
+        a: (m, D) and b: (k, D), local; m and k are multiples of `rows.n`.
+        ids_a, ids_b, bound, block: as in `logsumexp`.
+
+    Returns:
+        (m,) and (k,).
+    """
+    a, b = full_precision(a), full_precision(b)
+    both: tuple[Tensor, Tensor] = _LogSumExpBoth.apply(a, b, ids_a, ids_b, rows, _shift(bound), block or _block(a))
+    return both
+
+
+def softplus_sums(a: Tensor, b: Tensor, bias: Tensor, rows: Rows, block: int | None = None) -> Tensor:
+    """(m,): sum_j softplus(a_i . b_j + bias) over the columns j of all ranks.
+
+    The columns travel round the ranks (a ring): a rank holds one other rank's at a time, in the backward with the
+    gradient they have gathered so far.
+
+    Args:
+        a: (m, D) local rows. b: (k, D) local columns; k is a multiple of `rows.n`. bias: a scalar.
+    """
+    return _SoftplusSums.apply(full_precision(a), full_precision(b), bias, rows, block or _block(a))  # type: ignore[no-any-return]
+
+
 def logsumexp_bank(a: Tensor, bank: Tensor, bound: float | None = None, block: int | None = None) -> Tensor:
     """(m,): log sum_j exp(a_i . bank_j) over constant columns that every rank holds alike (a queue, a memory).
 
@@ -233,18 +265,10 @@ class _SelfLogSumExp(torch.autograd.Function):
             g_all, lse_all = (g, lse) if rows.world == 1 else (rows.gather(g), rows.gather(lse))
             matrix = _Matrix(z, z_all, ids, ids_all, ctx.block)
             grad = torch.zeros_like(z)
-            if ctx.shift is not None:  # one exponential serves row and column
-                u, u_all = g * (ctx.shift - lse).exp(), g_all * (ctx.shift - lse_all).exp()
-            for i in matrix.row_slices():
-                for j in matrix.column_slices(start=i.start if rows.world == 1 else 0):
-                    s = matrix(i, j)
-                    if ctx.shift is None:
-                        p = _weights(s, i, lse, g, j, lse_all, g_all)
-                    else:
-                        p = s.sub_(ctx.shift).exp_().mul_(u[i, None] + u_all[None, j])
-                    grad[i].addmm_(p, z_all[j])
-                    if rows.world == 1 and j != i:
-                        grad[j].addmm_(p.T, z[i])
+            for i, j, p in _both_weights(ctx, matrix, lse, g, lse_all, g_all, triangle=rows.world == 1):
+                grad[i].addmm_(p, z_all[j])
+                if rows.world == 1 and j != i:
+                    grad[j].addmm_(p.T, z[i])
         return grad, None, None, None, None
 
 
@@ -287,3 +311,104 @@ class _LogSumExp(torch.autograd.Function):
                         p = matrix(i, j).sub_(lse_all[i, None]).exp_().mul_(g_all[i, None])
                         grad_b[j].addmm_(p.T, a_all[i])
         return grad_a, grad_b, None, None, None, None, None
+
+
+class _LogSumExpBoth(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, a: Tensor, b: Tensor, ids_a: Tensor, ids_b: Tensor, rows: Rows, shift: float | None, block: int
+    ) -> tuple[Tensor, Tensor]:
+        with torch.autocast(a.device.type, enabled=False):
+            sums_a, sums_b = _Sums(len(a), a, shift), _Sums(len(b), b, shift)
+            if rows.world == 1:
+                a_all, b_all, ids_a_all, ids_b_all = a, b, ids_a, ids_b
+                matrix = _Matrix(a, b, ids_a, ids_b, block)
+                for i in matrix.row_slices():
+                    for j in matrix.column_slices():
+                        e = sums_a.prepare(matrix(i, j))
+                        sums_a.add(i, e, dim=1)
+                        sums_b.add(j, e, dim=0)
+            else:  # this rank's strip of rows and its strip of columns
+                a_all, b_all, ids_a_all, ids_b_all = (rows.gather(x) for x in (a, b, ids_a, ids_b))
+                for sums, x, y, ids_x, ids_y in (
+                    (sums_a, a, b_all, ids_a, ids_b_all),
+                    (sums_b, b, a_all, ids_b, ids_a_all),
+                ):
+                    matrix = _Matrix(x, y, ids_x, ids_y, block)
+                    for i in matrix.row_slices():
+                        for j in matrix.column_slices():
+                            sums.add(i, sums.prepare(matrix(i, j)), dim=1)
+            lse_a, lse_b = sums_a.result(), sums_b.result()
+        ctx.save_for_backward(a, b, a_all, b_all, ids_a, ids_b, ids_a_all, ids_b_all, lse_a, lse_b)
+        ctx.rows, ctx.shift, ctx.block = rows, shift, block
+        return lse_a, lse_b
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        a, b, a_all, b_all, ids_a, ids_b, ids_a_all, ids_b_all, *lses = ctx.saved_tensors
+        rows: Rows = ctx.rows
+        with torch.autocast(a.device.type, enabled=False):
+            (g_a, g_b), (lse_a, lse_b) = (grad.contiguous() for grad in grads), map(_finite, lses)
+            grad_a, grad_b = torch.zeros_like(a), torch.zeros_like(b)
+            if rows.world == 1:
+                for i, j, p in _both_weights(ctx, _Matrix(a, b, ids_a, ids_b, ctx.block), lse_a, g_a, lse_b, g_b):
+                    grad_a[i].addmm_(p, b[j])
+                    grad_b[j].addmm_(p.T, a[i])
+            else:
+                g_a_all, g_b_all, lse_a_all, lse_b_all = (rows.gather(x) for x in (g_a, g_b, lse_a, lse_b))
+                strip = _Matrix(a, b_all, ids_a, ids_b_all, ctx.block)
+                for i, j, p in _both_weights(ctx, strip, lse_a, g_a, lse_b_all, g_b_all):
+                    grad_a[i].addmm_(p, b_all[j])
+                strip = _Matrix(b, a_all, ids_b, ids_a_all, ctx.block)
+                for i, j, p in _both_weights(ctx, strip, lse_b, g_b, lse_a_all, g_a_all):
+                    grad_b[i].addmm_(p, a_all[j])
+        return grad_a, grad_b, None, None, None, None, None
+
+
+def _both_weights(
+    ctx: Any, matrix: _Matrix, lse_i: Tensor, g_i: Tensor, lse_j: Tensor, g_j: Tensor, triangle: bool = False
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Row and column slices, and d loss / d s of that block, where s stands in a row's sum and in a column's."""
+    if ctx.shift is not None:  # one exponential serves row and column
+        u_i, u_j = g_i * (ctx.shift - lse_i).exp(), g_j * (ctx.shift - lse_j).exp()
+    for i in matrix.row_slices():
+        for j in matrix.column_slices(start=i.start if triangle else 0):
+            s = matrix(i, j)
+            if ctx.shift is None:
+                yield i, j, _weights(s, i, lse_i, g_i, j, lse_j, g_j)
+            else:
+                yield i, j, s.sub_(ctx.shift).exp_().mul_(u_i[i, None] + u_j[None, j])
+
+
+class _SoftplusSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, bias: Tensor, rows: Rows, block: int) -> Tensor:
+        sums = a.new_zeros(len(a))
+        with torch.autocast(a.device.type, enabled=False):
+            for (columns,) in rows.ring([b]):
+                for i, j in _blocks(a, columns, block):
+                    sums[i] += F.softplus(torch.addmm(bias, a[i], columns[j].T)).sum(1)
+        ctx.save_for_backward(a, b, bias)
+        ctx.rows, ctx.block = rows, block
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        a, b, bias = ctx.saved_tensors
+        g = grads[0].contiguous()
+        grad_a, grad_bias = torch.zeros_like(a), torch.zeros_like(bias)
+        travelling = [b, torch.zeros_like(b)]
+        with torch.autocast(a.device.type, enabled=False):
+            for columns, grad_columns in ctx.rows.ring(travelling, home=True):
+                for i, j in _blocks(a, columns, ctx.block):
+                    p = torch.addmm(bias, a[i], columns[j].T).sigmoid_().mul_(g[i, None])
+                    grad_a[i].addmm_(p, columns[j])
+                    grad_columns[j].addmm_(p.T, a[i])
+                    grad_bias += p.sum()
+        return grad_a, travelling[1], grad_bias, None, None
+
+
+def _blocks(a: Tensor, b: Tensor, block: int) -> Iterator[tuple[slice, slice]]:
+    for i in range(0, len(a), block):
+        for j in range(0, len(b), block):
+            yield slice(i, i + block), slice(j, j + block)

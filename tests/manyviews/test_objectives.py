@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from manyviews import objectives as o
 from manyviews.distributed import simulate
 from tests.manyviews import references as ref
+from tests.manyviews import text_table
 from tests.manyviews.objectives_table import CASES, GROUP
 
 T3 = ref.T3
+CASES = [*CASES, *text_table.CASES]
 every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 double = {"dtype": torch.float64}
 

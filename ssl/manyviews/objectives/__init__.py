@@ -5,6 +5,7 @@ from manyviews.objectives.bacon import BaCon
 from manyviews.objectives.barlow import BarlowTwins, VICReg
 from manyviews.objectives.beclr import BECLR
 from manyviews.objectives.byol import BYOL, SimSiam
+from manyviews.objectives.clip import CLIP
 from manyviews.objectives.cmim import CMIM
 from manyviews.objectives.cpl import CPL
 from manyviews.objectives.dcl import DCL
@@ -25,6 +26,7 @@ from manyviews.objectives.palm import PALM
 from manyviews.objectives.polyview import PolyView
 from manyviews.objectives.repulsor import Repulsor
 from manyviews.objectives.sepclr import SepCLR
+from manyviews.objectives.siglip import SigLIP
 from manyviews.objectives.simhand import SiMHand
 from manyviews.objectives.sogclr import ISogCLR, SogCLR
 from manyviews.objectives.supcon import SupCon
@@ -37,6 +39,7 @@ __all__ = [
     "AMCL",
     "BECLR",
     "BYOL",
+    "CLIP",
     "CMIM",
     "CPL",
     "DCL",
@@ -70,6 +73,7 @@ __all__ = [
     "Repulsor",
     "SepCLR",
     "SiMHand",
+    "SigLIP",
     "SimSiam",
     "SogCLR",
     "SupCon",
