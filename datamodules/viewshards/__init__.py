@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from viewshards.datamodule import ShardDataModule
     from viewshards.shards import ShardSet
+    from viewshards.text import Captions, TextAugmentation
 
-__all__ = ["ShardDataModule", "ShardSet"]
+__all__ = ["Captions", "ShardDataModule", "ShardSet", "TextAugmentation"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from viewshards.shards import ShardSet
 
         return ShardSet
+    if name in ("Captions", "TextAugmentation"):
+        from viewshards import text
+
+        return getattr(text, name)
     raise AttributeError(f"module 'viewshards' has no attribute {name!r}")

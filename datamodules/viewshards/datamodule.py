@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader
 from viewshards.cache import ShardCache
 from viewshards.dataset import PlainViews, Sample, ShardDataset, collate, prepare_worker
 from viewshards.index import BrokenShard
-from viewshards.order import ClusterBatches, EvalBatches, TrainBatches, default_lanes
+from viewshards.order import CellBatches, ClusterBatches, EvalBatches, TrainBatches, default_lanes
 from viewshards.shards import ShardSet
+from viewshards.text import Captions
 from viewshards.views import CentreCrop, MultiView, device
 
 Batch = dict[str, Any]
@@ -34,7 +35,8 @@ class ShardDataModule(pl.LightningDataModule):
     The batch is a dict: `image`, a list of views (B, 3, H, W), float and normalised once on the device; `index`
     (B,) the sample's stable number; `key`; `label` (B,), -1 unknown; `group` (B,), -1 or the number of a set of
     samples known to be the same; `weight` (B,), 0 for padding and for what stands in for an unreadable sample;
-    `replaced`, what could not be read; `caption` where samples have a `.txt`.
+    `replaced`, what could not be read; `caption` where samples have a `.txt`; with `text` also `text`, a list of views
+    (B, L) int64, `hard_text` (B, k, L) and `hard_present` (B, k) on request, and in evaluation `text_present` (B, M).
 
     Its state is what the optimiser consumed, not what a loader fetched ahead. It holds for every number of workers,
     and for every number of ranks that divides `lanes`.
@@ -47,11 +49,14 @@ class ShardDataModule(pl.LightningDataModule):
         natural_views: which of a sample's own views (`google` of `key.google.png`), in this order; default all.
         label: which label field: `cls`, or a field of the `.json` file that the manifest lists.
         fields: numeric fields of the samples' `.json` that go into the batch under their names, float32 (B, ...).
+        text: captions as token ids, for methods that read them: `text`, a list of views (B, L).
         train_split: name of the split to train on. val_split: name of the split to evaluate on.
         seed: of order and augmentation.
         lanes: see `viewshards.order`; default the largest divisor of the global batch up to 64.
         window: pieces whose samples are shuffled together.
         clusters: a `.npy` file with a cluster for each training sample: every global batch is then of one cluster.
+        cells: a `.npy` file (C, S) with samples that shall meet in a batch, a row a cell; see `viewshards.order`.
+        cell_samples: how many samples of a cell; default all S.
         workers: loader processes of each rank; default its share of the cores, at most 16.
         max_broken: share of the split's samples that may be unreadable before the run stops with their list.
         cache_dir: node-local folder for shards of a URL. cache_gb: its bound.
@@ -67,12 +72,15 @@ class ShardDataModule(pl.LightningDataModule):
         natural_views: list[str] | None = None,
         label: str = "cls",
         fields: Sequence[str] = (),
+        text: Captions | None = None,
         train_split: str = "train",
         val_split: str = "val",
         seed: int = 0,
         lanes: int | None = None,
         window: int = 4,
         clusters: str | None = None,
+        cells: str | None = None,
+        cell_samples: int | None = None,
         workers: int | None = None,
         max_broken: float = 0.001,
         cache_dir: str | None = None,
@@ -83,14 +91,17 @@ class ShardDataModule(pl.LightningDataModule):
         super().__init__()
         self.root, self.global_batch_size, self.views = root, global_batch_size, views
         self.eval_view = eval_view or CentreCrop(views.augmentations[0].size)
-        self.natural_views, self.label, self.fields = natural_views, label, list(fields)
+        self.natural_views, self.label, self.fields, self.text = natural_views, label, list(fields), text
         self.train_split, self.val_split = train_split, val_split
         self.seed, self.lanes, self.window = seed, lanes or default_lanes(global_batch_size), window
         self.clusters, self.workers, self.max_broken = clusters, workers, max_broken
+        self.cells, self.cell_samples = cells, cell_samples
         self.cache = ShardCache(cache_dir, int(cache_gb * 2**30)) if cache_dir else None
         self.mean, self.std = mean, std
         self.position = {"epoch": 0, "consumed": 0}
         self.broken: dict[str, None] = {}
+        if clusters and cells:
+            raise ValueError("give clusters or cells: each decides alone what meets in a batch")
         if global_batch_size % self.lanes:
             raise ValueError(
                 f"global_batch_size ({global_batch_size}) must be a multiple of lanes ({self.lanes}): every step "
@@ -153,7 +164,8 @@ class ShardDataModule(pl.LightningDataModule):
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         batches = self._train_batches(world, rank)
         batches.epoch, batches.consumed = self.position["epoch"], self.position["consumed"]
-        dataset = ShardDataset(self.train_set, self.views, self.seed, self.natural_views, self.label, self.fields)
+        names = self.natural_views, self.label, self.fields
+        dataset = ShardDataset(self.train_set, self.views, self.seed, *names, self.text)
         return self._loader(dataset, batches, keep=True)
 
     def val_dataloader(self) -> DataLoader[Sample]:
@@ -176,8 +188,19 @@ class ShardDataModule(pl.LightningDataModule):
         )
         if world is None or rank is None:
             world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        dataset = ShardDataset(shards, PlainViews(self.eval_view), self.seed, self.natural_views, self.label)
+        names = self.natural_views, self.label
+        dataset = ShardDataset(shards, PlainViews(self.eval_view), self.seed, *names, text=self.text)
         return self._loader(dataset, EvalBatches(len(shards), batch_size, world, rank), keep=False)
+
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """(n, L) ids of n texts by the tokenizer of training: for prompts.
+
+        Raises:
+            ValueError: if this module feeds no texts.
+        """
+        if self.text is None:
+            raise ValueError("this data has no tokenizer: set data.text to viewshards.Captions")
+        return torch.from_numpy(self.text.tokens(texts))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Bytes to normalised floats on the device, and the colour of the `device` backend."""
@@ -225,16 +248,22 @@ class ShardDataModule(pl.LightningDataModule):
             "global_batch_size": self.global_batch_size,
             "lanes": self.lanes,
             "window": self.window,
-            **({"clusters": hashlib.sha256(self._clusters().tobytes()).hexdigest()[:16]} if self.clusters else {}),
+            **{
+                name: hashlib.sha256(_numbers(path).tobytes()).hexdigest()[:16]
+                for name, path in (("clusters", self.clusters), ("cells", self.cells))
+                if path
+            },
+            **({"cell_samples": self.cell_samples} if self.cell_samples else {}),
         }
 
     def _train_batches(self, world: int, rank: int) -> TrainBatches:
         frame = self.train_set.counts, self.global_batch_size, self.lanes, self.window, self.seed, world, rank
-        return ClusterBatches(self._clusters(), *frame) if self.clusters else TrainBatches(*frame)
-
-    def _clusters(self) -> NDArray[np.int64]:
-        found: NDArray[np.int64] = np.load(str(self.clusters), allow_pickle=False)
-        return found
+        if self.clusters:
+            return ClusterBatches(_numbers(self.clusters), *frame)
+        if self.cells:
+            cells = _numbers(self.cells)
+            return CellBatches(cells, self.cell_samples or cells.shape[-1], *frame)
+        return TrainBatches(*frame)
 
     def _loader(self, dataset: ShardDataset, batches: TrainBatches | EvalBatches, keep: bool) -> DataLoader[Sample]:
         workers = self.workers
@@ -264,6 +293,11 @@ class ShardDataModule(pl.LightningDataModule):
                 f"{len(self.broken)} of {len(self.train_set)} samples of {self.root} cannot be read, more than "
                 f"max_broken = {self.max_broken:g}. `viewshards verify {self.root}` lists them all:\n  {listed}"
             )
+
+
+def _numbers(path: str) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = np.load(path, allow_pickle=False)
+    return found
 
 
 class _Position(pl.Callback):

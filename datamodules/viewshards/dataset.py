@@ -15,12 +15,13 @@ from viewshards.decode import PICTURES, Picture, decode, kind
 from viewshards.index import BrokenShard
 from viewshards.order import generator
 from viewshards.shards import ShardSet
+from viewshards.text import Captions
 from viewshards.views import CentreCrop, MultiView
 
 IN_A_ROW = 16
 """Neighbours tried for a broken sample before the run ends."""
-AUGMENTATION = 2
-"""Branch of the seed tree that augmentations draw from; 0 and 1 are the order's."""
+AUGMENTATION, TEXT = 2, 3
+"""Branches of the seed tree that pictures and texts draw from; 0 and 1 are the order's."""
 
 Sample = dict[str, Any]
 
@@ -56,6 +57,7 @@ class ShardDataset(Dataset[Sample]):
         natural_views: which natural views, in this order; None: all pictures of a sample, sorted by name.
         label: which label field of the manifest; unknown or absent labels are -1.
         fields: numeric fields of a sample's `.json`, of the same shape in all, that go along as float32.
+        text: makes text views of the captions; None: no texts.
 
     Raises:
         ValueError: for a label field the set does not have.
@@ -70,8 +72,9 @@ class ShardDataset(Dataset[Sample]):
         natural_views: Sequence[str] | None,
         label: str,
         fields: Sequence[str] = (),
+        text: Captions | None = None,
     ) -> None:
-        self.fields = list(fields)
+        self.fields, self.text = list(fields), text
         self.shards, self.render, self.seed = shards, render, seed
         self.natural_views, self.label = natural_views, label
         known = shards.manifest.labels
@@ -127,6 +130,10 @@ class ShardDataset(Dataset[Sample]):
             out[name] = np.asarray(about[name], np.float32)
         if "txt" in fields:
             out["caption"] = fields["txt"]
+        if self.text is not None and isinstance(self.render, PlainViews):
+            out |= self.text.all(fields)
+        elif self.text is not None:
+            out |= self.text.draw(fields, generator(self.seed, epoch, TEXT, sample))
         return out
 
     def _pictures(self, files: dict[str, bytes], sample: int) -> list[Picture]:
@@ -163,10 +170,13 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
     for name, value in samples[0].items():
         if name not in batch and isinstance(value, np.ndarray):
             batch[name] = torch.from_numpy(np.stack([s[name] for s in samples]))
+    if "text" in samples[0]:
+        batch["text"] = [torch.from_numpy(np.stack(ids)) for ids in zip(*(s["text"] for s in samples), strict=True)]
     if samples[0]["draws"]:
         batch["draws"] = [torch.tensor(rows) for rows in zip(*(s["draws"] for s in samples), strict=True)]
-    if all("caption" in s for s in samples):
-        batch["caption"] = [s["caption"] for s in samples]
+    for name in ("caption", "cases"):
+        if all(name in s for s in samples):
+            batch[name] = [s[name] for s in samples]
     return batch
 
 

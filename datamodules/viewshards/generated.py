@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -197,5 +198,130 @@ class Volumes(Source):
         return turned + rng.normal(0, 0.04, (3, 1, 1, 1))
 
 
-SETS = (PastedDigits, SalientDigits, LongTailDigits, Hands, Volumes)
+Thing = tuple[str, str, str]
+"""Size, colour and shape."""
+
+
+class Shapes(Source):
+    """5,200 drawings of 2 or 3 coloured shapes in two sizes, with compositional captions and exact hard captions.
+
+    Things stand side by side or above each other; `captions` say so in several ways, `hard_captions` lists for each of
+    them what is said with the same words and wrong: the attributes of two things swapped, their places swapped, the
+    words shuffled. `cases` has the first caption again with its false versions by kind, for composition tests. `cls`:
+    the shape of the first thing; `colour`: its colour.
+
+    Splits: `train`; `val`, 100 things in combinations that training never shows (no two captions alike); `seen`, 100
+    in combinations it does; `composition`, 1,000 unseen ones.
+    """
+
+    name = "shapes"
+    colours: ClassVar[dict[str, tuple[int, int, int]]] = {
+        "red": (214, 39, 40), "green": (44, 160, 44), "blue": (31, 119, 220), "yellow": (240, 200, 20),
+        "purple": (148, 60, 190),
+    }  # fmt: skip
+    kinds = ("circle", "square", "triangle", "star")
+    sizes = ("small", "large")
+
+    def __init__(self, side: int = 48) -> None:
+        self.side = side
+        self.labels = {"cls": list(self.kinds), "colour": list(self.colours)}
+        rng = generator(2024, 13)
+        wanted = {"train": 4000, "val": 100, "seen": 100, "composition": 1000}
+        self.samples, self.scenes = [], []
+        for split, count in wanted.items():
+            shown: set[str] = set()
+            while count:
+                scene = self._scene(rng)
+                caption = self._captions(*scene)[0]
+                if self._held_out(scene[0]) != (split in ("val", "composition")) or caption in shown:
+                    continue
+                if split in ("val", "seen"):  # each caption has one right image
+                    shown.add(caption)
+                self.samples.append((f"{split}-{len(self.samples):05d}", split))
+                self.scenes.append(scene)
+                count -= 1
+
+    def _scene(self, rng: np.random.Generator) -> tuple[list[Thing], bool]:
+        """(size, colour, shape) of each thing, no two of one colour and shape; whether they stand side by side."""
+        count = 2 if rng.random() < 0.7 else 3
+        chosen = rng.permutation(len(self.colours) * len(self.kinds))[:count].tolist()
+        names = [(list(self.colours)[c // len(self.kinds)], self.kinds[c % len(self.kinds)]) for c in chosen]
+        things = [(self.sizes[int(rng.integers(2))], *name) for name in names]
+        return things, bool(count == 3 or rng.random() < 0.5)
+
+    @staticmethod
+    def _held_out(things: list[Thing]) -> bool:
+        """A fifth of the ordered combinations of the first two things, by a hash."""
+        return hashed_split(" ".join(word for thing in things[:2] for word in thing[1:]), 0.2) == "val"
+
+    @staticmethod
+    def _captions(things: list[Thing], beside: bool) -> list[str]:
+        said = ["a " + " ".join(thing) for thing in things]
+        if len(said) == 3:
+            return [
+                f"{said[0]}, {said[1]} and {said[2]} from left to right",
+                f"{said[2]}, {said[1]} and {said[0]} from right to left",
+            ]
+        before, after = ("left of", "right of") if beside else ("above", "below")
+        return [f"{said[0]} {before} {said[1]}", f"{said[1]} {after} {said[0]}"]
+
+    def _false(self, things: list[Thing], beside: bool, way: int, rng: np.random.Generator) -> dict[str, str]:
+        """Caption number `way`, wrong, by kind; without those that would be true."""
+        first, second, *rest = things
+        swapped = [(first[0], second[1], first[2]), (second[0], first[1], second[2]), *rest]
+        shuffled = rng.permutation(self._captions(things, beside)[way].split()).tolist()
+        versions = {
+            "attribute": self._captions(swapped, beside)[way],
+            "relation": self._captions(things[::-1], beside)[way],
+            "order": " ".join(shuffled),
+        }
+        true = self._captions(things, beside)
+        return {kind: text for kind, text in versions.items() if text not in true}
+
+    def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
+        things, beside = self.scenes[sample]
+        rng = generator(2024, 17, sample)
+        image = np.full((self.side * 4, self.side * 4, 3), int(rng.integers(200, 256)), np.uint8)
+        step = image.shape[0] / len(things)
+        for place, (size, colour, kind) in enumerate(things):
+            radius = step * (0.24 if size == "small" else 0.44)
+            along, across = (place + 0.5) * step, image.shape[0] / 2 + rng.normal(0, 0.06) * image.shape[0]
+            centre = np.array([along, across] if beside else [across, along])
+            self._draw(image, kind, centre, radius, self.colours[colour], rng)
+        captions = self._captions(things, beside)
+        false = [self._false(things, beside, way, rng) for way in range(len(captions))]
+        about = {
+            "captions": captions,
+            "hard_captions": [list(versions.values()) for versions in false],
+            "cases": {"true": captions[0], **false[0]},
+            "colour": things[0][1],
+        }
+        return {
+            "png": png(Image.fromarray(cv2.resize(image, (self.side, self.side), interpolation=cv2.INTER_AREA))),
+            "cls": str(self.kinds.index(things[0][2])).encode(),
+            "txt": captions[0].encode(),
+            "json": json.dumps(about).encode(),
+        }
+
+    @staticmethod
+    def _draw(
+        image: NDArray[np.uint8],
+        kind: str,
+        centre: NDArray[np.float64],
+        radius: float,
+        colour: tuple[int, int, int],
+        rng: np.random.Generator,
+    ) -> None:
+        if kind == "circle":
+            cv2.circle(image, tuple(np.rint(centre).astype(int).tolist()), round(radius), colour, -1)
+            return
+        corners = {"square": 4, "triangle": 3, "star": 10}[kind]
+        angle = np.arange(corners) * 2 * np.pi / corners + (np.pi / 4 if kind == "square" else -np.pi / 2)
+        angle += rng.normal(0, 0.08)
+        reach = radius * np.where(np.arange(corners) % 2, 0.42 if kind == "star" else 1.0, 1.0)
+        points = centre + np.stack([np.cos(angle), np.sin(angle)], 1) * reach[:, None]
+        cv2.fillPoly(image, [np.rint(points).astype(np.int32)], colour)
+
+
+SETS = (PastedDigits, SalientDigits, LongTailDigits, Hands, Volumes, Shapes)
 """What `builtin:NAME` knows beside the shipped sets."""

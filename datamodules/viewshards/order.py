@@ -177,6 +177,58 @@ class ClusterBatches(TrainBatches):
             yield [(epoch, i) for i in ids[share].tolist()]
 
 
+class CellBatches(TrainBatches):
+    """As TrainBatches, but batches are made of cells: samples that are hard to tell apart, and so have to meet.
+
+    Each epoch visits the cells in another order and takes of each its first sample and `take - 1` others, drawn anew
+    (NegCLIP: an image and one of its nearest neighbours; SaHa: a query and all that belong to it). A sample may stand
+    in several cells. Cells that do not fill a global batch are left out, others each epoch.
+
+    Args:
+        cells: (C, S) sample ids; negative: no sample, after the others of its row.
+        take: samples of a cell, 1 to S; cells with fewer are never used.
+        counts, global_batch_size, lanes, window, seed, world, rank: as in TrainBatches; `take` divides the batch.
+    """
+
+    def __init__(
+        self,
+        cells: NDArray[np.int64],
+        take: int,
+        counts: Sequence[int],
+        global_batch_size: int,
+        lanes: int,
+        window: int,
+        seed: int,
+        world: int,
+        rank: int,
+    ) -> None:
+        super().__init__(counts, global_batch_size, lanes, window, seed, world, rank)
+        if cells.ndim != 2 or not 1 <= take <= cells.shape[1] or global_batch_size % take:
+            raise ValueError(
+                f"cells must be (C, S) with S >= cell_samples ({take}), which divides the global batch "
+                f"({global_batch_size}); got {cells.shape}"
+            )
+        if cells.max() >= sum(counts):
+            raise ValueError(f"a cell names sample {cells.max()}, but the split has {sum(counts)}")
+        self.cells, self.take = cells[(cells >= 0).sum(1) >= take], take
+        if not len(self):
+            raise ValueError(f"{len(self.cells)} cells of {take} samples do not fill a batch of {global_batch_size}")
+
+    def __len__(self) -> int:
+        return len(self.cells) * self.take // self.global_batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, size = self.epoch, self.global_batch_size
+        share = slice(self.mine.start * size // self.lanes, self.mine.stop * size // self.lanes)
+        rng = generator(self.seed, epoch, 4)
+        cells = self.cells[rng.permutation(len(self.cells))]
+        keys = np.where(cells >= 0, rng.random(cells.shape), 2.0)  # what is no sample comes last
+        keys[:, 0] = -1.0
+        ids = np.take_along_axis(cells, keys.argsort(1)[:, : self.take], 1).reshape(-1)
+        for batch in range(self.consumed // size, len(self)):
+            yield [(epoch, i) for i in ids[batch * size : (batch + 1) * size][share].tolist()]
+
+
 class EvalBatches(Sampler[list[tuple[int, int]]]):
     """Every sample once, in natural order, over all ranks; the last batches are filled up with id -1, never repeated.
 

@@ -22,6 +22,7 @@ from PIL import Image
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 SPLITS = ("train", "val", "test")
+CAPTION_COLUMNS = ("caption", "captions", "hard_captions", "language")
 FILE_COLUMNS = ("file_name", "file", "filepath", "path", "image")
 
 
@@ -118,9 +119,11 @@ class Table(Source):
     """A CSV or JSONL table with one file a row.
 
     Columns: the file (`file_name`, `file`, `filepath`, `path` or `image`; relative to the table), and if there are
-    any: `caption`, `label`, `split`, and `id` with `view`, by which several files become the natural views of one
-    sample. All other columns are kept in the sample's `.json`; there an integer `same` marks known duplicates: samples
-    of one number are right answers to each other in retrieval, and never each other's negatives.
+    any: `caption` (or `captions`, a list), `hard_captions` (a list, of each caption of the row), `language`, `label`,
+    `split`, and `id` with `view`, by which several files become the natural views of one sample. Rows of one file are
+    further captions of it. In a CSV a list is written as JSON. All other columns are kept in the sample's `.json`;
+    there an integer `same` marks known duplicates: samples of one number are right answers to each other in retrieval,
+    and never each other's negatives.
     """
 
     def __init__(self, path: Path, val_fraction: float, labels: Sequence[str]) -> None:
@@ -153,15 +156,20 @@ class Table(Source):
 
     def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
         rows, files = self.groups[sample], {}
-        for row in rows:
+        for row in {row[self.column]: row for row in rows}.values():
             extension, data = _image_file(self.path.parent / row[self.column])
-            files[f"{row['view']}.{extension}" if len(rows) > 1 or "view" in row else extension] = data
+            files[f"{row['view']}.{extension}" if "view" in row else extension] = data
         first = rows[0]
-        if first.get("caption"):
-            files["txt"] = str(first["caption"]).encode()
+        captions = _captions(rows)
+        if captions:
+            files["txt"] = next(iter(captions)).encode()
         if str(first.get("label", "")) in self.numbers:
             files["cls"] = str(self.numbers[str(first["label"])]).encode()
-        rest = {k: v for k, v in first.items() if k not in (self.column, "caption", "label", "split", "view")}
+        rest = {k: v for k, v in first.items() if k not in (self.column, "label", "split", "view", *CAPTION_COLUMNS)}
+        if len(captions) > 1 or any(any(more) for more in captions.values()):
+            rest["captions"] = list(captions)
+            for name, column in zip(("hard_captions", "languages"), zip(*captions.values(), strict=True), strict=True):
+                rest |= {name: list(column)} if any(column) else {}
         if rest:
             files["json"] = json.dumps(rest, ensure_ascii=False).encode()
         return files
@@ -264,6 +272,28 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError(f"{path}: no rows")
     return rows
+
+
+def _captions(rows: list[dict[str, Any]]) -> dict[str, tuple[list[str], str | None]]:
+    """The captions of the rows of one sample, each once, with its hard captions and its language."""
+    found: dict[str, tuple[list[str], str | None]] = {}
+    for row in rows:
+        for caption in _listed(row.get("captions")) or [str(row.get("caption") or "")]:
+            if caption and caption not in found:
+                found[caption] = _listed(row.get("hard_captions")), row.get("language") or None
+    return found
+
+
+def _listed(value: Any) -> list[str]:
+    """A list, in a CSV written as JSON."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else []
+        except json.JSONDecodeError:
+            value = None
+    if value is not None and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
+        raise ValueError(f'expected a list of texts, in a CSV as JSON such as ["one", "two"]; got {value!r}')
+    return value or []
 
 
 def _is_image(path: Path) -> bool:

@@ -23,7 +23,6 @@ from typing import Any
 
 from record import record
 
-
 PEERS = {"NTXent": "lightly", "CLIP": "open_clip", "SigLIP": "open_clip"}
 
 

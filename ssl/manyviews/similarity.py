@@ -106,8 +106,8 @@ def logsumexp_both(
 ) -> tuple[Tensor, Tensor]:
     """The log-sum-exps of the rows and of the columns of one similarity matrix, in one walk over it.
 
-    Row i: log sum_j exp(a_i . b_j) over the b of all ranks with ids_b[j] != ids_a[i]; column j: log sum_i exp(a_i . b_j)
-    over the a of all ranks likewise.
+    Row i: log sum_j exp(a_i . b_j) over the b of all ranks with ids_b[j] != ids_a[i]; column j: the same sum over the
+    a of all ranks.
 
     Args:
         a: (m, D) and b: (k, D), local; m and k are multiples of `rows.n`.

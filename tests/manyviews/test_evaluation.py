@@ -190,24 +190,24 @@ def test_extraction_leaves_the_model_and_the_random_state_as_they_were():
     state = {k: v.clone() for k, v in net.state_dict().items()}
     modes = [m.training for m in net.modules()]
     before = torch.get_rng_state()
-    found = extract(net, net.embed, loader(), lambda batch: batch)
+    found = extract(net, net.embed, loader())
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
     assert [m.training for m in net.modules()] == modes
     assert torch.equal(torch.get_rng_state(), before)
     assert not found.views.requires_grad
     assert found.views.shape == (2, 10, 6) and found.index.tolist() == list(range(10))  # sorted, padding gone
     assert found.key == [f"k{i}" for i in range(10)] and found.views.abs().max() < 100
-    again = extract(net, net.embed, loader(size=5), lambda batch: batch)
+    again = extract(net, net.embed, loader(size=5))
     torch.testing.assert_close(found.views, again.views)
 
 
 def test_ranks_share_the_work_and_all_get_everything():
     net = Net().eval()
-    whole = extract(net, net.embed, loader(), lambda batch: batch)
+    whole = extract(net, net.embed, loader())
 
     def rank(gather):
         mine = loader(0, 6) if gather.rank == 0 else loader(6, 10)
-        return extract(net, net.embed, mine, lambda batch: batch, gather)
+        return extract(net, net.embed, mine, gather)
 
     for found in simulate(2, rank):
         torch.testing.assert_close(found.views, whole.views)

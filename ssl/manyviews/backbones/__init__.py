@@ -2,6 +2,7 @@
 
 from manyviews.backbones.encoding import Encoding
 from manyviews.backbones.images import ConvNet, Pixels, TimmBackbone
+from manyviews.backbones.openclip import OpenClipImage, OpenClipText
 from manyviews.backbones.scattering import ScatteringBackbone
 
-__all__ = ["ConvNet", "Encoding", "Pixels", "ScatteringBackbone", "TimmBackbone"]
+__all__ = ["ConvNet", "Encoding", "OpenClipImage", "OpenClipText", "Pixels", "ScatteringBackbone", "TimmBackbone"]

@@ -57,6 +57,7 @@ def _sources(module: str) -> list[tuple[str, str]]:
         "builtin:longtail": "LongTailDigits",
         "builtin:hands": "Hands",
         "builtin:volumes": "Volumes",
+        "builtin:shapes": "Shapes",
         "torchvision:NAME": "Torchvision",
         "sklearn:NAME": "Sklearn",
         "FOLDER": "ImageFolder",

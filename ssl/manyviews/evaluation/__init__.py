@@ -3,6 +3,7 @@
 from manyviews.evaluation.callback import Evaluation
 from manyviews.evaluation.features import Features, extract
 from manyviews.evaluation.fewshot import FewShot
+from manyviews.evaluation.joint import JointProtocol, TextRetrieval, ZeroShot
 from manyviews.evaluation.knn import KNN
 from manyviews.evaluation.linear import LinearProbe, LogisticRegression
 from manyviews.evaluation.outliers import Outliers
@@ -14,11 +15,14 @@ __all__ = [
     "Evaluation",
     "Features",
     "FewShot",
+    "JointProtocol",
     "LinearProbe",
     "LogisticRegression",
     "Outliers",
     "Protocol",
     "Result",
     "Retrieval",
+    "TextRetrieval",
+    "ZeroShot",
     "extract",
 ]

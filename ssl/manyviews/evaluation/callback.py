@@ -11,9 +11,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from manyviews import distributed
 from manyviews.evaluation import plots
-from manyviews.evaluation.features import Features, extract
+from manyviews.evaluation.features import Features, extract, prepared
+from manyviews.evaluation.joint import JointProtocol
 from manyviews.evaluation.knn import KNN
-from manyviews.evaluation.protocol import Protocol, about, result_path, save
+from manyviews.evaluation.protocol import Protocol, Result, about, result_path, save
 
 
 class Evaluation(pl.Callback):
@@ -45,9 +46,15 @@ class Evaluation(pl.Callback):
         if (trainer.current_epoch + 1) % self.every_n_epochs and not _is_last(trainer):
             return
         data: Any = getattr(trainer, "datamodule", None)
-        train, val = (features_of(pl_module, data, split) for split in ("train", "val"))
+        found: dict[str, tuple[Protocol, Result]] = {}
+        for protocol in self.protocols:
+            if isinstance(protocol, JointProtocol):  # all ranks take part
+                found[protocol.name] = protocol, protocol.measure(pl_module, data)
+        frozen = [protocol for protocol in self.protocols if not protocol.joint]
+        if frozen:
+            train, val = (features_of(pl_module, data, split) for split in ("train", "val"))
         if trainer.is_global_zero:
-            found = {protocol.name: (protocol, protocol.evaluate(train, val)) for protocol in self.protocols}
+            found |= {protocol.name: (protocol, protocol.evaluate(train, val)) for protocol in frozen}
             scores = {f"val/{name}": score for _, result in found.values() for name, score in result.scores.items()}
             self._write(trainer, found, scores)
         else:
@@ -74,13 +81,8 @@ class Evaluation(pl.Callback):
 
 def features_of(module: Any, data: Any, split: str, embed: Any = None) -> Features:
     """Features of a split of a data module, over all ranks, on the module's device."""
-
-    def prepare(batch: dict[str, Any]) -> dict[str, Any]:
-        return data.on_after_batch_transfer(data.transfer_batch_to_device(batch, module.device, 0), 0)  # type: ignore[no-any-return]
-
     gather = distributed.current()
-    loader = data.evaluation_loader(split, world=gather.world, rank=gather.rank)
-    return extract(module, embed or module.embed, loader, prepare, gather)
+    return extract(module, embed or module.embed, prepared(module, data, split, gather), gather)
 
 
 def _is_last(trainer: pl.Trainer) -> bool:

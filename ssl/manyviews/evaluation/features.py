@@ -52,29 +52,20 @@ class Features:
 
 
 @torch.no_grad()
-def extract(
-    module: nn.Module,
-    embed: Embed,
-    batches: Iterable[Batch],
-    prepare: Callable[[Batch], Batch],
-    gather: Gather = LOCAL,
-) -> Features:
+def extract(module: nn.Module, embed: Embed, batches: Iterable[Batch], gather: Gather = LOCAL) -> Features:
     """Features of every sample with weight > 0, in eval mode, without autocast, in float32.
 
     Args:
         module: what is put into eval mode and back, each part as it was.
-        embed: batch to encodings. batches: un-augmented views. prepare: brings a batch to the device, normalised.
+        embed: batch to encodings.
+        batches: un-augmented views, as `prepared` gives them.
         gather: of the ranks that share the batches; all of them get all features.
     """
     views, rest = [], []
     with frozen(module):
         for batch in batches:
-            for problem in batch.get("replaced", ()):
-                logger.warning("left out of the evaluation: %s", problem)
-            prepared = prepare(batch)
-            device = prepared["image"][0].device
-            with torch.autocast(device.type, enabled=False):
-                pooled = torch.stack([encoding.pooled.float() for encoding in embed(prepared)])
+            with torch.autocast(batch["image"][0].device.type, enabled=False):
+                pooled = torch.stack([encoding.pooled.float() for encoding in embed(batch)])
             views.append(pooled.cpu())
             rest.append({name: batch[name].cpu() for name in ("label", "index", "group", "weight")})
             rest[-1]["key"] = batch["key"]
@@ -94,6 +85,23 @@ def extract(
         columns["group"][order],
         [keys[int(i)] for i in order] if keys else [],
     )
+
+
+@torch.no_grad()
+def prepared(module: Any, data: Any, split: str, gather: Gather) -> Iterator[Batch]:
+    """This rank's un-augmented batches of a split on the module's device, normalised, the module in eval mode.
+
+    Args:
+        module: with a `device`. data: a data module with `evaluation_loader`. split: `train` or `val`.
+        gather: of the ranks that share the split.
+    """
+    with frozen(module):
+        for batch in data.evaluation_loader(split, world=gather.world, rank=gather.rank):
+            for problem in batch.get("replaced", ()):
+                logger.warning("left out of the evaluation: %s", problem)
+            moved = data.on_after_batch_transfer(data.transfer_batch_to_device(batch, module.device, 0), 0)
+            with torch.autocast(module.device.type, enabled=False):
+                yield moved
 
 
 @contextmanager

@@ -37,6 +37,8 @@ class Protocol(ABC):
     """Whether samples must have labels."""
     views: ClassVar[int] = 1
     """How many natural views samples must have."""
+    joint: ClassVar[bool] = False
+    """Whether it asks the towers of an image-text method (see `JointProtocol`), not frozen features alone."""
 
     def check(self, batch: dict[str, Any]) -> None:
         """Raises ValueError if a batch of the data shows that the protocol cannot be evaluated on it."""

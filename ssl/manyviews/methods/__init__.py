@@ -5,10 +5,12 @@ from manyviews.methods.asymmetric import Asymmetric
 from manyviews.methods.barlow import BarlowTwins, VICReg
 from manyviews.methods.beclr import BECLR
 from manyviews.methods.byol import BYOL, SimSiam
+from manyviews.methods.clip import ALIGN, CLIP, SigLIP
 from manyviews.methods.cmim import CMIM
 from manyviews.methods.dcl import DCL
 from manyviews.methods.hallucinator import Hallucinator
 from manyviews.methods.hydra import Hydra, HydraMoCo
+from manyviews.methods.imagetext import ImageText
 from manyviews.methods.meco import MECO
 from manyviews.methods.method import Method
 from manyviews.methods.moco import MoCHi, MoCo, MoCoV3
@@ -25,9 +27,11 @@ from manyviews.methods.volume import ImageVolume
 from manyviews.methods.whitening import WMSE
 
 __all__ = [
+    "ALIGN",
     "AMCL",
     "BECLR",
     "BYOL",
+    "CLIP",
     "CMIM",
     "CPL",
     "DCL",
@@ -42,6 +46,7 @@ __all__ = [
     "Hydra",
     "HydraMoCo",
     "ISogCLR",
+    "ImageText",
     "ImageVolume",
     "Method",
     "MoCHi",
@@ -50,6 +55,7 @@ __all__ = [
     "MultiView",
     "ScatSimCLR",
     "SepCLR",
+    "SigLIP",
     "SimCLR",
     "SimSiam",
     "SogCLR",

@@ -18,11 +18,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 RngState = tuple[Tensor, Tensor | None]
 
 
+Features = tuple[Tensor, ...]
+
+
 class GradCache:
-    """One batch on its way through `encode`.
+    """One batch on its way through an encoder.
 
     Args:
-        encode: images (b, ...) to features (b, D).
+        encode: images (b, ...) to one or more tensors of features (b, ...); those that are no floats are constants.
         parameters: those that `encode` trains.
         chunk: images at a time.
         context: the context `encode` runs in (autocast).
@@ -30,26 +33,29 @@ class GradCache:
 
     def __init__(
         self,
-        encode: Callable[[Tensor], Tensor],
+        encode: Callable[[Tensor], Features],
         parameters: list[nn.Parameter],
         chunk: int,
         context: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         self.encode, self.parameters, self.chunk, self.context = encode, parameters, chunk, context
 
-    def forward(self, images: list[Tensor]) -> list[Tensor]:
+    def forward(self, images: list[Tensor]) -> list[Features]:
         """Features of each view, as leaves whose gradient `backward` will use."""
         self.chunks = [chunk for view in images for chunk in view.split(self.chunk)]
         self.states: list[RngState] = []
-        features = []
+        self.features: list[Features] = []
         with torch.no_grad():
             for chunk in self.chunks:
                 self.states.append(_rng_state(chunk))
-                features.append(self.encode(chunk))
-        self.features = [feature.requires_grad_() for feature in features]
+                found = self.encode(chunk)
+                self.features.append(tuple(x.requires_grad_() if x.is_floating_point() else x for x in found))
         per_view = [-(-len(view) // self.chunk) for view in images]
         starts = [sum(per_view[:v]) for v in range(len(images))]
-        return [torch.cat(self.features[s : s + n]) for s, n in zip(starts, per_view, strict=True)]
+        return [
+            tuple(torch.cat(column) for column in zip(*self.features[s : s + n], strict=True))
+            for s, n in zip(starts, per_view, strict=True)
+        ]
 
     def backward(self) -> None:
         """Runs each chunk again, with the random numbers of its first run, and sends its gradient through.
@@ -60,18 +66,20 @@ class GradCache:
         sums: list[Tensor | None] = [None] * len(self.parameters)
         after = _rng_state(self.chunks[0])
         last = len(self.chunks) - 1
-        for number, (chunk, state, feature) in enumerate(zip(self.chunks, self.states, self.features, strict=True)):
+        for number, (chunk, state, features) in enumerate(zip(self.chunks, self.states, self.features, strict=True)):
             _set_rng_state(state, chunk)
             with self.context():
-                again = self.encode(chunk)
+                found = self.encode(chunk)
+            used = [(x, feature.grad) for x, feature in zip(found, features, strict=True) if feature.grad is not None]
+            again, incoming = [x for x, _ in used], [g for _, g in used]
             if number < last:
-                grads = torch.autograd.grad(again, self.parameters, feature.grad, allow_unused=True)
+                grads = torch.autograd.grad(again, self.parameters, incoming, allow_unused=True)
                 sums = [a if g is None else g if a is None else a.add_(g) for a, g in zip(sums, grads, strict=True)]
             else:
                 for parameter, total in zip(self.parameters, sums, strict=True):
                     if total is not None:
                         parameter.grad = total if parameter.grad is None else parameter.grad.add_(total)
-                torch.autograd.backward(again, feature.grad)
+                torch.autograd.backward(again, incoming)
         _set_rng_state(after, self.chunks[0])
         del self.chunks, self.features, self.states
 

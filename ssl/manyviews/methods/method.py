@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -54,7 +55,7 @@ class Method(pl.LightningModule):
         self.features: list[Tensor] = []
         """Pooled features (n, D) of each view of the current batch, for methods that need more than projections."""
         self.total_steps = 1  # of the run, known when it begins
-        self._cache: GradCache | None = None
+        self._caches: list[GradCache] = []
         if grad_cache:
             check_exact(backbone)
 
@@ -91,9 +92,16 @@ class Method(pl.LightningModule):
                 alike = list(same)
                 features += self._pooled(torch.cat(alike)).chunk(len(alike))
             return features
-        trained = [p for p in self.backbone.parameters() if p.requires_grad]
-        self._cache = GradCache(self._pooled, trained, self.grad_cache, self.trainer.precision_plugin.forward_context)
-        return self._cache.forward(views)
+        return [pooled for (pooled,) in self.in_chunks(self.backbone, lambda x: (self._pooled(x),), views)]
+
+    def in_chunks(
+        self, encoder: nn.Module, encode: Callable[[Tensor], tuple[Tensor, ...]], views: list[Tensor]
+    ) -> list[tuple[Tensor, ...]]:
+        """`encode` of each view, which trains `encoder`, in chunks of `grad_cache` with the exact gradient."""
+        trained = [p for p in encoder.parameters() if p.requires_grad]
+        cache = GradCache(encode, trained, self.grad_cache, self.trainer.precision_plugin.forward_context)
+        self._caches.append(cache)
+        return cache.forward(views)
 
     def _pooled(self, images: Tensor) -> Tensor:
         return Encoding.of(self.backbone(images)).pooled
@@ -101,9 +109,9 @@ class Method(pl.LightningModule):
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Lightning's backward, and then the chunks'."""
         super().backward(loss, *args, **kwargs)
-        if self._cache is not None:
-            self._cache.backward()
-            self._cache = None
+        for cache in self._caches:
+            cache.backward()
+        self._caches = []
 
     def setup(self, stage: str) -> None:
         """Keeps DDP from sending the objective's state around at every step: it is the same on all ranks by itself.

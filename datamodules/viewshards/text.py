@@ -1,0 +1,201 @@
+"""From a sample's captions to token ids: which caption, how it is changed, by which tokenizer."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+
+_SAID = (
+    "a an the this that these those of in on at by for with from to and or is are was were be been being it its as "
+    "there here his her their our your my some any"
+)
+STOP_WORDS = frozenset(_SAID.split())
+"""Words that say little; articles, prepositions, auxiliaries, pronouns."""
+
+
+@dataclass(frozen=True)
+class TextAugmentation:
+    """Stop-words away, then one of three edits (easy data augmentation, Wei and Zou, 2019); the empty text never.
+
+    Attributes:
+        stop_words: probability that the caption loses all its stop-words.
+        synonym, swap, delete: weights by which one edit is drawn; all 0: none. A share of `rate` of the words, at least
+            one, is replaced by a synonym, or trades places with another, or is left out.
+        rate: share of the words an edit touches.
+        synonyms: a JSON file {word: [words]}; without it the weight of `synonym` goes to the other two.
+    """
+
+    stop_words: float = 0.8
+    synonym: float = 0.0
+    swap: float = 0.0
+    delete: float = 0.0
+    rate: float = 0.1
+    synonyms: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.stop_words <= 1 or not 0 < self.rate <= 1:
+            raise ValueError(f"stop_words and rate are shares, got {self.stop_words} and {self.rate}")
+        if min(self.synonym, self.swap, self.delete) < 0:
+            raise ValueError("weights of edits must not be negative")
+
+    @cached_property
+    def _thesaurus(self) -> dict[str, list[str]]:
+        return json.loads(Path(self.synonyms).read_text()) if self.synonyms else {}
+
+    def __call__(self, caption: str, rng: np.random.Generator) -> str:
+        """The changed caption."""
+        words = caption.split()
+        if rng.random() < self.stop_words:
+            words = [word for word in words if word.lower() not in STOP_WORDS] or words
+        edits = {
+            self._replace: self.synonym if self._thesaurus else 0.0,
+            self._swap: self.swap,
+            self._drop: self.delete,
+        }
+        total = sum(edits.values())
+        if total > 0 and words:
+            edit = list(edits)[int(rng.choice(3, p=[weight / total for weight in edits.values()]))]
+            words = edit(words, max(1, round(self.rate * len(words))), rng)
+        return " ".join(words)
+
+    def _replace(self, words: list[str], count: int, rng: np.random.Generator) -> list[str]:
+        known = [i for i, word in enumerate(words) if self._thesaurus.get(word.lower())]
+        for i in rng.permutation(known)[:count].tolist() if known else []:
+            choices = self._thesaurus[words[i].lower()]
+            words[i] = choices[int(rng.integers(len(choices)))]
+        return words
+
+    def _swap(self, words: list[str], count: int, rng: np.random.Generator) -> list[str]:
+        for _ in range(count if len(words) > 1 else 0):
+            i, j = rng.choice(len(words), 2, replace=False).tolist()
+            words[i], words[j] = words[j], words[i]
+        return words
+
+    def _drop(self, words: list[str], count: int, rng: np.random.Generator) -> list[str]:
+        kept = np.sort(rng.permutation(len(words))[count:]).tolist()
+        return [words[i] for i in kept] or words
+
+
+WEAK = TextAugmentation()
+STRONG = TextAugmentation(synonym=0.4, swap=0.4, delete=0.2)
+"""The two of the improved recipe (Fini et al., TMLR 2023)."""
+
+
+class Captions:
+    """Text views of a sample: one of its captions, drawn anew each epoch, and as often changed as there are views.
+
+    Captions are what the named fields hold: the `.txt` file (`txt`), or a field of the `.json` with one string or a
+    list of them. `captions` in the `.json` may have `hard_captions` beside it, a list for each of them, and
+    `languages`, one for each.
+
+    Args:
+        views: how many text views; the first is the plain caption.
+        augmentations: of each view instead, None: as it is.
+        fields: where captions are looked for; all that are there take part.
+        language: only captions of this language.
+        hard: hard captions that go along, drawn anew each epoch from those of the drawn caption.
+        every: in evaluation the first so many captions of a sample go along.
+        context: tokens a caption is cut or padded to.
+        tokenizer: an open_clip model whose tokenizer is used, such as `ViT-B-32`; or a folder `local-dir:PATH`.
+    """
+
+    def __init__(
+        self,
+        views: int = 1,
+        augmentations: Sequence[TextAugmentation | None] | None = None,
+        fields: Sequence[str] = ("captions", "txt"),
+        language: str | None = None,
+        hard: int = 0,
+        every: int = 5,
+        context: int = 77,
+        tokenizer: str = "ViT-B-32",
+    ) -> None:
+        self.augmentations = list(augmentations) if augmentations is not None else [None] * views
+        if not self.augmentations or not fields or every < 1:
+            raise ValueError("Captions needs at least one view, one field and every >= 1")
+        self.fields, self.language, self.hard, self.every = list(fields), language, hard, every
+        self.context, self.tokenizer = context, tokenizer
+
+    @cached_property
+    def _tokenize(self) -> Any:
+        import open_clip
+
+        level = logging.getLogger().level
+        logging.getLogger().setLevel(logging.WARNING)  # it tells the root logger how it looked the name up
+        try:
+            return open_clip.get_tokenizer(self.tokenizer, context_length=self.context)
+        except (FileNotFoundError, KeyError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"no tokenizer {self.tokenizer!r}: give the name of an open_clip model ({error})"
+            ) from error
+        finally:
+            logging.getLogger().setLevel(level)
+
+    def tokens(self, texts: Sequence[str]) -> Ids:
+        """(n, context) int64 ids of n texts."""
+        ids: Ids = self._tokenize(list(texts)).numpy()
+        return ids
+
+    def of(self, fields: Mapping[str, Any]) -> dict[str, list[str]]:
+        """The captions of a sample, in order, and the hard captions of each.
+
+        Args:
+            fields: `txt` and `json` of the sample, decoded.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        about = fields.get("json")
+        about = about if isinstance(about, dict) else {}
+        found: dict[str, list[str]] = {}
+        for name in self.fields:
+            value = fields.get("txt") if name == "txt" else about.get(name)
+            captions = [value] if isinstance(value, str) else list(value or ())
+            if name == "captions":
+                hard = about.get("hard_captions") or [[]] * len(captions)
+                languages = about.get("languages") or [None] * len(captions)
+                keep = [i for i, spoken in enumerate(languages) if self.language in (None, spoken)]
+                found |= {captions[i]: list(hard[i]) for i in keep if captions[i] not in found}
+            else:
+                found |= {caption: [] for caption in captions if caption not in found}
+        if not found:
+            spoken = f" in language {self.language!r}" if self.language else ""
+            raise ValueError(f"no caption{spoken} in {', '.join(self.fields)}")
+        return found
+
+    def draw(self, fields: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """`text`: a (context,) array a view; with `hard`: `hard_text` (hard, context) and `hard_present` (hard,)."""
+        captions = self.of(fields)
+        caption = list(captions)[int(rng.integers(len(captions)))]
+        views = [caption if change is None else change(caption, rng) for change in self.augmentations]
+        out: dict[str, Any] = {"text": list(self.tokens(views))}
+        if self.hard:
+            offered = captions[caption]
+            chosen = [offered[i] for i in rng.permutation(len(offered))[: self.hard].tolist()]
+            ids = np.zeros((self.hard, self.context), np.int64)
+            if chosen:
+                ids[: len(chosen)] = self.tokens(chosen)
+            out |= {"hard_text": ids, "hard_present": np.arange(self.hard) < len(chosen)}
+        return out
+
+    def all(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """For evaluation: `text`, the first `every` captions as they are, and `text_present` (every,).
+
+        And `cases` where the `.json` has them: the true caption and false ones by kind, as texts.
+        """
+        captions = list(self.of(fields))[: self.every]
+        ids = np.zeros((self.every, self.context), np.int64)
+        ids[: len(captions)] = self.tokens(captions)
+        about = fields.get("json")
+        cases = {"cases": about["cases"]} if isinstance(about, dict) and "cases" in about else {}
+        return {"text": list(ids), "text_present": np.arange(self.every) < len(captions), **cases}

@@ -1,0 +1,126 @@
+"""The towers of open_clip's models, by the model's name: random, or with weights from disk."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manyviews.backbones.encoding import Encoding
+
+
+class OpenClipImage(nn.Module):
+    """The image tower of an open_clip model, without its projection.
+
+    Args:
+        name: of the model, such as `ViT-B-32`.
+        checkpoint: a local file that open_clip can read; nothing is ever downloaded.
+        options: entries of the model's `vision_cfg` in place of its own, such as {width: 64, layers: 2, patch_size: 8,
+            image_size: 32, head_width: 32}.
+
+    Attributes:
+        width: D of the pooled features. projection: (D, dim) of the checkpoint, or as open_clip starts it; None if
+            the tower cannot be parted from it (ResNets), and the features are those after it.
+    """
+
+    def __init__(self, name: str, checkpoint: str | None = None, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.name, self.options = name, dict(options or {})
+        whole, config = dual_encoder(name, checkpoint, {"vision_cfg": self.options})
+        self.model: nn.Module = whole.visual
+        proj = getattr(self.model, "proj", None)
+        self.projection = proj.detach().clone() if isinstance(proj, nn.Parameter) else None
+        if self.projection is not None:
+            self.model.proj, self.model.output_tokens = None, True
+        self.width: int = config["embed_dim"] if self.projection is None else len(self.projection)
+
+    def forward(self, images: Tensor) -> Encoding:
+        """(B, 3, H, W) normalised floats to an Encoding; tokens are the patches, without the class token."""
+        found = self.model(images)
+        return Encoding(*found) if isinstance(found, tuple) else Encoding(found)
+
+    def no_weight_decay(self) -> list[str]:
+        """Positions and class token, as open_clip trains."""
+        return [f"model.{name}" for name in ("positional_embedding", "class_embedding") if hasattr(self.model, name)]
+
+
+class OpenClipText(nn.Module):
+    """The text tower of an open_clip model, without its projection.
+
+    Args:
+        name, checkpoint: as in `OpenClipImage`.
+        options: entries of the model's `text_cfg` in place of its own, such as {width: 64, heads: 2, layers: 2,
+            context_length: 32}.
+
+    Attributes:
+        width: D of the pooled features. projection: (D, dim), as in `OpenClipImage`.
+        context: tokens of a text.
+    """
+
+    def __init__(self, name: str, checkpoint: str | None = None, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.name, self.options = name, dict(options or {})
+        whole, config = dual_encoder(name, checkpoint, {"text_cfg": self.options})
+        self.model: nn.Module = whole.text
+        proj = getattr(self.model, "text_projection", None)
+        if isinstance(proj, nn.Linear):
+            if proj.bias is not None:
+                raise ValueError(f"{name}: its text projection has a bias, which this tower cannot be parted from")
+            proj = nn.Parameter(proj.weight.T)
+        self.projection = proj.detach().clone() if isinstance(proj, nn.Parameter) else None
+        if not hasattr(self.model, "token_embedding"):
+            raise ValueError(
+                f"{name}: only open_clip's own text transformers are towers here, not {config['text_cfg']}"
+            )
+        self.model.text_projection, self.model.output_tokens = None, True
+        self.context: int = self.model.context_length
+        self.width = int(self.model.ln_final.weight.shape[0])
+
+    def forward(self, ids: Tensor) -> Encoding:
+        """(B, L) int64 to an Encoding; tokens up to the end-of-text token are valid."""
+        if ids.shape[1] != self.context:
+            raise ValueError(
+                f"texts of {ids.shape[1]} tokens, but the text tower has {self.context}: set data.text.context to it"
+            )
+        pooled, tokens = self.model(ids)
+        return Encoding(pooled, tokens, text_mask(ids))
+
+    def no_weight_decay(self) -> list[str]:
+        """Positions, as open_clip trains."""
+        return ["model.positional_embedding"]
+
+
+def text_mask(ids: Tensor) -> Tensor:
+    """(B, L) bool: True up to the last token that is no padding (0), which also is a word's number."""
+    last = (ids != 0).long().cumsum(1).argmax(1)
+    return torch.arange(ids.shape[1], device=ids.device) <= last[:, None]
+
+
+def dual_encoder(
+    name: str, checkpoint: str | None, changes: Mapping[str, Mapping[str, Any]]
+) -> tuple[Any, dict[str, Any]]:
+    """A whole open_clip model with its text tower in one piece, and its configuration.
+
+    Raises:
+        ValueError: for an unknown name. FileNotFoundError: without the checkpoint.
+    """
+    import open_clip  # takes seconds
+
+    known = open_clip.get_model_config(name)
+    if known is None:
+        near = [model for model in open_clip.list_models() if model.lower().startswith(name.lower()[:5])]
+        raise ValueError(f"open_clip has no model {name!r}" + (f"; near it: {', '.join(near[:6])}" if near else ""))
+    config = copy.deepcopy(known)
+    for part, values in changes.items():
+        config[part].update(values)
+    config["vision_cfg"]["timm_model_pretrained"] = False
+    model = open_clip.CustomTextCLIP(**{k: v for k, v in config.items() if k != "custom_text"})
+    if checkpoint is not None:
+        if not Path(checkpoint).is_file():
+            raise FileNotFoundError(f"{checkpoint}: no such weights for {name}")
+        open_clip.load_checkpoint(model, checkpoint)
+    return model, config

@@ -1,0 +1,105 @@
+"""CLIP, SigLIP and ALIGN: two towers and a contrastive loss; with locked towers LiT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import nn
+
+from manyviews import objectives
+from manyviews.heads import LogitScale
+from manyviews.methods.imagetext import ADAMW, ImageText
+from manyviews.optim import OptimizerFactory, Schedule
+
+
+class CLIP(ImageText):
+    """CLIP (Radford et al., ICML 2021), and LiT (Zhai et al., CVPR 2022) with `locked: [backbone]`.
+
+    Args:
+        backbone: image tower. text_backbone: text tower.
+        dim: of the joint space.
+        logit_scale: s; default 1/0.07, learned, kept in [1, 100].
+        positives: what pairs of equal `group` are to each other: no negatives (`own`), or right answers (`group`).
+        optimizer: open_clip: AdamW, 5e-4, betas (0.9, 0.98), eps 1e-6, weight decay 0.2.
+        schedule: open_clip: 10,000 steps of warm-up, cosine.
+        grad_cache: images and texts a tower sees at a time; 0: all. Exact.
+        locked: parts that stay as they are, such as [backbone].
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        text_backbone: nn.Module,
+        dim: int = 512,
+        logit_scale: LogitScale | None = None,
+        positives: Literal["own", "group"] = "own",
+        optimizer: OptimizerFactory = ADAMW,
+        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
+        grad_cache: int = 0,
+        locked: Sequence[str] = (),
+    ) -> None:
+        super().__init__(
+            backbone, text_backbone, objectives.CLIP(logit_scale, positives=positives), dim,
+            optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
+        )  # fmt: skip
+
+
+class ALIGN(ImageText):
+    """ALIGN (Jia et al., ICML 2021): label smoothing; the image side has no projection.
+
+    Args:
+        backbone: image tower; its width is the joint space.
+        text_backbone: text tower, projected linearly (with bias) to that width.
+        smoothing: of the labels, over the global batch.
+        logit_scale: s = 1 / t; the paper starts at t = 1. Kept in [1, 100].
+        optimizer: paper: LAMB, 1e-3, weight decay 1e-5; here AdamW as CLIP's.
+        schedule, grad_cache, locked: as in CLIP.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        text_backbone: nn.Module,
+        smoothing: float = 0.1,
+        logit_scale: LogitScale | None = None,
+        optimizer: OptimizerFactory = ADAMW,
+        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
+        grad_cache: int = 0,
+        locked: Sequence[str] = (),
+    ) -> None:
+        width = int(backbone.width)  # type: ignore[arg-type]
+        super().__init__(
+            backbone, text_backbone, objectives.CLIP(logit_scale or LogitScale(1.0), smoothing), width,
+            nn.Identity(), nn.Linear(int(text_backbone.width), width),  # type: ignore[arg-type]
+            optimizer, schedule, grad_cache, locked,
+        )  # fmt: skip
+
+
+class SigLIP(ImageText):
+    """SigLIP (Zhai et al., ICCV 2023): every pair a yes-or-no question, texts travelling round the ranks.
+
+    Args:
+        backbone, text_backbone, dim, grad_cache, locked: as in CLIP.
+        logit_scale: s and bias; default 10 and -10, free.
+        optimizer: paper: AdamW with beta2 0.95, lr 1e-3, weight decay 1e-4.
+        schedule: as in CLIP.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        text_backbone: nn.Module,
+        dim: int = 512,
+        logit_scale: LogitScale | None = None,
+        optimizer: OptimizerFactory = partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4),
+        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
+        grad_cache: int = 0,
+        locked: Sequence[str] = (),
+    ) -> None:
+        super().__init__(
+            backbone, text_backbone, objectives.SigLIP(logit_scale), dim,
+            optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
+        )  # fmt: skip

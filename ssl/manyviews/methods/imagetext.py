@@ -1,0 +1,181 @@
+"""What methods for images with texts share: two towers, two projections, locking, the joint space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from manyviews import distributed
+from manyviews.backbones import Encoding
+from manyviews.heads import LogitScale
+from manyviews.methods.gradcache import check_exact
+from manyviews.methods.method import Batch, Method
+from manyviews.objectives import Objective
+from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.similarity import unit
+
+ADAMW = partial(torch.optim.AdamW, lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
+"""open_clip's settings for ViTs."""
+
+
+class ImageText(Method):
+    """An image tower and a text tower into one joint space, where an objective compares them.
+
+    Args:
+        backbone: images (B, 3, H, W) to an Encoding, with an attribute `width`.
+        text_backbone: token ids (B, L) to an Encoding, with an attribute `width`.
+        objective: the loss of image and text embeddings.
+        dim: of the joint space.
+        projector: pooled image features to the joint space; default linear without bias. text_projector: of texts.
+        optimizer, schedule: as in Method.
+        grad_cache: images, and texts, that a tower sees at a time; 0: all at once. Exact.
+        locked: parts that stay as they are, by name, such as [backbone] (LiT) or [text_backbone.model.transformer]:
+            no gradient, eval mode, out of the optimiser.
+    """
+
+    needs_tokens: ClassVar[bool] = False
+    """Whether the objective compares tokens, so that towers must give some."""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        text_backbone: nn.Module,
+        objective: Objective,
+        dim: int = 512,
+        projector: nn.Module | None = None,
+        text_projector: nn.Module | None = None,
+        optimizer: OptimizerFactory = ADAMW,
+        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
+        grad_cache: int = 0,
+        locked: Sequence[str] = (),
+    ) -> None:
+        super().__init__(backbone, projector or projection(backbone, dim), objective, optimizer, schedule, grad_cache)
+        self.text_backbone = text_backbone
+        self.text_projector = text_projector or projection(text_backbone, dim)
+        self.dim, self.locked = dim, list(locked)
+        if grad_cache:
+            check_exact(text_backbone)
+        for name in self.locked:
+            try:
+                self.get_submodule(name).requires_grad_(False)
+            except AttributeError as error:
+                parts = ", ".join(child for child, _ in self.named_children())
+                raise ValueError(f"locked: no part {name!r}; parts are {parts}, and what lies in them") from error
+
+    def train(self, mode: bool = True) -> ImageText:
+        """Training mode for all that is not locked."""
+        super().train(mode)
+        for name in self.locked:
+            self.get_submodule(name).eval()
+        return self
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The loss of a batch; monitoring sees the image features, and one image and text embedding each."""
+        if "text" not in batch:
+            raise ValueError(f"{type(self).__name__} needs texts: set data.text to viewshards.Captions")
+        images, texts = self.encodings(batch)
+        loss, shown = self.compare_pairs(images, texts, batch)
+        self.readings = dict(self.objective.diagnostics)
+        return {
+            "loss": loss,
+            "features": images[0].pooled.detach(),
+            "projections": torch.stack([projection.detach() for projection in shown]),
+        }
+
+    def encodings(self, batch: Batch) -> tuple[list[Encoding], list[Encoding]]:
+        """Features of all image views and of all text views."""
+        return self._through(self.backbone, batch["image"]), self._through(self.text_backbone, batch["text"])
+
+    def compare_pairs(self, images: list[Encoding], texts: list[Encoding], batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The loss, and the embeddings of image and text to be monitored: view 0 of each in the joint space."""
+        pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
+        return self.objective(pair, gather=distributed.current(), **self.context(batch)), pair
+
+    def _through(self, tower: nn.Module, views: list[Tensor]) -> list[Encoding]:
+        """Each view's Encoding; views of one size go through together."""
+        prefix = int(getattr(tower, "prefix_tokens", 0))
+        if self.grad_cache and any(p.requires_grad for p in tower.parameters()):
+            return [
+                self._encoding(parts, prefix) for parts in self.in_chunks(tower, partial(self._parts, tower), views)
+            ]
+        together = len({view.shape for view in views}) == 1
+        if not together:
+            return [self._encoding(self._parts(tower, view), prefix) for view in views]
+        columns = [part.chunk(len(views)) for part in self._parts(tower, torch.cat(views))]
+        return [self._encoding(parts, prefix) for parts in zip(*columns, strict=True)]
+
+    def _parts(self, tower: nn.Module, view: Tensor) -> tuple[Tensor, ...]:
+        """Pooled features, and where tokens are compared also tokens and their mask."""
+        found = Encoding.of(tower(view))
+        if not self.needs_tokens:
+            return (found.pooled,)
+        if found.tokens is None:
+            raise ValueError(f"{type(self).__name__} compares tokens, and {type(tower).__name__} gives none")
+        mask = found.token_mask
+        if mask is None:
+            mask = torch.ones(found.tokens.shape[:2], dtype=torch.bool, device=view.device)
+        return found.pooled, found.tokens, mask
+
+    @staticmethod
+    def _encoding(parts: tuple[Tensor, ...], prefix: int) -> Encoding:
+        if len(parts) == 1:
+            return Encoding(parts[0])
+        pooled, tokens, mask = parts
+        return Encoding(pooled, tokens, mask, prefix)
+
+    # What evaluation asks.
+
+    def embed_image(self, images: Tensor) -> Encoding:
+        """Images (B, 3, H, W) in the joint space: pooled (B, dim) of length 1."""
+        return self.joint_image(self._encoding(self._parts(self.backbone, images), self._prefix()))
+
+    def embed_text(self, ids: Tensor) -> Encoding:
+        """Token ids (B, L) in the joint space: pooled (B, dim) of length 1."""
+        return self.joint_text(self._encoding(self._parts(self.text_backbone, ids), 0))
+
+    def joint_image(self, features: Encoding) -> Encoding:
+        """The image tower's features in the joint space."""
+        return Encoding(unit(self.projector(features.pooled)))
+
+    def joint_text(self, features: Encoding) -> Encoding:
+        """The text tower's features in the joint space."""
+        return Encoding(unit(self.text_projector(features.pooled)))
+
+    def similarity(self, images: Encoding, texts: Encoding) -> tuple[Tensor, Tensor]:
+        """(B, M) scores by which images choose texts, and (B, M) by which texts choose images: here the cosine."""
+        scores = images.pooled @ texts.pooled.T
+        return scores, scores
+
+    def _prefix(self) -> int:
+        return int(getattr(self.backbone, "prefix_tokens", 0))
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The step, and then every logit scale back into its bounds."""
+        super().optimizer_step(*args, **kwargs)
+        for module in self.objective.modules():
+            if isinstance(module, LogitScale):
+                module.clamp()
+
+
+def projection(tower: nn.Module, dim: int) -> nn.Module:
+    """A linear map without bias to the joint space: the tower's own if it brings one, else started as in CLIP.
+
+    A tower that ends with its projection (open_clip's ResNets) gets none.
+    """
+    width = int(tower.width)  # type: ignore[arg-type]
+    own = getattr(tower, "projection", False)
+    if own is None:
+        if width != dim:
+            raise ValueError(f"{type(tower).__name__} ends in its own joint space of {width}: set dim to it")
+        return nn.Identity()
+    layer = nn.Linear(width, dim, bias=False)
+    with torch.no_grad():
+        if isinstance(own, Tensor) and own.shape == (width, dim):
+            layer.weight.copy_(own.T)
+        else:
+            layer.weight.normal_(std=width**-0.5)
+    return layer
