@@ -38,6 +38,8 @@ class Case:
     exactly_two: bool = True
     grouped: bool = True
     """Whether it honours `group`."""
+    uncut: tuple[str, ...] = ()
+    """Context that is the same on every rank and no sample's own."""
     smooth: bool = True
     """Whether its gradient is that of its value: not where weights are detached."""
 

@@ -56,6 +56,10 @@ def part(value, cut):
     return type(value)(*parts) if hasattr(value, "_fields") else parts
 
 
+def cut_context(case, context, cut):
+    return {name: value if name in case.uncut else part(value, cut) for name, value in context.items()}
+
+
 def in_float32(value):
     if isinstance(value, torch.Tensor):
         return value.float() if value.is_floating_point() else value
@@ -110,7 +114,7 @@ def test_ranks_agree_with_one_process(case, sizes):
         cut = slice(start, start + sizes[gather.rank])
         mine = [view[cut].clone().requires_grad_() for view in views]
         objective = copies[gather.rank]
-        loss = objective(mine, gather=gather, **{name: part(value, cut) for name, value in context.items()})
+        loss = objective(mine, gather=gather, **cut_context(case, context, cut))
         grads = torch.autograd.grad(loss, [*mine, *objective.parameters()], allow_unused=True)
         return loss.item(), grads, dict(objective.named_buffers())
 
@@ -147,11 +151,7 @@ def test_invariances(case):
         "swap": lambda z: z[::-1],
     }
     for name in case.keeps.split():
-        other = (
-            {key: part(value, shuffle) for key, value in context.items()}
-            if name == "shuffle"
-            else with_targets(changes[name])
-        )
+        other = cut_context(case, context, shuffle) if name == "shuffle" else with_targets(changes[name])
         assert case.build(d)(changes[name](views), **other).item() == pytest.approx(loss, abs=1e-9), name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 
 from manyviews.backbones.encoding import Encoding
 
+FOLDER = "local-dir:"
+
 
 class OpenClipImage(nn.Module):
     """The image tower of an open_clip model, without its projection.
 
     Args:
-        name: of the model, such as `ViT-B-32`.
+        name: of the model, such as `ViT-B-32`; or `local-dir:FOLDER`, a model as open_clip saves it.
         checkpoint: a local file that open_clip can read; nothing is ever downloaded.
         options: entries of the model's `vision_cfg` in place of its own, such as {width: 64, layers: 2, patch_size: 8,
             image_size: 32, head_width: 32}.
@@ -110,11 +113,10 @@ def dual_encoder(
     """
     import open_clip  # takes seconds
 
-    known = open_clip.get_model_config(name)
-    if known is None:
-        near = [model for model in open_clip.list_models() if model.lower().startswith(name.lower()[:5])]
-        raise ValueError(f"open_clip has no model {name!r}" + (f"; near it: {', '.join(near[:6])}" if near else ""))
-    config = copy.deepcopy(known)
+    config = copy.deepcopy(model_config(name))
+    if checkpoint is None and name.startswith(FOLDER):
+        files = [Path(name.removeprefix(FOLDER)) / f"open_clip_{f}" for f in ("model.safetensors", "pytorch_model.bin")]
+        checkpoint = str(next((file for file in files if file.is_file()), files[0]))
     for part, values in changes.items():
         config[part].update(values)
     config["vision_cfg"]["timm_model_pretrained"] = False
@@ -124,3 +126,24 @@ def dual_encoder(
             raise FileNotFoundError(f"{checkpoint}: no such weights for {name}")
         open_clip.load_checkpoint(model, checkpoint)
     return model, config
+
+
+def model_config(name: str) -> dict[str, Any]:
+    """What open_clip knows of a model: its towers, its joint space.
+
+    Raises:
+        ValueError: for an unknown name. FileNotFoundError: for a folder without a configuration.
+    """
+    import open_clip
+
+    if name.startswith(FOLDER):
+        file = Path(name.removeprefix(FOLDER)) / "open_clip_config.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: not there; {FOLDER}PATH is a model as open_clip saves it")
+        found: dict[str, Any] | None = json.loads(file.read_text())["model_cfg"]
+    else:
+        found = open_clip.get_model_config(name)
+    if found is None:
+        near = [model for model in open_clip.list_models() if model.lower().startswith(name.lower()[:5])]
+        raise ValueError(f"open_clip has no model {name!r}" + (f"; near it: {', '.join(near[:6])}" if near else ""))
+    return found

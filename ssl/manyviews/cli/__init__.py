@@ -9,12 +9,15 @@ COMMANDS = {
     "fit": "train, or go on with a run: fit --config RECIPE.yaml [--run FOLDER] [--model.temperature 0.2 ...]",
     "probe": "linear probe (and logistic regression on small sets) of a checkpoint",
     "knn": "k-nearest-neighbour accuracy of a checkpoint",
-    "retrieve": "cross-view retrieval of a checkpoint",
+    "retrieve": "cross-view retrieval of a checkpoint: natural views, or images and captions",
+    "zeroshot": "classification by class names, of a checkpoint or of an open_clip model from disk",
+    "composition": "true against false captions of the same words (ARO), with a text-only baseline",
+    "search": "the images nearest to a text or an image, as a contact sheet",
     "fewshot": "N-way K-shot accuracy of a checkpoint, on request with optimal transport to the queries (OpTA)",
     "outliers": "out-of-distribution detection: AUROC and FPR95 against another folder of shards",
     "report": "one table and a picture of neighbours: trained against untrained against raw pixels",
     "embed": "features of a split to .npz or .parquet, or to TensorBoard's projector",
-    "export": "the backbone as safetensors, loaded back and compared",
+    "export": "the backbone as safetensors, or both towers for open_clip; loaded back and compared",
     "multistage": "MCL: train in stages, each within the clusters of those before; probe all stages' features",
     "claims": "the papers' headline effects, small: runs experiments/claims, tables, plots, verdicts",
     "leaderboard": "all methods on one data set, one backbone: a sorted table and a scatter plot",
@@ -47,6 +50,10 @@ def main(argv: list[str] | None = None) -> int:
             from manyviews.cli import multistage
 
             multistage.command(arguments, rest)
+        elif arguments.command in ("zeroshot", "composition", "search"):
+            from manyviews.cli import joint
+
+            getattr(joint, arguments.command)(arguments)
         else:
             from manyviews.cli import evaluate
 
@@ -65,16 +72,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     made = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
-    for name in ("probe", "knn", "retrieve", "fewshot", "outliers", "report", "embed", "export"):
+    joint = ("zeroshot", "composition", "search")
+    for name in ("probe", "knn", "retrieve", "fewshot", "outliers", "report", "embed", "export", *joint):
         which = made[name].add_mutually_exclusive_group(required=True)
         which.add_argument("--checkpoint", metavar="C", help="a checkpoint file")
         which.add_argument("--run", metavar="FOLDER", help="a run's folder: its newest checkpoint")
+        if name in joint:
+            which.add_argument("--pretrained", metavar="P", help="an open_clip folder, or a weights file with --model")
+            made[name].add_argument("--model", metavar="NAME", help="open_clip's name of what --pretrained is")
         made[name].add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
-    for name in ("probe", "knn", "retrieve", "fewshot", "outliers", "report", "embed"):
+    for name in ("probe", "knn", "retrieve", "fewshot", "outliers", "report", "embed", *joint):
         made[name].add_argument("--data", metavar="D", help="folder of shards (default: those of the run)")
         made[name].add_argument("--label", help="label field (default: the run's)")
         made[name].add_argument("--workers", type=int, help="loader processes")
-    for name in ("probe", "knn", "retrieve", "fewshot", "outliers"):
+    for name in ("probe", "knn", "retrieve", "fewshot", "outliers", "zeroshot", "composition"):
         made[name].add_argument("--json", metavar="FILE", help="default: RUN/evaluations/NAME-step-N.json")
     made["probe"].add_argument("--epochs", type=int, default=50, help="of the linear probe (default: %(default)s)")
     made["probe"].add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
@@ -91,6 +102,17 @@ def _parser() -> argparse.ArgumentParser:
     made["export"].add_argument(
         "--out", required=True, metavar="FOLDER", help="model.safetensors and config.json go here"
     )
+    made["export"].add_argument("--open-clip", action="store_true", help="a folder that open_clip loads, both towers")
+    made["zeroshot"].add_argument("--bank", default="plain", help="plain, openai, simple or a JSON file (plain)")
+    made["composition"].add_argument("--split", default="val", help="whose cases (default: %(default)s)")
+    made["composition"].add_argument("--aro", metavar="JSON", help="a file of the ARO benchmark instead")
+    made["composition"].add_argument("--images", default=".", metavar="FOLDER", help="where its image_path starts")
+    made["composition"].add_argument("--exclude", metavar="JSON", help="list of relations the macro mean leaves out")
+    made["search"].add_argument("--text", help="what to look for")
+    made["search"].add_argument("--image", metavar="FILE", help="what to look for")
+    made["search"].add_argument("--split", default="val", help="where (default: %(default)s)")
+    made["search"].add_argument("--k", type=int, default=16, help="how many (default: %(default)s)")
+    made["search"].add_argument("--out", default="search.png", metavar="PNG", help="(default: %(default)s)")
     made["multistage"].add_argument("--config", required=True, metavar="RECIPE.yaml", help="what each stage trains")
     made["multistage"].add_argument("--run", required=True, metavar="FOLDER", help="the stages' runs go below it")
     made["multistage"].add_argument("--stages", type=int, default=3, help="how many (default: %(default)s)")

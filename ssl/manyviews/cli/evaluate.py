@@ -26,12 +26,13 @@ from manyviews.evaluation import (
     Protocol,
     Result,
     Retrieval,
+    TextRetrieval,
     plots,
 )
 from manyviews.evaluation.callback import features_of
 from manyviews.evaluation.features import Features
 from manyviews.evaluation.protocol import about, result_path, save
-from manyviews.methods import Method
+from manyviews.methods import ImageText, Method
 from manyviews.monitoring import pictures
 from manyviews.runs.checkpoints import load, newest_whole
 from manyviews.runs.folder import CONFIG_KEY, RunFolder
@@ -118,21 +119,23 @@ def probe(arguments: argparse.Namespace) -> None:
     if len(train.label) * len(train.views) <= logistic.limit:
         protocols.append(logistic)
     for protocol in protocols:
-        _show(trained, protocol, protocol.evaluate(train, val), arguments.json)
+        show(trained, protocol, protocol.evaluate(train, val), arguments.json)
 
 
 def knn(arguments: argparse.Namespace) -> None:
     """kNN accuracy."""
     protocol = KNN(tuple(arguments.k), tuple(arguments.temperature))
     trained = bring_up(arguments)
-    _show(trained, protocol, protocol.evaluate(trained.features("train"), trained.features("val")), arguments.json)
+    show(trained, protocol, protocol.evaluate(trained.features("train"), trained.features("val")), arguments.json)
 
 
 def retrieve(arguments: argparse.Namespace) -> None:
-    """Cross-view retrieval."""
+    """Retrieval across natural views, or of images and their captions."""
     trained = bring_up(arguments)
+    if isinstance(trained.method, ImageText):
+        return show(trained, TextRetrieval(), TextRetrieval().measure(trained.method, trained.data), arguments.json)
     val = trained.features("val")
-    _show(trained, Retrieval(), Retrieval().evaluate(val, val), arguments.json)
+    return show(trained, Retrieval(), Retrieval().evaluate(val, val), arguments.json)
 
 
 def fewshot(arguments: argparse.Namespace) -> None:
@@ -140,7 +143,7 @@ def fewshot(arguments: argparse.Namespace) -> None:
     protocol = FewShot(arguments.ways, arguments.shots, arguments.queries, transport=arguments.transport)
     trained = bring_up(arguments)
     val = trained.features("val")
-    _show(trained, protocol, protocol.evaluate(val, val), arguments.json)
+    show(trained, protocol, protocol.evaluate(val, val), arguments.json)
 
 
 def outliers(arguments: argparse.Namespace) -> None:
@@ -152,10 +155,11 @@ def outliers(arguments: argparse.Namespace) -> None:
     result.details["other"] = arguments.other
     path = result_path(trained.run, Outliers(), trained.data, trained.step)
     name = f"{path.stem}-against-{Path(arguments.other).name}.json"
-    _show(trained, Outliers(), result, arguments.json or str(path.with_name(name)))
+    show(trained, Outliers(), result, arguments.json or str(path.with_name(name)))
 
 
-def _show(trained: Trained, protocol: Protocol, result: Result, target: str | None) -> None:
+def show(trained: Trained, protocol: Protocol, result: Result, target: str | None) -> None:
+    """Prints the scores; protocol, scores and provenance go to a file, the confusion matrix to a picture."""
     path = Path(target) if target else result_path(trained.run, protocol, trained.data, trained.step)
     save(path, protocol, result, trained.about())
     for name, score in result.scores.items():
@@ -231,9 +235,9 @@ def _print_report(trained: Trained, scores: dict[str, dict[str, float]]) -> None
 def _neighbours(trained: Trained, train: Features, val: Features, queries: int = 12) -> Any:
     """Val images (view 0) and their nearest train images (last view: another drawing, where there is one)."""
     chosen = torch.linspace(0, len(val.index) - 1, min(queries, len(val.index))).long()
-    wanted = _pixels_of(trained, "val", set(val.index[chosen].tolist()), 0)
+    wanted = pixels_of(trained, "val", set(val.index[chosen].tolist()), 0)
     nearest = torch.topk(_cosine(val.views[0][chosen], train.views[-1]), min(6, len(train.index)), 1).indices
-    gallery = _pixels_of(trained, "train", set(train.index[nearest.flatten()].tolist()), -1)
+    gallery = pixels_of(trained, "train", set(train.index[nearest.flatten()].tolist()), -1)
     rows = []
     for q, row in zip(chosen, nearest, strict=True):
         query = wanted[int(val.index[q])]
@@ -248,7 +252,8 @@ def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(a, dim=1) @ torch.nn.functional.normalize(b, dim=1).T
 
 
-def _pixels_of(trained: Trained, split: str, indices: set[int], view: int) -> dict[int, Any]:
+def pixels_of(trained: Trained, split: str, indices: set[int], view: int) -> dict[int, Any]:
+    """Natural view number `view` of some samples of a split, as (H, W, 3) bytes by index."""
     found: dict[int, Any] = {}
     for batch in trained.data.evaluation_loader(split):
         rows = [i for i, index in enumerate(batch["index"].tolist()) if index in indices]
@@ -307,11 +312,17 @@ def _write_features(path: Path, features: Features) -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """The backbone as safetensors with what is needed to build it, loaded back and compared."""
-    from manyviews.cli.export import export_backbone
+    """The backbone as safetensors, or the whole as an open_clip folder; loaded back and compared."""
+    from manyviews.cli.export import export_backbone, export_open_clip
 
     trained = bring_up(arguments)
     batch = next(iter(trained.data.evaluation_loader("val", batch_size=8)))
     images = trained.data.on_after_batch_transfer(batch, 0)["image"][0]
-    for line in export_backbone(trained.method.backbone, trained.config["model"], images, Path(arguments.out)):
+    if not arguments.open_clip:
+        lines = export_backbone(trained.method.backbone, trained.config["model"], images, Path(arguments.out))
+    elif isinstance(trained.method, ImageText):
+        lines = export_open_clip(trained.method, trained.data, images, Path(arguments.out))
+    else:
+        raise ValueError(f"--open-clip is for methods with texts, not for {type(trained.method).__name__}")
+    for line in lines:
         print(line)

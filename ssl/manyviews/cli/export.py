@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from importlib import import_module
@@ -13,7 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from manyviews.backbones import Encoding, TimmBackbone
+from manyviews.backbones import Encoding, OpenClipImage, OpenClipText, TimmBackbone
+from manyviews.backbones.openclip import model_config
+from manyviews.heads import LogitScale
+from manyviews.methods import ImageText
 
 
 def export_backbone(backbone: nn.Module, model_config: dict[str, Any], images: Tensor, out: Path) -> Iterator[str]:
@@ -61,3 +65,59 @@ def export_backbone(backbone: nn.Module, model_config: dict[str, Any], images: T
 def _difference(saved: nn.Module, again: nn.Module, images: Tensor) -> float:
     a, b = (Encoding.of(module(images)).pooled for module in (saved, again))
     return (a - b).abs().max().item()
+
+
+def export_open_clip(method: ImageText, data: Any, images: Tensor, out: Path) -> Iterator[str]:
+    """Writes an image-text method as a folder that open_clip loads as `local-dir:OUT`, and loads it back to compare.
+
+    Args:
+        method: with open_clip's towers and linear projections. data: its data module, for size, mean and deviation.
+        images: (B, 3, H, W) to compare on. out: folder.
+
+    Raises:
+        ValueError: if the method has parts that open_clip cannot hold, or gives other features loaded back.
+    """
+    import open_clip
+
+    image, text = method.backbone, method.text_backbone
+    heads = method.projector, method.text_projector
+    if not (isinstance(image, OpenClipImage) and isinstance(text, OpenClipText)):
+        raise ValueError(
+            "open_clip can hold open_clip's towers only; `manyviews export` without --open-clip saves others"
+        )
+    if not all(isinstance(head, nn.Linear) and head.bias is None for head in heads) or image.projection is None:
+        raise ValueError("open_clip can hold linear projections without bias only")
+    assert isinstance(heads[0], nn.Linear) and isinstance(heads[1], nn.Linear)
+    config = copy.deepcopy(model_config(image.name))
+    config |= {"embed_dim": method.dim, "custom_text": True}
+    config["vision_cfg"] |= image.options
+    config["text_cfg"] |= text.options | {"proj_bias": False, "proj_type": "linear"}
+    state = {f"visual.{name}": value for name, value in image.model.state_dict().items()}
+    state |= {f"text.{name}": value for name, value in text.model.state_dict().items()}
+    state |= {"visual.proj": heads[0].weight.T, "text.text_projection": heads[1].weight.T}
+    scales = [module for module in method.objective.modules() if isinstance(module, LogitScale)]
+    state["logit_scale"] = scales[0].log_scale if scales else torch.tensor(0.0)
+    if scales and scales[0].bias is not None:
+        state["logit_bias"] = scales[0].bias
+        config["init_logit_bias"] = scales[0].bias.item()
+    out.mkdir(parents=True, exist_ok=True)
+    weights = out / "open_clip_model.safetensors"
+    save_file({name: value.detach().contiguous().cpu() for name, value in state.items()}, weights)
+    weights.chmod(0o644)
+    preprocess = {"mean": list(data.mean), "std": list(data.std), "interpolation": "bicubic", "resize_mode": "shortest"}
+    content = {"model_cfg": config, "preprocess_cfg": preprocess}
+    (out / "open_clip_config.json").write_text(json.dumps(content, indent=1) + "\n")
+    yield f"{weights}: {sum(value.numel() for value in state.values()):,} numbers"
+    again = open_clip.create_model(f"local-dir:{out}").eval()
+    texts = data.tokens(["a", "a photo of a cat", "two small squares"])
+    method = method.cpu().eval()
+    with torch.no_grad():
+        pairs = [
+            (method.embed_image(images.cpu()).pooled, again.encode_image(images.cpu(), normalize=True)),
+            (method.embed_text(texts).pooled, again.encode_text(texts, normalize=True)),
+        ]
+    difference = max((a - b).abs().max().item() for a, b in pairs)
+    if difference > 1e-5:
+        raise ValueError(f"{weights}: loaded back by open_clip, its features differ by {difference:.2e}; do not use it")
+    yield f"loaded back by open_clip, features differ by {difference:.1e}"
+    yield f"use: open_clip.create_model_and_transforms('local-dir:{out}')"

@@ -1,6 +1,7 @@
 """Protocols that put a number on frozen features: the same code as a callback and as a command."""
 
 from manyviews.evaluation.callback import Evaluation
+from manyviews.evaluation.composition import Composition
 from manyviews.evaluation.features import Features, extract
 from manyviews.evaluation.fewshot import FewShot
 from manyviews.evaluation.joint import JointProtocol, TextRetrieval, ZeroShot
@@ -12,6 +13,7 @@ from manyviews.evaluation.retrieval import Retrieval
 
 __all__ = [
     "KNN",
+    "Composition",
     "Evaluation",
     "Features",
     "FewShot",

@@ -14,6 +14,7 @@ from manyviews.backbones import Encoding
 from manyviews.heads import LogitScale
 from manyviews.methods.gradcache import check_exact
 from manyviews.methods.method import Batch, Method
+from manyviews.monitoring import diagnostics
 from manyviews.objectives import Objective
 from manyviews.optim import OptimizerFactory, Schedule
 from manyviews.similarity import unit
@@ -79,7 +80,9 @@ class ImageText(Method):
             raise ValueError(f"{type(self).__name__} needs texts: set data.text to viewshards.Captions")
         images, texts = self.encodings(batch)
         loss, shown = self.compare_pairs(images, texts, batch)
-        self.readings = dict(self.objective.diagnostics)
+        rows = distributed.current()(len(batch["text"][0]))
+        share, floor = diagnostics.duplicates(rows.gather(batch["text"][0]))
+        self.readings = {**self.objective.diagnostics, "duplicate_captions": share, "loss_floor": floor}
         return {
             "loss": loss,
             "features": images[0].pooled.detach(),

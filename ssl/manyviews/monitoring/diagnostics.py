@@ -31,6 +31,22 @@ def tolerance(z: Tensor, label: Tensor) -> Tensor:
     return (u @ u.T)[same].mean()
 
 
+def modality_gap(a: Tensor, b: Tensor) -> Tensor:
+    """Distance of the mean unit embeddings of two views or modalities, 0 to 2 (Liang et al., NeurIPS 2022)."""
+    gap: Tensor = torch.linalg.vector_norm(unit(a).mean(0) - unit(b).mean(0))
+    return gap
+
+
+def duplicates(items: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of the rows (n, L) that stand there more than once, and the floor they put under a contrastive loss.
+
+    Of g equal captions none can be told from the others: their rows of the loss cannot go below ln g.
+    """
+    _, place, counts = items.unique(dim=0, return_inverse=True, return_counts=True)
+    alike = counts[place].double()
+    return (alike > 1).double().mean(), alike.log().mean()
+
+
 def rankme(z: Tensor, centre: bool = False, eps: float = 1e-7) -> Tensor:
     """RankMe (Garrido et al., ICML 2023): exp of the entropy of the singular values. In [1, min(n, D)].
 

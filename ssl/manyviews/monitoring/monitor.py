@@ -127,6 +127,8 @@ class Monitor(pl.Callback):
             "similarity/negative_mean": negative.mean(),
             "representation/alignment": diagnostics.alignment(projections[0], projections[1]),
             "representation/uniformity": diagnostics.uniformity(projections[0]),
+            "representation/uniformity_view1": diagnostics.uniformity(projections[1]),
+            "representation/gap": diagnostics.modality_gap(projections[0], projections[1]),
             "representation/rankme_projections": diagnostics.rankme(projections[0]),
             "representation/rankme_features": diagnostics.rankme(features),
             "representation/rankme_features_centred": diagnostics.rankme(features, centre=True),

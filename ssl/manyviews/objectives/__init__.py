@@ -5,22 +5,29 @@ from manyviews.objectives.bacon import BaCon
 from manyviews.objectives.barlow import BarlowTwins, VICReg
 from manyviews.objectives.beclr import BECLR
 from manyviews.objectives.byol import BYOL, SimSiam
-from manyviews.objectives.clip import CLIP
+from manyviews.objectives.clip import CLIP, PairwiseCLIP
 from manyviews.objectives.cmim import CMIM
 from manyviews.objectives.cpl import CPL
 from manyviews.objectives.dcl import DCL
 from manyviews.objectives.deepcluster import DeepCluster
+from manyviews.objectives.fdt import FDT
+from manyviews.objectives.filip import CGVLM, FILIP
 from manyviews.objectives.hallucinator import Hallucinator
 from manyviews.objectives.hard import HardContrastive
 from manyviews.objectives.hydra import Hydra, HydraMoCo
+from manyviews.objectives.improved import BarLIP, ImprovedCLIP, SiamLIP, SwALIP
 from manyviews.objectives.infonce import InfoNCE
+from manyviews.objectives.mcip import MCIP
 from manyviews.objectives.meco import MECO
 from manyviews.objectives.meow import MEOW, AdaMEOW
+from manyviews.objectives.mgca import MGCA
 from manyviews.objectives.mochi import MoCHi
+from manyviews.objectives.mocoop import MoCoOp
 from manyviews.objectives.multiview import MVDHEL, MVInfoNCE
 from manyviews.objectives.nnclr import NNCLR
 from manyviews.objectives.ntxent import NTXent
 from manyviews.objectives.objective import Objective
+from manyviews.objectives.orma import ORMA
 from manyviews.objectives.pairwise import AverageViews, PairwiseViews
 from manyviews.objectives.palm import PALM
 from manyviews.objectives.polyview import PolyView
@@ -28,6 +35,7 @@ from manyviews.objectives.repulsor import Repulsor
 from manyviews.objectives.sepclr import SepCLR
 from manyviews.objectives.siglip import SigLIP
 from manyviews.objectives.simhand import SiMHand
+from manyviews.objectives.slip import SLIP
 from manyviews.objectives.sogclr import ISogCLR, SogCLR
 from manyviews.objectives.supcon import SupCon
 from manyviews.objectives.supremix import SupReMix
@@ -39,21 +47,29 @@ __all__ = [
     "AMCL",
     "BECLR",
     "BYOL",
+    "CGVLM",
     "CLIP",
     "CMIM",
     "CPL",
     "DCL",
+    "FDT",
+    "FILIP",
+    "MCIP",
     "MECO",
     "MEOW",
+    "MGCA",
     "MVDHEL",
     "NNCLR",
+    "ORMA",
     "PALM",
+    "SLIP",
     "WMSE",
     "AMCLBarlow",
     "AMCLSimSiam",
     "AdaMEOW",
     "AverageViews",
     "BaCon",
+    "BarLIP",
     "BarlowTwins",
     "DeepCluster",
     "GroupWhitened",
@@ -63,21 +79,26 @@ __all__ = [
     "HydraMoCo",
     "ISogCLR",
     "ImageVolume",
+    "ImprovedCLIP",
     "InfoNCE",
     "MVInfoNCE",
     "MoCHi",
+    "MoCoOp",
     "NTXent",
     "Objective",
+    "PairwiseCLIP",
     "PairwiseViews",
     "PolyView",
     "Repulsor",
     "SepCLR",
     "SiMHand",
+    "SiamLIP",
     "SigLIP",
     "SimSiam",
     "SogCLR",
     "SupCon",
     "SupReMix",
+    "SwALIP",
     "SwAV",
     "VICReg",
 ]

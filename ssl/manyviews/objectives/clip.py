@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any, Literal
 
 import torch
@@ -95,6 +96,46 @@ class CLIP(Objective):
             spread, columns = (a * (everyone.sum(0) - twins)).sum(1) + positive, rows.total - number + 1
         target = (1 - self.smoothing) * right + self.smoothing * spread / columns
         return rows.mean(plain + positive - target)
+
+
+class PairwiseCLIP(Objective):
+    """The mean of CLIP over pairs of more than two views or modalities, one scale for all.
+
+    Args:
+        scale: s; default 1/0.07, learned, in [1, 100].
+        anchor: only pairs with this view (ImageBind: the image); None: all pairs.
+    """
+
+    def __init__(self, scale: LogitScale | None = None, anchor: int | None = None) -> None:
+        super().__init__()
+        self.clip, self.anchor = CLIP(scale), anchor
+
+    def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None, **_: Any) -> Tensor:
+        """`group` (n,): as in `CLIP`."""
+        pairs = [(a, b) for a, b in combinations(range(len(views)), 2) if self.anchor is None or self.anchor in (a, b)]
+        losses = [self.clip.loss([views[a], views[b]], rows, group) for a, b in pairs]
+        self.diagnostics = {f"pair_{a}{b}": x.detach() for (a, b), x in zip(pairs, losses, strict=True)}
+        return torch.stack(losses).mean()
+
+
+def contrast(a: Tensor, b: Tensor, rows: Rows, group: Tensor | None = None, bound: float | None = None) -> Tensor:
+    """The symmetric loss of rows a and b (n, D) as they are, any scale in them; equal groups are no negatives."""
+    ids, positive = image_ids(rows, group, a.device), (a * b).sum(1)
+    return torch.stack(
+        [rows.mean(softplus(negatives - positive)) for negatives in logsumexp_both(a, b, ids, ids, rows, bound)]
+    ).mean()
+
+
+def pick_own(logits: Tensor, rows: Rows, group: Tensor | None = None) -> Tensor:
+    """Mean over local rows of the cross-entropy of `logits` (n, N), whose columns are the pairs of all ranks.
+
+    For similarities that are no product of two vectors. Pairs of equal group are no negatives.
+    """
+    ids, own = image_ids(rows, group, logits.device), rows.index(logits.device)
+    there = rows.gather(ids)
+    twin = (ids[:, None] == there) & (own[:, None] != torch.arange(rows.total, device=logits.device))
+    logits = logits.masked_fill(twin, -torch.inf)
+    return rows.mean(logits.logsumexp(1) - logits.gather(1, own[:, None])[:, 0])
 
 
 def _rows_only(

@@ -32,10 +32,30 @@ class MVInfoNCE(Objective):
         self.temperature = positive("temperature", temperature)
         self.same_view_negatives = same_view_negatives
 
-    def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None, **_: Any) -> Tensor:
-        """`group` (n,): images of equal group >= 0 are left out of each other's negatives (-1: unknown)."""
+    def loss(
+        self,
+        views: list[Tensor],
+        rows: Rows,
+        group: Tensor | None = None,
+        present: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """`group` (n,): images of equal group >= 0 are left out of each other's negatives (-1: unknown).
+
+        `present` (n, V) bool: which views, such as modalities, a sample has. Samples with fewer than two are left out.
+        """
         u = [unit(view) for view in views]
         own = log_own(u, self.temperature)
+        if present is not None:
+            there, own, counts = _pairs_there(own, present)
+            negatives = _negatives_there(
+                u, present, self.temperature, rows, group, "all" if self.same_view_negatives else "other"
+            )
+            sums = torch.logaddexp(negatives, torch.logsumexp(own, 1)).masked_fill(~there.T, -math.inf)
+            return rows.mean(
+                torch.where(counts, sums.logsumexp(0), 0) - torch.where(counts, own.flatten(0, 1).logsumexp(0), 0),
+                counts.to(own.dtype),
+            )
         negatives = (
             log_negatives(u, self.temperature, rows, group) if self.same_view_negatives else self._cross(u, rows, group)
         )
@@ -75,9 +95,26 @@ class MVDHEL(Objective):
         self.temperature = positive("temperature", temperature)
         self.ordered = ordered
 
-    def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None, **_: Any) -> Tensor:
-        """`group` (n,): images of equal group >= 0 are left out of each other's negatives (-1: unknown)."""
+    def loss(
+        self,
+        views: list[Tensor],
+        rows: Rows,
+        group: Tensor | None = None,
+        present: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """`group` (n,): images of equal group >= 0 are left out of each other's negatives (-1: unknown).
+
+        `present` (n, V) bool: which views, such as modalities, a sample has. A view's uniformity is over the samples
+        that have it; samples with fewer than two are left out.
+        """
         u = [unit(view) for view in views]
+        if present is not None:
+            there, own, counts = _pairs_there(log_own(u, self.temperature), present)
+            factors = _negatives_there(u, present, self.temperature, rows, group, "same")
+            spread = torch.where(there.T & (factors > -FAR / 2), factors, 0).sum(0)
+            value = spread - own.flatten(0, 1).logsumexp(0) + (0.0 if self.ordered else math.log(2))
+            return rows.mean(torch.where(counts, value, 0), counts.to(value.dtype))
         uniformity = torch.cat([log_negatives([view], self.temperature, rows, group) for view in u]).sum(0)
         alignment = log_own(u, self.temperature).flatten(0, 1).logsumexp(0)
         return rows.mean(uniformity - alignment) + (0.0 if self.ordered else math.log(2))
@@ -87,3 +124,39 @@ def log_own(u: list[Tensor], temperature: float) -> Tensor:
     """(V, V, n): u_l,i . u_m,i / t among the views of each image, -inf where l = m."""
     own = own_views(u, temperature)
     return own.masked_fill(torch.eye(len(u), dtype=torch.bool, device=own.device)[:, :, None], -math.inf)
+
+
+FAR = 1e4
+"""Minus this is the similarity of an absent column: exp of it is 0."""
+
+
+def _pairs_there(own: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`present`, `own` (V, V, n) without the pairs a sample lacks, and (n,) whether it has any pair at all.
+
+    A sample without any keeps finite numbers, for its gradient's sake; it has weight 0.
+    """
+    counts = present.sum(1) >= 2
+    there = present | ~counts[:, None]
+    return there, own.masked_fill(~(there.T[:, None] & there.T[None]), -math.inf), counts
+
+
+def _negatives_there(
+    u: list[Tensor], present: Tensor, temperature: float, rows: Rows, group: Tensor | None, of: str
+) -> Tensor:
+    """(V, n): log-sum-exp of each anchor over the columns of other samples that are there.
+
+    `of`: columns of the `same` view, of the `other` views, or of `all`. What is absent gets a further coordinate that
+    puts it FAR away from everything.
+    """
+    ids = image_ids(rows, group, u[0].device)
+    scaled = [torch.cat([view * temperature**-0.5, torch.ones_like(view[:, :1])], 1) for view in u]
+    columns = [
+        torch.cat([view * temperature**-0.5, torch.where(present[:, v], 0.0, -FAR)[:, None].to(view.dtype)], 1)
+        for v, view in enumerate(u)
+    ]
+    sums = []
+    for v, anchor in enumerate(scaled):
+        chosen = {"same": columns[v : v + 1], "other": columns[:v] + columns[v + 1 :], "all": columns}[of]
+        where = ids.repeat(len(chosen))
+        sums.append(logsumexp(anchor, torch.cat(chosen), ids, where, rows, 1 / temperature))
+    return torch.stack(sums)

@@ -1,0 +1,180 @@
+"""Commands in the joint space of images and texts: zeroshot, composition, search."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from manyviews.cli.evaluate import Trained, bring_up, instantiate, pixels_of, show
+from manyviews.distributed import LOCAL
+from manyviews.evaluation import Composition, JointProtocol, ZeroShot
+from manyviews.evaluation.composition import aro
+from manyviews.evaluation.features import prepared
+from manyviews.methods import ImageText
+from manyviews.monitoring import pictures
+from manyviews.similarity import unit
+
+
+def image_text(arguments: argparse.Namespace) -> tuple[Trained, ImageText]:
+    """The checkpoint of a command line, or an open_clip model from disk, as an image-text method.
+
+    Raises:
+        ValueError: if it knows no texts.
+    """
+    trained = pretrained(arguments) if getattr(arguments, "pretrained", None) else bring_up(arguments)
+    if not isinstance(trained.method, ImageText):
+        raise ValueError(f"{trained.checkpoint}: {type(trained.method).__name__} knows no texts")
+    trained.method.eval()
+    return trained, trained.method
+
+
+def pretrained(arguments: argparse.Namespace) -> Trained:
+    """An open_clip model (a folder, or a weights file with --model NAME) on shards."""
+    path = Path(arguments.pretrained)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: not there; --pretrained takes an open_clip folder, or a file with --model")
+    if path.is_file() and not arguments.model:
+        raise ValueError(f"{path} is a file of weights: give --model, the open_clip model it is of")
+    if not arguments.data:
+        raise ValueError("--pretrained needs --data, a folder of shards")
+    from manyviews.backbones.openclip import model_config
+
+    name = arguments.model if path.is_file() else f"local-dir:{path}"
+    tower: dict[str, Any] = {"name": name, **({"checkpoint": str(path)} if path.is_file() else {})}
+    config = model_config(name)
+    preprocess: dict[str, Any] = {"mean": CLIP_MEAN, "std": CLIP_STD}
+    if path.is_dir():
+        preprocess |= json.loads((path / "open_clip_config.json").read_text()).get("preprocess_cfg", {})
+    side = config["vision_cfg"].get("image_size", 224)
+    one = {"class_path": "viewshards.views.Augmentation", "init_args": {"size": side}}
+    recipe = {
+        "model": {
+            "class_path": "manyviews.methods.CLIP",
+            "init_args": {
+                "dim": config["embed_dim"],
+                "backbone": {"class_path": "manyviews.backbones.OpenClipImage", "init_args": tower},
+                "text_backbone": {"class_path": "manyviews.backbones.OpenClipText", "init_args": tower},
+            },
+        },
+        "data": {
+            "class_path": "viewshards.ShardDataModule",
+            "init_args": {
+                "root": arguments.data,
+                "global_batch_size": 1,
+                "views": {"class_path": "viewshards.views.MultiView", "init_args": {"augmentations": [one]}},
+                "eval_view": {"class_path": "viewshards.views.CentreCrop", "init_args": {"size": side, "resize": side}},
+                "text": {
+                    "class_path": "viewshards.Captions",
+                    "init_args": {"tokenizer": name, "context": config["text_cfg"].get("context_length", 77)},
+                },
+                "mean": preprocess["mean"],
+                "std": preprocess["std"],
+                **{key: getattr(arguments, key) for key in ("label", "workers") if getattr(arguments, key) is not None},
+            },
+        },
+    }
+    method, data = instantiate(recipe)
+    run = Path("runs") / f"pretrained-{path.stem}"
+    device = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return Trained(method.to(device), data, path, 0, run, recipe)
+
+
+CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
+CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+
+
+def zeroshot(arguments: argparse.Namespace) -> None:
+    """Zero-shot classification of the val split."""
+    _measure(arguments, ZeroShot(arguments.bank))
+
+
+def composition(arguments: argparse.Namespace) -> None:
+    """True against false captions: of a split's own cases, or of ARO's files."""
+    if not arguments.aro:
+        return _measure(arguments, Composition(), arguments.split)
+    trained, method = image_text(arguments)
+    excluded = json.loads(Path(arguments.exclude).read_text()) if arguments.exclude else []
+    result = aro(method, trained.data, Path(arguments.aro), Path(arguments.images), excluded)
+    target = arguments.json or str(trained.run / "evaluations" / f"{Path(arguments.aro).stem}.json")
+    show(trained, Composition(), result, target)
+    return None
+
+
+def _measure(arguments: argparse.Namespace, protocol: JointProtocol, split: str | None = None) -> None:
+    trained, method = image_text(arguments)
+    if split:
+        trained.data.val_split = split
+        trained.data.__dict__.pop("val_set", None)
+    show(trained, protocol, protocol.measure(method, trained.data), arguments.json)
+
+
+@torch.no_grad()
+def search(arguments: argparse.Namespace) -> None:
+    """The nearest images of a split to a text or an image, as a contact sheet."""
+    if bool(arguments.text) == bool(arguments.image):
+        raise ValueError("give --text WORDS or --image FILE")
+    trained, method = image_text(arguments)
+    index, numbers = _index(trained, method, arguments.split)
+    if arguments.text:
+        query = method.embed_text(trained.data.tokens([arguments.text]).to(method.device))
+    else:
+        with Image.open(arguments.image) as picture:
+            view = trained.data.eval_view(np.asarray(picture.convert("RGB")))
+        batch = {"image": [torch.from_numpy(view.copy()).permute(2, 0, 1)[None].to(method.device)]}
+        query = method.embed_image(trained.data.on_after_batch_transfer(batch, 0)["image"][0])
+    scores, found = index.search(query.pooled.float().cpu().numpy(), min(arguments.k, index.ntotal))
+    samples, views = numbers[found[0]].T
+    pixels: dict[tuple[int, int], Any] = {}
+    for view in np.unique(views).tolist():
+        wanted = pixels_of(trained, arguments.split, set(samples[views == view].tolist()), view)
+        pixels |= {(sample, view): image for sample, image in wanted.items()}
+    cells = [pixels[sample, view] for sample, view in zip(samples.tolist(), views.tolist(), strict=True)]
+    columns = max(1, min(8, len(cells)))
+    sheet = pictures.grid([cells[i : i + columns] for i in range(0, len(cells), columns)])
+    factor = max(1, 96 // cells[0].shape[0])
+    Image.fromarray(np.repeat(np.repeat(sheet, factor, 0), factor, 1)).save(arguments.out)
+    keys = _keys(trained, arguments.split)
+    for score, sample in zip(scores[0].tolist(), samples.tolist(), strict=True):
+        print(f"{score:.4f}  {keys[sample]}")
+    print(f"contact sheet: {arguments.out}")
+
+
+def _index(trained: Trained, method: ImageText, split: str) -> tuple[Any, Any]:
+    """An exact faiss index of the images of a split, and (sample, natural view) of its entries; kept in the run."""
+    try:
+        import faiss
+    except ModuleNotFoundError as error:
+        raise ValueError("search needs faiss: pip install 'manyviews[search]'") from error
+    shards = hashlib.sha256(f"{trained.data.root}:{trained.data.train_set.fingerprint}".encode()).hexdigest()[:12]
+    folder = trained.run / "search"
+    path = folder / f"{split}-{shards}-step-{trained.step:08d}.faiss"
+    if path.exists():
+        return faiss.read_index(str(path)), np.load(path.with_suffix(".npy"))
+    rows, numbers = [], []
+    for batch in prepared(method, trained.data, split, LOCAL):
+        real = batch["weight"] > 0
+        for view, images in enumerate(batch["image"]):
+            rows.append(unit(method.embed_image(images[real]).pooled).cpu())
+            numbers += [(sample, view) for sample in batch["index"][real].tolist()]
+    embedded = torch.cat(rows).numpy()
+    index = faiss.IndexFlatIP(embedded.shape[1])
+    index.add(embedded)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(path.with_suffix(".npy"), np.array(numbers))
+    faiss.write_index(index, str(path))
+    print(f"index of {index.ntotal} images: {path}")
+    return index, np.array(numbers)
+
+
+def _keys(trained: Trained, split: str) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for batch in trained.data.evaluation_loader(split, world=1, rank=0):
+        found |= dict(zip(batch["index"].tolist(), batch["key"], strict=True))
+    return found

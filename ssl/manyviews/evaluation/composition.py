@@ -1,0 +1,191 @@
+"""Does word order matter to it? True against false captions of one image (ARO; Yuksekgonul et al., ICLR 2023)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from manyviews.backbones import Encoding
+from manyviews.distributed import LOCAL
+from manyviews.evaluation.features import frozen, prepared
+from manyviews.evaluation.joint import JointProtocol, embed_texts, part_of
+from manyviews.evaluation.protocol import Result
+
+LAST = ("order",)
+"""Kinds in which ARO puts the true caption first, so that a tie counts as right; in the others it stands last."""
+
+
+@dataclass
+class Composition(JointProtocol):
+    """Accuracy of choosing the true caption of an image among false ones of the same words, for each kind.
+
+    Samples have `cases` in their `.json`: {"true": caption, KIND: false caption or list of them, ...}. Scores are
+    those by which an image chooses a text. Ties as ARO breaks them: the candidate that stands first wins; the true
+    one stands last in the kinds `attribute` and `relation` (a tie is wrong), first in `order` (a tie is right). Their
+    number is reported. Beside every kind stands what a model without eyes reaches: a bigram model of the training
+    captions that takes the likelier one.
+
+    Attributes:
+        smoothing: added to every count of the bigram model.
+    """
+
+    smoothing: float = 0.1
+    name = "composition"
+
+    def check(self, batch: dict[str, Any]) -> None:  # noqa: D102
+        super().check(batch)
+        if "cases" not in batch:
+            raise ValueError("Composition needs samples with `cases` in their .json: a true caption and false ones")
+
+    def measure(self, module: Any, data: Any) -> Result:  # noqa: D102
+        tallies: dict[str, list[list[float]]] = defaultdict(list)
+        blind = Bigrams(_captions(data), self.smoothing)
+        for batch in prepared(module, data, "val", LOCAL):  # every rank all of it: such sets are small
+            if "cases" not in batch:
+                self.check(batch)
+            kinds = sorted({kind for cases in batch["cases"] for kind in cases if kind != "true"})
+            for kind in kinds:
+                rows = [i for i, cases in enumerate(batch["cases"]) if kind in cases and batch["weight"][i] > 0]
+                images = module.embed_image(batch["image"][0][rows])
+                options = [arranged(kind, batch["cases"][i]) for i in rows]
+                scores = choose(module, data, images, [texts for texts, _ in options])
+                for score, (texts, true) in zip(scores, options, strict=True):
+                    says = torch.tensor([blind(text) for text in texts])
+                    tallies[kind].append([*verdict(score, true), verdict(says, true)[0]])
+        found: dict[str, float] = {}
+        details: dict[str, int] = {}
+        for kind, tally in sorted(tallies.items()):
+            right, ties, text_only = torch.tensor(tally, dtype=torch.float64).sum(0).tolist()
+            found |= {kind: right / len(tally), f"{kind}_text_only": text_only / len(tally)}
+            details |= {f"{kind}_cases": len(tally), f"{kind}_ties": int(ties)}
+        return Result(found, details)
+
+
+def arranged(kind: str, cases: Mapping[str, Any]) -> tuple[list[str], int]:
+    """The candidates in ARO's order, and the place of the true one."""
+    false = [cases[kind]] if isinstance(cases[kind], str) else list(cases[kind])
+    return ([cases["true"], *false], 0) if kind in LAST else ([*false, cases["true"]], len(false))
+
+
+def verdict(scores: Tensor, true: int) -> list[float]:
+    """Right (1) or wrong (0), and whether the true one shares the highest score."""
+    best = scores.max()
+    return [float(int(scores.argmax()) == true), float(bool(scores[true] == best and (scores == best).sum() > 1))]
+
+
+def choose(module: Any, data: Any, images: Encoding, options: list[list[str]]) -> list[Tensor]:
+    """For each image the scores by which it chooses among its own texts."""
+    texts = embed_texts(module, data, [text for candidates in options for text in candidates])
+    ends = list(accumulate(len(candidates) for candidates in options))
+    cuts = [slice(end - len(candidates), end) for end, candidates in zip(ends, options, strict=True)]
+    return [
+        module.similarity(part_of(images, slice(i, i + 1)), part_of(texts, cut))[0][0].float().cpu()
+        for i, cut in enumerate(cuts)
+    ]
+
+
+class Bigrams:
+    """A model without eyes: mean log-probability of a caption's words, each given the one before it.
+
+    Args:
+        captions: it is counted on. smoothing: added to every count.
+    """
+
+    def __init__(self, captions: Iterable[str], smoothing: float) -> None:
+        self.pairs: Counter[tuple[str, str]] = Counter()
+        self.first: Counter[str] = Counter()
+        words = set()
+        for caption in captions:
+            said = self._words(caption)
+            words.update(said)
+            self.pairs.update(pairwise(said))
+            self.first.update(said[:-1])
+        self.smoothing, self.size = smoothing, max(1, len(words))
+
+    def __call__(self, caption: str) -> float:
+        """Log-probability per word."""
+        said = self._words(caption)
+        steps = [
+            math.log((self.pairs[a, b] + self.smoothing) / (self.first[a] + self.smoothing * self.size))
+            for a, b in pairwise(said)
+        ]
+        return sum(steps) / len(steps)
+
+    @staticmethod
+    def _words(caption: str) -> list[str]:
+        return ["<s>", *caption.lower().replace(",", " ,").split(), "</s>"]
+
+
+def _captions(data: Any) -> Iterable[str]:
+    for batch in data.evaluation_loader("train", world=1, rank=0):
+        yield from batch.get("caption", ())
+
+
+def aro(module: Any, data: Any, cases: Path, images: Path, excluded: Sequence[str] = (), fewest: int = 25) -> Result:
+    """The benchmark's own files: VG-Relation, VG-Attribution, or captions with perturbations, scored as it does.
+
+    Args:
+        module: with `embed_image`, `embed_text`, `similarity`. data: a data module, for tokens and the view.
+        cases: JSON list of {image_path, true_caption, false_caption, and relation_name or attributes, bbox_x, bbox_y,
+            bbox_w, bbox_h} (the image is cropped to the box), or of {image_path, captions}, the true one first.
+        images: the folder image_path is in.
+        excluded: relations that the macro mean leaves out (the benchmark excludes symmetric ones).
+        fewest: cases an attribute pair must have to take part in the macro mean.
+
+    Returns:
+        `aro_macro` (mean over relations or attribute pairs), `aro` (over cases), ties in the details.
+
+    Raises:
+        ValueError: naming the entry that lacks something.
+    """
+    content = json.loads(cases.read_text())
+    right: dict[str, list[float]] = defaultdict(list)
+    ties = 0.0
+    with frozen(module):
+        for number, case in enumerate(content):
+            try:
+                texts, true, group = _read(case)
+                view = data.eval_view(_crop(images / case["image_path"], case))
+            except (KeyError, OSError) as error:
+                raise ValueError(f"{cases}: entry {number} cannot be used: {error!r}") from error
+            batch = {"image": [torch.from_numpy(view).permute(2, 0, 1)[None].to(module.device)]}
+            with torch.no_grad():
+                image = module.embed_image(data.on_after_batch_transfer(batch, 0)["image"][0])
+                score, tie = verdict(choose(module, data, image, [texts])[0], true)
+            right[group].append(score)
+            ties += tie
+    kept = [v for g, v in right.items() if g not in excluded and (not g.startswith("(") or len(v) >= fewest)]
+    every = [score for scores in right.values() for score in scores]
+    macro = sum(sum(v) / len(v) for v in kept) / len(kept) if kept else float("nan")
+    return Result(
+        {"aro_macro": macro, "aro": sum(every) / len(every)},
+        {"cases": len(every), "groups": len(right), "groups_in_macro": len(kept), "ties": int(ties)},
+    )
+
+
+def _read(case: Mapping[str, Any]) -> tuple[list[str], int, str]:
+    """Candidates, the true one's place, and what the case is averaged with."""
+    if "captions" in case:
+        return list(case["captions"]), 0, "order"
+    group = case["relation_name"] if "relation_name" in case else f"({', '.join(case['attributes'])})"
+    return [case["false_caption"], case["true_caption"]], 1, group
+
+
+def _crop(path: Path, case: Mapping[str, Any]) -> Any:
+
+    with Image.open(path) as image:
+        if "bbox_x" in case:
+            x, y = case["bbox_x"], case["bbox_y"]
+            image = image.crop((x, y, x + case["bbox_w"], y + case["bbox_h"]))  # type: ignore[assignment]
+        return np.asarray(image.convert("RGB"))
