@@ -102,6 +102,7 @@ class Captions:
         views: how many text views; the first is the plain caption.
         augmentations: of each view instead, None: as it is.
         fields: where captions are looked for; all that are there take part.
+        distinct: each view another caption of the sample, as far as there are, instead of all the same one.
         language: only captions of this language.
         hard: hard captions that go along, drawn anew each epoch from those of the drawn caption.
         every: in evaluation the first so many captions of a sample go along.
@@ -114,6 +115,7 @@ class Captions:
         views: int = 1,
         augmentations: Sequence[TextAugmentation | None] | None = None,
         fields: Sequence[str] = ("captions", "txt"),
+        distinct: bool = False,
         language: str | None = None,
         hard: int = 0,
         every: int = 5,
@@ -124,7 +126,7 @@ class Captions:
         if not self.augmentations or not fields or every < 1:
             raise ValueError("Captions needs at least one view, one field and every >= 1")
         self.fields, self.language, self.hard, self.every = list(fields), language, hard, every
-        self.context, self.tokenizer = context, tokenizer
+        self.distinct, self.context, self.tokenizer = distinct, context, tokenizer
 
     @cached_property
     def _tokenize(self) -> Any:
@@ -176,16 +178,19 @@ class Captions:
     def draw(self, fields: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """`text`: a (context,) array a view; with `hard`: `hard_text` (hard, context) and `hard_present` (hard,)."""
         captions = self.of(fields)
-        caption = list(captions)[int(rng.integers(len(captions)))]
-        views = [caption if change is None else change(caption, rng) for change in self.augmentations]
+        order = [list(captions)[i] for i in rng.permutation(len(captions))]
+        caption = order[0]
+        chosen = [order[v % len(order)] if self.distinct else caption for v in range(len(self.augmentations))]
+        changes = zip(chosen, self.augmentations, strict=True)
+        views = [said if change is None else change(said, rng) for said, change in changes]
         out: dict[str, Any] = {"text": list(self.tokens(views))}
         if self.hard:
             offered = captions[caption]
-            chosen = [offered[i] for i in rng.permutation(len(offered))[: self.hard].tolist()]
+            wrong = [offered[i] for i in rng.permutation(len(offered))[: self.hard].tolist()]
             ids = np.zeros((self.hard, self.context), np.int64)
-            if chosen:
-                ids[: len(chosen)] = self.tokens(chosen)
-            out |= {"hard_text": ids, "hard_present": np.arange(self.hard) < len(chosen)}
+            if wrong:
+                ids[: len(wrong)] = self.tokens(wrong)
+            out |= {"hard_text": ids, "hard_present": np.arange(self.hard) < len(wrong)}
         return out
 
     def all(self, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -184,9 +184,15 @@ class ProcessGather(Gather):
         after, before = ((self.rank + step) % self.world for step in (1, -1))
         if self.group is not None:
             after, before = (dist.get_global_rank(self.group, rank) for rank in (after, before))
-        hops = [dist.P2POp(dist.isend, x, after, self.group), dist.P2POp(dist.irecv, out, before, self.group)]
-        for work in dist.batch_isend_irecv(hops):
-            work.wait()
+        if dist.get_backend(self.group) == "nccl":  # which needs both hops in one launch
+            hops = [dist.P2POp(dist.isend, x, after, self.group), dist.P2POp(dist.irecv, out, before, self.group)]
+            for work in dist.batch_isend_irecv(hops):
+                work.wait()
+        else:
+            sent = dist.isend(x, after, self.group)
+            dist.recv(out, before, self.group)
+            if sent is not None:
+                sent.wait()
         return out.to(home)
 
     def _movable(self, x: Tensor) -> Tensor:

@@ -76,10 +76,15 @@ class LogitScale(nn.Module):
         initial: s at the start; CLIP 1 / 0.07, SigLIP 10.
         bounds: of s, kept after every optimiser step by `clamp`; CLIP (1, 100); None: free (SigLIP).
         bias: at the start; None: no bias. SigLIP -10.
+        learned: False: s and bias stay as they are.
     """
 
     def __init__(
-        self, initial: float = 1 / 0.07, bounds: tuple[float, float] | None = (1.0, 100.0), bias: float | None = None
+        self,
+        initial: float = 1 / 0.07,
+        bounds: tuple[float, float] | None = (1.0, 100.0),
+        bias: float | None = None,
+        learned: bool = True,
     ) -> None:
         super().__init__()
         if not initial > 0:
@@ -89,6 +94,7 @@ class LogitScale(nn.Module):
         self.bounds = bounds
         self.log_scale = nn.Parameter(torch.tensor(math.log(initial)))
         self.bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
+        self.requires_grad_(learned)
 
     def forward(self) -> Tensor:
         """s, a scalar."""
@@ -106,3 +112,54 @@ class LogitScale(nn.Module):
             return y.float() if y.dtype in (torch.bfloat16, torch.float16) else y
 
         return super()._apply(kept, recurse)  # type: ignore[no-untyped-call]
+
+
+class TokenLearner(nn.Module):
+    """Fewer visual tokens, each a convex combination of linearly mapped patches (Wukong's reduced-token layer).
+
+    Args:
+        dim: D of the tokens. tokens: how many are left. groups: of the grouped linear maps; divides D.
+    """
+
+    def __init__(self, dim: int, tokens: int, groups: int = 8) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.score = nn.Sequential(nn.Conv1d(dim, dim, 1, groups=groups), nn.Conv1d(dim, tokens, 1))
+        self.value = nn.Conv1d(dim, dim, 1, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, T, D) to (n, tokens, D)."""
+        weights = self.score(self.norm(x).mT).softmax(2)
+        fewer: Tensor = weights @ self.value(x.mT).mT
+        return fewer
+
+
+class LatentPool(nn.Module):
+    """One learned query attends to the valid tokens; feed-forward, LayerNorm, linear map (COSMO's pooled latent).
+
+    Args:
+        width: of the tokens. out: of the embedding. heads: of the attention.
+    """
+
+    def __init__(self, width: int, out: int, heads: int = 8) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        wide = 4 * width
+        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width))
+        self.last = nn.LayerNorm(width)
+        self.out = nn.Linear(width, out, bias=False)
+
+    def no_weight_decay(self) -> list[str]:
+        """The query."""
+        return ["query"]
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(n, T, width) and (n, T) bool, True for valid, to (n, out)."""
+        x = self.norm(tokens)
+        query = self.query.expand(len(tokens), -1, -1)
+        pooled = query + self.attention(query, x, x, key_padding_mask=~mask, need_weights=False)[0]
+        pooled = pooled + self.mlp(pooled)
+        result: Tensor = self.out(self.last(pooled[:, 0]))
+        return result

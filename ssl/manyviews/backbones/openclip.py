@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +33,12 @@ class OpenClipImage(nn.Module):
     def __init__(self, name: str, checkpoint: str | None = None, options: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.name, self.options = name, dict(options or {})
-        whole, config = dual_encoder(name, checkpoint, {"vision_cfg": self.options})
-        self.model: nn.Module = whole.visual
+        self.model, dim = build(name, "visual", checkpoint, self.options)
         proj = getattr(self.model, "proj", None)
         self.projection = proj.detach().clone() if isinstance(proj, nn.Parameter) else None
         if self.projection is not None:
             self.model.proj, self.model.output_tokens = None, True
-        self.width: int = config["embed_dim"] if self.projection is None else len(self.projection)
+        self.width: int = dim if self.projection is None else len(self.projection)
 
     def forward(self, images: Tensor) -> Encoding:
         """(B, 3, H, W) normalised floats to an Encoding; tokens are the patches, without the class token."""
@@ -67,8 +66,7 @@ class OpenClipText(nn.Module):
     def __init__(self, name: str, checkpoint: str | None = None, options: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.name, self.options = name, dict(options or {})
-        whole, config = dual_encoder(name, checkpoint, {"text_cfg": self.options})
-        self.model: nn.Module = whole.text
+        self.model, _ = build(name, "text", checkpoint, self.options)
         proj = getattr(self.model, "text_projection", None)
         if isinstance(proj, nn.Linear):
             if proj.bias is not None:
@@ -76,9 +74,7 @@ class OpenClipText(nn.Module):
             proj = nn.Parameter(proj.weight.T)
         self.projection = proj.detach().clone() if isinstance(proj, nn.Parameter) else None
         if not hasattr(self.model, "token_embedding"):
-            raise ValueError(
-                f"{name}: only open_clip's own text transformers are towers here, not {config['text_cfg']}"
-            )
+            raise ValueError(f"{name}: only open_clip's own text transformers can be towers")
         self.model.text_projection, self.model.output_tokens = None, True
         self.context: int = self.model.context_length
         self.width = int(self.model.ln_final.weight.shape[0])
@@ -103,13 +99,11 @@ def text_mask(ids: Tensor) -> Tensor:
     return torch.arange(ids.shape[1], device=ids.device) <= last[:, None]
 
 
-def dual_encoder(
-    name: str, checkpoint: str | None, changes: Mapping[str, Mapping[str, Any]]
-) -> tuple[Any, dict[str, Any]]:
-    """A whole open_clip model with its text tower in one piece, and its configuration.
+def build(name: str, part: Literal["visual", "text"], checkpoint: str | None, options: Mapping[str, Any]) -> Any:
+    """One tower of an open_clip model, and the width of its joint space.
 
     Raises:
-        ValueError: for an unknown name. FileNotFoundError: without the checkpoint.
+        ValueError: for an unknown name, or weights of another model. FileNotFoundError: without the checkpoint.
     """
     import open_clip  # takes seconds
 
@@ -117,15 +111,32 @@ def dual_encoder(
     if checkpoint is None and name.startswith(FOLDER):
         files = [Path(name.removeprefix(FOLDER)) / f"open_clip_{f}" for f in ("model.safetensors", "pytorch_model.bin")]
         checkpoint = str(next((file for file in files if file.is_file()), files[0]))
-    for part, values in changes.items():
-        config[part].update(values)
+    mine, other = ("vision_cfg", "text_cfg") if part == "visual" else ("text_cfg", "vision_cfg")
+    config[mine].update(options)
+    config[other] = SMALLEST[other]
     config["vision_cfg"]["timm_model_pretrained"] = False
     model = open_clip.CustomTextCLIP(**{k: v for k, v in config.items() if k != "custom_text"})
+    tower: nn.Module = getattr(model, part)
     if checkpoint is not None:
         if not Path(checkpoint).is_file():
             raise FileNotFoundError(f"{checkpoint}: no such weights for {name}")
-        open_clip.load_checkpoint(model, checkpoint)
-    return model, config
+        from open_clip.factory import load_state_dict
+        from open_clip.model import convert_to_custom_text_state_dict
+
+        state = convert_to_custom_text_state_dict(load_state_dict(checkpoint))
+        own = {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
+        try:
+            tower.load_state_dict(own)
+        except RuntimeError as error:
+            raise ValueError(f"{checkpoint}: its {part} tower is not that of {name} with {dict(options)}") from error
+    return tower, config["embed_dim"]
+
+
+SMALLEST: dict[str, dict[str, Any]] = {
+    "text_cfg": {"width": 8, "heads": 1, "layers": 1, "context_length": 2, "vocab_size": 2},
+    "vision_cfg": {"width": 8, "head_width": 8, "layers": 1, "patch_size": 8, "image_size": 8},
+}
+"""In the place of the tower that is not asked for."""
 
 
 def model_config(name: str) -> dict[str, Any]:

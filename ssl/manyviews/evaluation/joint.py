@@ -106,11 +106,9 @@ class ZeroShot(JointProtocol):
         names, templates = self.read(data.classes)
         if not names:
             raise ValueError("zero-shot needs names of the classes: data with a label field that names them, or a bank")
-        prompts = [template.format(c=name) for name in names for template in templates]
-        texts = embed_texts(module, data, prompts)
-        if texts.tokens is None:
-            pooled = texts.pooled.view(len(names), len(templates), -1).mean(1)
-            texts = Encoding(torch.nn.functional.normalize(pooled, dim=1))
+        texts = None  # a method may bring a classifier of its own: learned prompts
+        if not hasattr(module, "class_scores"):
+            texts = self._classifier(module, data, names, templates)
         gather, classes = distributed.current(), len(names)
         right = torch.zeros(len(self.k), dtype=torch.float64)
         confusion, ties = torch.zeros(classes * classes, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
@@ -166,8 +164,22 @@ class ZeroShot(JointProtocol):
         return [named.get(label, label.replace("_", " ")) for label in labels], list(templates)
 
     @staticmethod
-    def _scores(module: Any, images: Encoding, texts: Encoding, classes: int) -> Tensor:
+    def _classifier(module: Any, data: Any, names: list[str], templates: list[str]) -> Encoding:
+        """One text a class, or where tokens are compared every template of every class."""
+        texts = embed_texts(module, data, [template.format(c=name) for name in names for template in templates])
+        if texts.tokens is not None:
+            return texts
+        pooled = texts.pooled.view(len(names), len(templates), -1).mean(1)
+        return Encoding(torch.nn.functional.normalize(pooled, dim=1))
+
+    @staticmethod
+    def _scores(module: Any, images: Encoding, texts: Encoding | None, classes: int) -> Tensor:
         """(B, classes)."""
+        if texts is None:
+            own: Tensor = module.class_scores(images).float()
+            if own.shape[1] != classes:
+                raise ValueError(f"the method classifies {own.shape[1]} classes, the label field has {classes}")
+            return own
         scores: Tensor = module.similarity(images, texts)[0].float()
         return scores.view(len(scores), classes, -1).mean(2)
 

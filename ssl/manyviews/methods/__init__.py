@@ -8,13 +8,17 @@ from manyviews.methods.byol import BYOL, SimSiam
 from manyviews.methods.clip import ALIGN, CLIP, SigLIP
 from manyviews.methods.cmim import CMIM
 from manyviews.methods.dcl import DCL
+from manyviews.methods.decoding import Decoding
 from manyviews.methods.hallucinator import Hallucinator
 from manyviews.methods.hydra import Hydra, HydraMoCo
 from manyviews.methods.imagetext import ImageText
+from manyviews.methods.improved import BYOLIP, SLIP, BarLIP, ImprovedCLIP, SiamLIP, SwALIP
 from manyviews.methods.meco import MECO
 from manyviews.methods.method import Method
 from manyviews.methods.moco import MoCHi, MoCo, MoCoV3
+from manyviews.methods.mocoop import MoCoOp
 from manyviews.methods.multiview import MultiView
+from manyviews.methods.negclip import MCIP, MultiModal, NegCLIP
 from manyviews.methods.nnclr import NNCLR
 from manyviews.methods.pseudo import CPL, BaCon
 from manyviews.methods.scatsimclr import ScatSimCLR
@@ -23,6 +27,7 @@ from manyviews.methods.simclr import SimCLR
 from manyviews.methods.sogclr import ISogCLR, SogCLR
 from manyviews.methods.supcon import SupCon
 from manyviews.methods.swav import DeepCluster, SwAV
+from manyviews.methods.tokens import CGVLM, COSMO, FDT, FILIP, MGCA, ORMA, Wukong
 from manyviews.methods.volume import ImageVolume
 from manyviews.methods.whitening import WMSE
 
@@ -31,16 +36,27 @@ __all__ = [
     "AMCL",
     "BECLR",
     "BYOL",
+    "BYOLIP",
+    "CGVLM",
     "CLIP",
     "CMIM",
+    "COSMO",
     "CPL",
     "DCL",
+    "FDT",
+    "FILIP",
+    "MCIP",
     "MECO",
+    "MGCA",
     "NNCLR",
+    "ORMA",
+    "SLIP",
     "WMSE",
     "Asymmetric",
     "BaCon",
+    "BarLIP",
     "BarlowTwins",
+    "Decoding",
     "DeepCluster",
     "Hallucinator",
     "Hydra",
@@ -48,18 +64,25 @@ __all__ = [
     "ISogCLR",
     "ImageText",
     "ImageVolume",
+    "ImprovedCLIP",
     "Method",
     "MoCHi",
     "MoCo",
+    "MoCoOp",
     "MoCoV3",
+    "MultiModal",
     "MultiView",
+    "NegCLIP",
     "ScatSimCLR",
     "SepCLR",
+    "SiamLIP",
     "SigLIP",
     "SimCLR",
     "SimSiam",
     "SogCLR",
     "SupCon",
+    "SwALIP",
     "SwAV",
     "VICReg",
+    "Wukong",
 ]

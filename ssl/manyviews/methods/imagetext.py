@@ -66,6 +66,7 @@ class ImageText(Method):
             except AttributeError as error:
                 parts = ", ".join(child for child, _ in self.named_children())
                 raise ValueError(f"locked: no part {name!r}; parts are {parts}, and what lies in them") from error
+        self.train()
 
     def train(self, mode: bool = True) -> ImageText:
         """Training mode for all that is not locked."""

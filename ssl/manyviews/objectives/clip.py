@@ -54,11 +54,13 @@ class CLIP(Objective):
         rows: Rows,
         group: Tensor | None = None,
         extra: Tensor | None = None,
+        extra_present: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
         """`group` (n,): see `positives`; -1: unknown, no such twin.
 
-        `extra` (n, k, D): further columns for view 0, right answers to nobody: hard captions (NegCLIP).
+        `extra` (n, k, D): further columns for view 0, right answers to nobody: hard captions (NegCLIP);
+        `extra_present` (n, k) bool: which of them there are.
         """
         a, b = exactly_two(self, views)
         s = self.scale()
@@ -70,9 +72,11 @@ class CLIP(Objective):
         both = logsumexp_both if self.directions == "both" else _rows_only
         negatives_a, negatives_b = both(a, b, ids, ids, rows, bound)
         if extra is not None:
-            none = own.new_full((len(a),), -1)  # equal to no column's id
+            none = own.new_full((len(a),), -1)  # no column's id but of those that are not there
             more = unit(extra.flatten(0, 1))
             columns = torch.full((len(more),), -2, dtype=torch.int64, device=a.device)
+            if extra_present is not None:
+                columns[~extra_present.flatten()] = -1
             negatives_a = torch.logaddexp(negatives_a, logsumexp(a, more, none, columns, rows, bound))
         losses = [self._direction(a, b, negatives_a, ids, same, rows)]
         if self.directions == "both":
@@ -110,8 +114,12 @@ class PairwiseCLIP(Objective):
         super().__init__()
         self.clip, self.anchor = CLIP(scale), anchor
 
-    def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None, **_: Any) -> Tensor:
-        """`group` (n,): as in `CLIP`."""
+    def loss(
+        self, views: list[Tensor], rows: Rows, group: Tensor | None = None, present: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        """`group` (n,): as in `CLIP`. `present` (n, V): must all be there."""
+        if present is not None and not bool(present.all()):
+            raise ValueError("PairwiseCLIP takes no missing views: use MVInfoNCE or MVDHEL")
         pairs = [(a, b) for a, b in combinations(range(len(views)), 2) if self.anchor is None or self.anchor in (a, b)]
         losses = [self.clip.loss([views[a], views[b]], rows, group) for a, b in pairs]
         self.diagnostics = {f"pair_{a}{b}": x.detach() for (a, b), x in zip(pairs, losses, strict=True)}

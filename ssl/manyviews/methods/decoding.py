@@ -1,0 +1,55 @@
+"""Signals against features of their pair: the CLIP loss of brain decoding (Defossez et al., Nature MI 2023)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from manyviews import objectives
+from manyviews.heads import LogitScale
+from manyviews.methods.method import Batch, Method
+from manyviews.optim import OptimizerFactory, Schedule
+
+
+class Decoding(Method):
+    """An encoder whose estimate picks the constant features of its own sample among those of the batch.
+
+    The targets are a field of the data (`data.fields: [NAME]`), such as features of a frozen speech or text model. Only
+    they are brought to length 1; the estimate's length is its inverse temperature. One direction.
+
+    Args:
+        backbone: signals to an Encoding, with an attribute `width`.
+        target: name of the field. dim: of the targets, all axes together.
+        optimizer: paper: Adam 3e-4. schedule, grad_cache: as in Method.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        target: str,
+        dim: int,
+        optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=3e-4),
+        schedule: Schedule = Schedule(warmup_steps=0, scaling="none"),
+        grad_cache: int = 0,
+    ) -> None:
+        scale = LogitScale(1.0, None, learned=False)
+        super().__init__(
+            backbone, nn.Linear(int(backbone.width), dim), objectives.CLIP(scale, directions="first", normalise=False),  # type: ignore[arg-type]
+            optimizer, schedule, grad_cache,
+        )  # fmt: skip
+        self.target = target
+
+    def encode(self, views: list[Tensor]) -> list[Tensor]:
+        """Features of the signal, which is the first view."""
+        return super().encode(views[:1])
+
+    def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The estimate against the targets of the global batch."""
+        if self.target not in batch:
+            raise ValueError(f"Decoding needs {self.target!r} of every sample: set data.fields to [{self.target}]")
+        pair = [projections[0], batch[self.target].flatten(1).to(projections[0].dtype)]
+        loss, shown = super().compare(pair, batch)
+        self.objective.diagnostics["estimate_length"] = projections[0].detach().norm(dim=1).mean()
+        return loss, shown

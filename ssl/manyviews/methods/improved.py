@@ -1,0 +1,337 @@
+"""Improved baselines (Fini et al., TMLR 2023): weak and strong views of both sides; and SLIP (Mu et al., ECCV 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from manyviews import distributed, objectives
+from manyviews.backbones import Encoding
+from manyviews.heads import LogitScale, projector
+from manyviews.methods.imagetext import ADAMW, ImageText
+from manyviews.methods.method import Batch
+from manyviews.objectives import Objective
+from manyviews.optim import EMA, OptimizerFactory, Schedule
+
+RECIPE = partial(torch.optim.AdamW, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.1)
+
+
+class ImprovedCLIP(ImageText):
+    """One weak and A strong views of image and of text; a linear map for the weak ones, an MLP for the strong ones.
+
+    Views: `data.views` gives 1 + A of the image, weak first, `data.text` as many of the caption.
+
+    Args:
+        backbone: image tower. text_backbone: text tower.
+        dim: of the joint space. hidden: width of the MLPs' hidden layers; paper 4096.
+        logit_scale: of the weak views; default 1/0.07. strong_scale: of the strong ones; default 10.
+        smoothing: of the strong views' labels. reduction: `mean` or `sum` over the two directions.
+        optimizer: paper: AdamW 3e-3, weight decay 0.1 (CC3M: 0.5).
+        schedule: paper: one epoch of warm-up, cosine.
+        grad_cache: images and texts a tower sees at a time; 0: all. Exact. locked: parts that stay as they are.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        text_backbone: nn.Module,
+        dim: int = 512,
+        hidden: int = 4096,
+        logit_scale: LogitScale | None = None,
+        strong_scale: LogitScale | None = None,
+        smoothing: float = 0.1,
+        reduction: Literal["mean", "sum"] = "mean",
+        optimizer: OptimizerFactory = RECIPE,
+        schedule: Schedule = Schedule(warmup_epochs=1, scaling="none"),
+        grad_cache: int = 0,
+        locked: Sequence[str] = (),
+    ) -> None:
+        objective = objectives.ImprovedCLIP(logit_scale, strong_scale, smoothing, reduction)
+        super().__init__(
+            backbone, text_backbone, objective, dim,
+            optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
+        )  # fmt: skip
+        self.strong_projectors = nn.ModuleList(projector(width, hidden, dim, 3) for width in self.widths)
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Of the image features and of the text features."""
+        return int(self.backbone.width), int(self.text_backbone.width)  # type: ignore[arg-type]
+
+    def compare_pairs(  # noqa: D102
+        self, images: list[Encoding], texts: list[Encoding], batch: Batch
+    ) -> tuple[Tensor, list[Tensor]]:
+        if len(images) != len(texts) or len(images) < 2:
+            raise ValueError(
+                f"{type(self).__name__} needs a weak and strong views of image and text alike, got {len(images)} of "
+                f"images and {len(texts)} of texts: set data.views and data.text"
+            )
+        pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
+        strong = [
+            head(view.pooled)
+            for head, views in zip(self.strong_projectors, (images, texts), strict=True)
+            for view in views[1:]
+        ]
+        gather = distributed.current()
+        loss = self.objective([*pair, *strong], gather=gather, **self.context(batch))
+        further, shown = self.further(images, texts, strong, batch)
+        self.objective.diagnostics |= shown
+        return (loss if further is None else loss + further), pair
+
+    def further(
+        self, images: list[Encoding], texts: list[Encoding], strong: list[Tensor], batch: Batch
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """What a companion adds to the loss, and what of it is shown."""
+        return None, {}
+
+    @staticmethod
+    def ordered(images: list[Tensor], texts: list[Tensor]) -> list[Tensor]:
+        """[image weak, text weak, image strong ..., text strong ...]: the order the objectives want."""
+        return [images[0], texts[0], *images[1:], *texts[1:]]
+
+
+class _Companion(ImprovedCLIP):
+    """The recipe and a second objective on projections of its own.
+
+    Args:
+        companion: the second objective. heads: projectors of image and of text features.
+        options: of ImprovedCLIP.
+    """
+
+    def __init__(self, companion: Objective, heads: Sequence[nn.Module], **options: Any) -> None:
+        super().__init__(**options)
+        self.companion, self.heads = companion, nn.ModuleList(heads)
+
+    def projected(self, images: list[Encoding], texts: list[Encoding]) -> list[Tensor]:
+        """The companion's projections of all views, in the objectives' order."""
+        sides = zip(self.heads, (images, texts), strict=True)
+        return self.ordered(*([head(view.pooled) for view in views] for head, views in sides))
+
+
+class SiamLIP(_Companion):
+    """The recipe, and image and text that predict each other's projection.
+
+    Args:
+        backbone, text_backbone, dim, hidden, logit_scale, strong_scale, smoothing, optimizer, schedule, grad_cache,
+            locked: as in ImprovedCLIP.
+        companion_hidden: width of the hidden layers of projectors and predictors; paper 2048.
+        companion_out: of the projection; paper 128.
+        momentum: of the momentum encoder that makes the targets (BYOLIP: 0.99); None: the same network.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        text_backbone: nn.Module,
+        dim: int = 512,
+        hidden: int = 4096,
+        logit_scale: LogitScale | None = None,
+        strong_scale: LogitScale | None = None,
+        smoothing: float = 0.1,
+        companion_hidden: int = 2048,
+        companion_out: int = 128,
+        momentum: float | None = None,
+        optimizer: OptimizerFactory = RECIPE,
+        schedule: Schedule = Schedule(warmup_epochs=1, scaling="none"),
+        grad_cache: int = 0,
+        locked: Sequence[str] = (),
+    ) -> None:
+        widths = int(backbone.width), int(text_backbone.width)  # type: ignore[arg-type]
+        wide, out = companion_hidden, companion_out
+        super().__init__(
+            objectives.SiamLIP(), [projector(width, wide, out, last="standard") for width in widths],
+            backbone=backbone, text_backbone=text_backbone, dim=dim, hidden=hidden, logit_scale=logit_scale,
+            strong_scale=strong_scale, smoothing=smoothing, optimizer=optimizer, schedule=schedule,
+            grad_cache=grad_cache, locked=locked,
+        )  # fmt: skip
+        self.predictors = nn.ModuleList(projector(out, wide, out) for _ in widths)
+        self.momentum = momentum
+        self.target = EMA(self._followed()) if momentum is not None else None
+
+    def _followed(self) -> nn.ModuleList:
+        return nn.ModuleList([self.backbone, self.text_backbone, self.heads])
+
+    def further(  # noqa: D102
+        self, images: list[Encoding], texts: list[Encoding], strong: list[Tensor], batch: Batch
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        projections = self.projected(images, texts)
+        count = len(images) - 1
+        modality = [0, 1, *[0] * count, *[1] * count]
+        predictions = [self.predictors[m](z) for m, z in zip(modality, projections, strict=True)]
+        targets = projections if self.target is None else self._targets(batch)
+        loss = self.companion(predictions, targets=targets, gather=distributed.current())
+        return loss, {"companion": loss.detach()}
+
+    @torch.no_grad()
+    def _targets(self, batch: Batch) -> list[Tensor]:
+        assert self.target is not None
+        *towers, heads = cast(nn.ModuleList, self.target.module)
+        sides = [
+            [head(Encoding.of(tower(view)).pooled) for view in batch[name]]
+            for name, tower, head in zip(("image", "text"), towers, cast(nn.ModuleList, heads), strict=True)
+        ]
+        return self.ordered(*sides)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The step, then the momentum encoder's."""
+        super().optimizer_step(*args, **kwargs)
+        if self.target is not None and any(p.grad is not None for p in self.parameters()):
+            assert self.momentum is not None
+            self.target.update(self._followed(), self.momentum)
+
+
+class BYOLIP(SiamLIP):
+    """SiamLIP with targets from a momentum encoder.
+
+    Args:
+        backbone, text_backbone, dim, hidden, logit_scale, strong_scale, smoothing, companion_hidden, companion_out,
+            optimizer, schedule, grad_cache, locked: as in SiamLIP.
+        momentum: of the momentum encoder; paper 0.99, constant.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        text_backbone: nn.Module,
+        dim: int = 512,
+        hidden: int = 4096,
+        logit_scale: LogitScale | None = None,
+        strong_scale: LogitScale | None = None,
+        smoothing: float = 0.1,
+        companion_hidden: int = 2048,
+        companion_out: int = 128,
+        momentum: float = 0.99,
+        optimizer: OptimizerFactory = RECIPE,
+        schedule: Schedule = Schedule(warmup_epochs=1, scaling="none"),
+        grad_cache: int = 0,
+        locked: Sequence[str] = (),
+    ) -> None:
+        super().__init__(
+            backbone, text_backbone, dim, hidden, logit_scale, strong_scale, smoothing, companion_hidden,
+            companion_out, momentum, optimizer, schedule, grad_cache, locked,
+        )  # fmt: skip
+
+
+class BarLIP(_Companion):
+    """The recipe, and a cross-correlation of image and text that shall be the identity.
+
+    Args:
+        backbone, text_backbone, dim, hidden, logit_scale, strong_scale, smoothing, optimizer, schedule, grad_cache,
+            locked: as in ImprovedCLIP.
+        companion_hidden: width of the projectors' hidden layers; paper 3000. companion_out: paper 8192.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        text_backbone: nn.Module,
+        dim: int = 512,
+        hidden: int = 4096,
+        logit_scale: LogitScale | None = None,
+        strong_scale: LogitScale | None = None,
+        smoothing: float = 0.1,
+        companion_hidden: int = 3000,
+        companion_out: int = 8192,
+        optimizer: OptimizerFactory = RECIPE,
+        schedule: Schedule = Schedule(warmup_epochs=1, scaling="none"),
+        grad_cache: int = 0,
+        locked: Sequence[str] = (),
+    ) -> None:
+        widths = int(backbone.width), int(text_backbone.width)  # type: ignore[arg-type]
+        heads = [projector(width, companion_hidden, companion_out, 3, last="batch") for width in widths]
+        super().__init__(
+            objectives.BarLIP(), heads,
+            backbone=backbone, text_backbone=text_backbone, dim=dim, hidden=hidden, logit_scale=logit_scale,
+            strong_scale=strong_scale, smoothing=smoothing, optimizer=optimizer, schedule=schedule,
+            grad_cache=grad_cache, locked=locked,
+        )  # fmt: skip
+
+    def further(  # noqa: D102
+        self, images: list[Encoding], texts: list[Encoding], strong: list[Tensor], batch: Batch
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        loss = self.companion(self.projected(images, texts), gather=distributed.current())
+        return loss, {"companion": loss.detach()}
+
+
+class SwALIP(ImprovedCLIP):
+    """The recipe, and the balanced assignment of the other views to the batch as a target. Two strong views.
+
+    Args:
+        backbone, text_backbone, dim, hidden, logit_scale, strong_scale, optimizer, schedule, grad_cache, locked: as in
+            ImprovedCLIP. There is no label smoothing.
+        weight: of the companion; paper 0.2.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        text_backbone: nn.Module,
+        dim: int = 512,
+        hidden: int = 4096,
+        logit_scale: LogitScale | None = None,
+        strong_scale: LogitScale | None = None,
+        weight: float = 0.2,
+        optimizer: OptimizerFactory = RECIPE,
+        schedule: Schedule = Schedule(warmup_epochs=1, scaling="none"),
+        grad_cache: int = 0,
+        locked: Sequence[str] = (),
+    ) -> None:
+        super().__init__(
+            backbone, text_backbone, dim, hidden, logit_scale, strong_scale, 0.0, "mean", optimizer, schedule,
+            grad_cache, locked,
+        )  # fmt: skip
+        assert isinstance(self.objective, objectives.ImprovedCLIP)
+        self.weight, self.companion = weight, objectives.SwALIP(self.objective.strong.scale)
+
+    def further(  # noqa: D102
+        self, images: list[Encoding], texts: list[Encoding], strong: list[Tensor], batch: Batch
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        loss = self.companion([strong[0], strong[0], *strong], gather=distributed.current())
+        return self.weight * loss, {"companion": loss.detach()}
+
+
+class SLIP(ImageText):
+    """CLIP on view 0 of the image and the caption, SimCLR on views 1 and 2 of the image.
+
+    Args:
+        backbone: image tower. text_backbone: text tower.
+        dim: of the joint space.
+        weight: of SimCLR's loss. temperature: of it.
+        projector_hidden: width of its projector's hidden layers; paper 4096. projector_out: paper 256.
+        logit_scale, optimizer, schedule, grad_cache, locked: as in CLIP.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        text_backbone: nn.Module,
+        dim: int = 512,
+        weight: float = 1.0,
+        temperature: float = 0.1,
+        projector_hidden: int = 4096,
+        projector_out: int = 256,
+        logit_scale: LogitScale | None = None,
+        optimizer: OptimizerFactory = ADAMW,
+        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
+        grad_cache: int = 0,
+        locked: Sequence[str] = (),
+    ) -> None:
+        super().__init__(
+            backbone, text_backbone, objectives.SLIP(logit_scale, weight, temperature), dim,
+            optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
+        )  # fmt: skip
+        width = int(backbone.width)  # type: ignore[arg-type]
+        self.image_projector = projector(width, projector_hidden, projector_out, 3)
+
+    def compare_pairs(  # noqa: D102
+        self, images: list[Encoding], texts: list[Encoding], batch: Batch
+    ) -> tuple[Tensor, list[Tensor]]:
+        if len(images) != 3:
+            raise ValueError(f"SLIP needs three views of the image, for CLIP and two for SimCLR, got {len(images)}")
+        pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
+        strong = [self.image_projector(view.pooled) for view in images[1:]]
+        return self.objective(pair, strong=strong, gather=distributed.current(), **self.context(batch)), pair

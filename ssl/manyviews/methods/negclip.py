@@ -1,0 +1,124 @@
+"""NegCLIP (Yuksekgonul et al., ICLR 2023), MCIP (Schall et al., SISAP 2024), and CLIP over more than two views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from manyviews import distributed, objectives
+from manyviews.backbones import Encoding
+from manyviews.methods.clip import CLIP
+from manyviews.methods.imagetext import ADAMW, ImageText
+from manyviews.methods.method import Batch
+from manyviews.objectives import Objective
+from manyviews.optim import OptimizerFactory, Schedule
+
+
+class NegCLIP(CLIP):
+    """CLIP whose images also choose against hard captions: the same words, wrongly put together.
+
+    Hard captions come with the data (`data.text` with `hard: 1`); hard images are neighbours that stand in one batch
+    (`data.cells`, made by `manyviews mine`). Arguments as CLIP's. The paper tunes a pretrained CLIP with lr 1e-6.
+    """
+
+    def encodings(self, batch: Batch) -> tuple[list[Encoding], list[Encoding]]:  # noqa: D102
+        if "hard_text" not in batch:
+            raise ValueError("NegCLIP needs hard captions: samples with hard_captions, and data.text with hard: 1")
+        hard = [batch["hard_text"][:, k] for k in range(batch["hard_text"].shape[1])]
+        return super().encodings({**batch, "text": [*batch["text"], *hard]})
+
+    def compare_pairs(  # noqa: D102
+        self, images: list[Encoding], texts: list[Encoding], batch: Batch
+    ) -> tuple[Tensor, list[Tensor]]:
+        plain = len(batch["text"])
+        pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
+        extra = torch.stack([self.text_projector(text.pooled) for text in texts[plain:]], 1)
+        context = {**self.context(batch), "extra": extra, "extra_present": batch["hard_present"]}
+        return self.objective(pair, gather=distributed.current(), **context), pair
+
+
+class MCIP(ImageText):
+    """An image tower tuned for retrieval, its place in the joint space held by captions. The text side is locked.
+
+    The captions of a sample are its text views; views beyond the number of captions repeat them. With
+    `objective.caption_weight` 0 it is the first stage of the two-stage recipe; the second, which aligns the text tower
+    anew, is `CLIP` with `locked: [backbone, projector]`.
+
+    Args:
+        backbone: image tower, pretrained. text_backbone: text tower, pretrained.
+        classes: how many labels.
+        dim: of the joint space.
+        scale, margin, caption_margin, caption_weight: see `manyviews.objectives.MCIP`.
+        optimizer, schedule, grad_cache: as in CLIP; for pretrained towers lr 1e-5.
+        locked: the paper's text tower and its projection.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        text_backbone: nn.Module,
+        classes: int,
+        dim: int = 512,
+        scale: float = 30.0,
+        margin: float = 0.3,
+        caption_margin: float = 0.3,
+        caption_weight: float = 1.0,
+        optimizer: OptimizerFactory = partial(torch.optim.AdamW, lr=1e-5, weight_decay=0.05),
+        schedule: Schedule = Schedule(warmup_steps=500, scaling="none"),
+        grad_cache: int = 0,
+        locked: Sequence[str] = ("text_backbone", "text_projector"),
+    ) -> None:
+        objective = objectives.MCIP(dim, classes, scale, margin, caption_margin, caption_weight)
+        super().__init__(
+            backbone, text_backbone, objective, dim,
+            optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
+        )  # fmt: skip
+
+    def compare_pairs(  # noqa: D102
+        self, images: list[Encoding], texts: list[Encoding], batch: Batch
+    ) -> tuple[Tensor, list[Tensor]]:
+        image = self.projector(images[0].pooled)
+        captions = torch.stack([self.text_projector(text.pooled) for text in texts], 1)
+        context = {**self.context(batch), "captions": captions}
+        return self.objective([image], gather=distributed.current(), **context), [image, captions[:, 0]]
+
+
+class MultiModal(ImageText):
+    """More than two views in one joint space: several natural views of the image and the caption, or more modalities.
+
+    Every image view goes through the image tower, every text view through the text tower; `batch["present"]` (n, V)
+    says which views a sample has.
+
+    Args:
+        backbone: image tower. text_backbone: text tower.
+        objective: over V views: `MVInfoNCE`, `MVDHEL` or `PairwiseCLIP`. Default MVInfoNCE at temperature 0.1.
+        dim: of the joint space.
+        optimizer, schedule, grad_cache, locked: as in CLIP.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        text_backbone: nn.Module,
+        objective: Objective | None = None,
+        dim: int = 512,
+        optimizer: OptimizerFactory = ADAMW,
+        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
+        grad_cache: int = 0,
+        locked: Sequence[str] = (),
+    ) -> None:
+        super().__init__(
+            backbone, text_backbone, objective or objectives.MVInfoNCE(0.1, same_view_negatives=False), dim,
+            optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
+        )  # fmt: skip
+
+    def compare_pairs(  # noqa: D102
+        self, images: list[Encoding], texts: list[Encoding], batch: Batch
+    ) -> tuple[Tensor, list[Tensor]]:
+        views = [self.projector(image.pooled) for image in images]
+        views += [self.text_projector(text.pooled) for text in texts]
+        loss = self.objective(views, gather=distributed.current(), **self.context(batch))
+        return loss, [views[0], views[len(images)]]
