@@ -3,6 +3,17 @@
 from manyviews.backbones.encoding import Encoding
 from manyviews.backbones.images import ConvNet, Pixels, TimmBackbone
 from manyviews.backbones.openclip import OpenClipImage, OpenClipText
+from manyviews.backbones.regions import RandomBoxes, ShiftedWindows
 from manyviews.backbones.scattering import ScatteringBackbone
 
-__all__ = ["ConvNet", "Encoding", "OpenClipImage", "OpenClipText", "Pixels", "ScatteringBackbone", "TimmBackbone"]
+__all__ = [
+    "ConvNet",
+    "Encoding",
+    "OpenClipImage",
+    "OpenClipText",
+    "Pixels",
+    "RandomBoxes",
+    "ScatteringBackbone",
+    "ShiftedWindows",
+    "TimmBackbone",
+]

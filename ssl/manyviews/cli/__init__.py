@@ -12,6 +12,8 @@ COMMANDS = {
     "retrieve": "cross-view retrieval of a checkpoint: natural views, or images and captions",
     "zeroshot": "classification by class names, of a checkpoint or of an open_clip model from disk",
     "composition": "true against false captions of the same words (ARO), with a text-only baseline",
+    "transfer": "a classifier trained on captions, asked about images (CLOSE), and the modality gap",
+    "mine": "cells of samples that shall meet in a batch: neighbours (NegCLIP) or owners (SaHa)",
     "search": "the images nearest to a text or an image, as a contact sheet",
     "fewshot": "N-way K-shot accuracy of a checkpoint, on request with optimal transport to the queries (OpTA)",
     "outliers": "out-of-distribution detection: AUROC and FPR95 against another folder of shards",
@@ -50,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             from manyviews.cli import multistage
 
             multistage.command(arguments, rest)
-        elif arguments.command in ("zeroshot", "composition", "search"):
+        elif arguments.command in ("zeroshot", "composition", "transfer", "mine", "search"):
             from manyviews.cli import joint
 
             getattr(joint, arguments.command)(arguments)
@@ -72,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     made = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
-    joint = ("zeroshot", "composition", "search")
+    joint = ("zeroshot", "composition", "transfer", "mine", "search")
     for name in ("probe", "knn", "retrieve", "fewshot", "outliers", "report", "embed", "export", *joint):
         which = made[name].add_mutually_exclusive_group(required=True)
         which.add_argument("--checkpoint", metavar="C", help="a checkpoint file")
@@ -85,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         made[name].add_argument("--data", metavar="D", help="folder of shards (default: those of the run)")
         made[name].add_argument("--label", help="label field (default: the run's)")
         made[name].add_argument("--workers", type=int, help="loader processes")
-    for name in ("probe", "knn", "retrieve", "fewshot", "outliers", "zeroshot", "composition"):
+    for name in ("probe", "knn", "retrieve", "fewshot", "outliers", "zeroshot", "composition", "transfer"):
         made[name].add_argument("--json", metavar="FILE", help="default: RUN/evaluations/NAME-step-N.json")
     made["probe"].add_argument("--epochs", type=int, default=50, help="of the linear probe (default: %(default)s)")
     made["probe"].add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
@@ -108,6 +110,12 @@ def _parser() -> argparse.ArgumentParser:
     made["composition"].add_argument("--aro", metavar="JSON", help="a file of the ARO benchmark instead")
     made["composition"].add_argument("--images", default=".", metavar="FOLDER", help="where its image_path starts")
     made["composition"].add_argument("--exclude", metavar="JSON", help="list of relations the macro mean leaves out")
+    made["transfer"].add_argument("--adapter", choices=("noise", "shift", "both", "none"), default="noise")
+    made["transfer"].add_argument("--sigma", type=float, default=0.08, help="of the noise (default: %(default)s)")
+    made["mine"].add_argument("--kind", choices=("neighbours", "owners"), default="neighbours")
+    made["mine"].add_argument("--k", type=int, default=3, help="others of a cell (default: %(default)s)")
+    made["mine"].add_argument("--m", type=int, default=3, help="candidates for each (owners; default: %(default)s)")
+    made["mine"].add_argument("--out", required=True, metavar="FILE.npy", help="for data.cells")
     made["search"].add_argument("--text", help="what to look for")
     made["search"].add_argument("--image", metavar="FILE", help="what to look for")
     made["search"].add_argument("--split", default="val", help="where (default: %(default)s)")

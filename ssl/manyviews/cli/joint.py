@@ -14,10 +14,11 @@ from PIL import Image
 
 from manyviews.cli.evaluate import Trained, bring_up, instantiate, pixels_of, show
 from manyviews.distributed import LOCAL
-from manyviews.evaluation import Composition, JointProtocol, ZeroShot
+from manyviews.evaluation import Composition, JointProtocol, TextToImage, ZeroShot
 from manyviews.evaluation.composition import aro
 from manyviews.evaluation.features import prepared
 from manyviews.methods import ImageText
+from manyviews.mining import neighbour_cells, owner_cells
 from manyviews.monitoring import pictures
 from manyviews.similarity import unit
 
@@ -105,6 +106,34 @@ def composition(arguments: argparse.Namespace) -> None:
     target = arguments.json or str(trained.run / "evaluations" / f"{Path(arguments.aro).stem}.json")
     show(trained, Composition(), result, target)
     return None
+
+
+def transfer(arguments: argparse.Namespace) -> None:
+    """A classifier trained on captions, asked about images."""
+    _measure(arguments, TextToImage(arguments.adapter, arguments.sigma))
+
+
+@torch.no_grad()
+def mine(arguments: argparse.Namespace) -> None:
+    """Cells of training samples that shall meet in a batch."""
+    if not arguments.out.endswith(".npy"):
+        raise ValueError(f"{arguments.out}: expected a name that ends in .npy")
+    trained, method = image_text(arguments)
+    images, texts, index, group = [], [], [], []
+    for batch in prepared(method, trained.data, "train", LOCAL):
+        real = batch["weight"] > 0
+        images.append(method.embed_image(batch["image"][0][real]).pooled.float().cpu())
+        texts.append(method.embed_text(batch["text"][0][real]).pooled.float().cpu())
+        index.append(batch["index"][real].cpu())
+        group.append(batch["group"][real].cpu())
+    number, duplicate = torch.cat(index), torch.cat(group)
+    if arguments.kind == "neighbours":
+        cells = neighbour_cells(torch.cat(images), arguments.k, duplicate)
+    else:
+        cells = owner_cells(torch.cat(texts), torch.cat(images), arguments.k, arguments.m)
+    cells = np.where(cells >= 0, number.numpy()[cells], -1)
+    np.save(arguments.out, cells)
+    print(f"{arguments.out}: {len(cells)} cells of {cells.shape[1]} samples; set data.cells to it")
 
 
 def _measure(arguments: argparse.Namespace, protocol: JointProtocol, split: str | None = None) -> None:

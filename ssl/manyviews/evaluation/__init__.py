@@ -1,6 +1,7 @@
 """Protocols that put a number on frozen features: the same code as a callback and as a command."""
 
 from manyviews.evaluation.callback import Evaluation
+from manyviews.evaluation.close import TextToImage
 from manyviews.evaluation.composition import Composition
 from manyviews.evaluation.features import Features, extract
 from manyviews.evaluation.fewshot import FewShot
@@ -25,6 +26,7 @@ __all__ = [
     "Result",
     "Retrieval",
     "TextRetrieval",
+    "TextToImage",
     "ZeroShot",
     "extract",
 ]

@@ -48,6 +48,7 @@ class Composition(JointProtocol):
         if "cases" not in batch:
             raise ValueError("Composition needs samples with `cases` in their .json: a true caption and false ones")
 
+    @torch.no_grad()
     def measure(self, module: Any, data: Any) -> Result:  # noqa: D102
         tallies: dict[str, list[list[float]]] = defaultdict(list)
         blind = Bigrams(_captions(data), self.smoothing)
@@ -159,7 +160,7 @@ def aro(module: Any, data: Any, cases: Path, images: Path, excluded: Sequence[st
                 view = data.eval_view(_crop(images / case["image_path"], case))
             except (KeyError, OSError) as error:
                 raise ValueError(f"{cases}: entry {number} cannot be used: {error!r}") from error
-            batch = {"image": [torch.from_numpy(view).permute(2, 0, 1)[None].to(module.device)]}
+            batch = {"image": [torch.from_numpy(np.array(view)).permute(2, 0, 1)[None].to(module.device)]}
             with torch.no_grad():
                 image = module.embed_image(data.on_after_batch_transfer(batch, 0)["image"][0])
                 score, tie = verdict(choose(module, data, image, [texts])[0], true)
@@ -183,7 +184,6 @@ def _read(case: Mapping[str, Any]) -> tuple[list[str], int, str]:
 
 
 def _crop(path: Path, case: Mapping[str, Any]) -> Any:
-
     with Image.open(path) as image:
         if "bbox_x" in case:
             x, y = case["bbox_x"], case["bbox_y"]

@@ -102,6 +102,7 @@ class ZeroShot(JointProtocol):
     name = "zeroshot"
     labels = True
 
+    @torch.no_grad()
     def measure(self, module: Any, data: Any) -> Result:  # noqa: D102
         names, templates = self.read(data.classes)
         if not names:
@@ -129,7 +130,8 @@ class ZeroShot(JointProtocol):
         if not images:
             raise ValueError("zero-shot needs labels, and no image of the val split has one")
         of_class = confusion.sum(1)
-        per_class = {name: (confusion[c, c] / of_class[c]).item() for c, name in enumerate(names) if of_class[c]}
+        labels = data.classes or names  # two classes may be called the same
+        per_class = {label: (confusion[c, c] / of_class[c]).item() for c, label in enumerate(labels) if of_class[c]}
         found = {f"zeroshot_top{k}": (right[i] / images).item() for i, k in enumerate(self.k) if k < classes or i == 0}
         details = {
             "images": images, "classes": classes, "templates": templates, "ties": int(ties), "per_class": per_class,
@@ -199,6 +201,7 @@ class TextRetrieval(JointProtocol):
     k: tuple[int, ...] = (1, 5, 10)
     name = "text_retrieval"
 
+    @torch.no_grad()
     def measure(self, module: Any, data: Any) -> Result:  # noqa: D102
         gather = distributed.current()
         (images, image_of), (texts, text_of), alike = self._embedded(module, data, gather)

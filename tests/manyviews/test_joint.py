@@ -1,0 +1,394 @@
+"""Zero-shot, retrieval, composition, transfer in the joint space: the cards' numbers, dense references, ties, ranks."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from manyviews import distributed
+from manyviews.backbones import Encoding
+from manyviews.distributed import simulate
+from manyviews.evaluation import Composition, TextRetrieval, TextToImage, ZeroShot
+from manyviews.evaluation.close import MeanShift, ModalityGapNoise
+from manyviews.evaluation.composition import Bigrams, aro, arranged, verdict
+from manyviews.evaluation.joint import embed_texts
+from manyviews.mining import neighbour_cells, owner_cells
+from manyviews.similarity import unit
+
+
+def at(*degrees):
+    angle = torch.tensor(degrees, dtype=torch.float64).deg2rad()
+    return torch.stack([angle.cos(), angle.sin()], -1)
+
+
+class Plane(nn.Module):
+    """Images and texts that are angles already: an image is (1, 1, 2), a text a number of degrees."""
+
+    device = torch.device("cpu")
+
+    def embed_image(self, images):
+        return Encoding(unit(images.flatten(1)))
+
+    def embed_text(self, ids):
+        return Encoding(at(*ids[:, 0].tolist()))
+
+    def similarity(self, images, texts):
+        scores = images.pooled @ texts.pooled.T
+        return scores, scores
+
+
+class Told:
+    """Texts are what stands in them, in degrees; batches of two samples, the last one padded."""
+
+    def __init__(self, images, captions=None, label=None, group=None, classes=(), cases=None, views=1):
+        n = len(images) // views
+        self.classes, self.n, self.views = list(classes), n, views
+        self.samples = [
+            {
+                "image": [images[v * n + i].view(1, 1, 2) for v in range(views)],
+                "text": [[c] for c in (captions[i] if captions else [0])],
+                "label": -1 if label is None else label[i],
+                "group": -1 if group is None else group[i],
+                "index": i,
+                "weight": 1.0,
+                **({"cases": cases[i]} if cases else {}),
+            }
+            for i in range(n)
+        ]
+
+    def tokens(self, texts):
+        return torch.tensor([[float(text)] for text in texts])
+
+    def evaluation_loader(self, split, batch_size=2, world=1, rank=0):
+        blank = {**self.samples[0], "index": -1, "label": -1, "group": -1, "weight": 0.0}
+        longest = max(len(s["text"]) for s in self.samples)
+        for start in range(rank * batch_size, self.n, world * batch_size):
+            chosen = [self.samples[i] if i < self.n else blank for i in range(start, start + batch_size)]
+            yield {
+                "image": [torch.stack([s["image"][v] for s in chosen]) for v in range(self.views)],
+                "text": [
+                    torch.tensor([s["text"][min(m, len(s["text"]) - 1)] for s in chosen]) for m in range(longest)
+                ],
+                "text_present": torch.tensor([[m < len(s["text"]) for m in range(longest)] for s in chosen]),
+                "caption": [str(s["text"][0][0]) for s in chosen],
+                **{name: torch.tensor([s[name] for s in chosen]) for name in ("label", "group", "index", "weight")},
+                **({"cases": [s["cases"] for s in chosen]} if "cases" in chosen[0] else {}),
+            }
+
+    def transfer_batch_to_device(self, batch, device, _):
+        return batch
+
+    def on_after_batch_transfer(self, batch, _):
+        return batch
+
+    def eval_view(self, picture):
+        return picture
+
+
+def bank(tmp_path, templates, **classnames):
+    path = tmp_path / "bank.json"
+    path.write_text(json.dumps({"templates": templates, "classnames": classnames}))
+    return str(path)
+
+
+# Zero-shot.
+
+
+def test_a_class_lies_between_its_prompts(tmp_path):
+    data = Told(at(0, 0), classes=["a", "b"])
+    zero = ZeroShot(bank(tmp_path, ["1{c}", "5{c}"], a="0", b="00"))  # 10 and 50 degrees; 100 and 500
+    texts = zero._classifier(Plane(), data, *zero.read(data.classes))
+    torch.testing.assert_close(texts.pooled, at(30, 120))
+
+
+def test_prompts_are_normalised_before_they_are_averaged(tmp_path):
+    class Long(Plane):
+        def embed_text(self, ids):
+            return Encoding(unit(torch.where(ids == 0, torch.tensor([1.0, 0]), torch.tensor([0, 3.0]))))
+
+    data = Told(at(0, 0), classes=["x"])
+    zero = ZeroShot(bank(tmp_path, ["{c}", "9{c}"], x="0"))
+    texts = zero._classifier(Long(), data, *zero.read(data.classes))
+    torch.testing.assert_close(texts.pooled, torch.full((1, 2), math.sqrt(0.5)))
+
+
+def test_zero_shot_counts(tmp_path):
+    """Images at 0, 80, 100, 170, 30 of classes 0, 0, 1, 1 and unknown; classes at 0, 90 and 180."""
+    names = {"zero": "0", "up": "90", "back": "180"}
+    data = Told(at(0, 80, 100, 170, 30), label=[0, 0, 1, 1, -1], classes=list(names))
+    path = bank(tmp_path, ["{c}"], **names)
+    result = ZeroShot(path, (1, 2)).measure(Plane(), data)
+    assert result.scores == {"zeroshot_top1": 0.5, "zeroshot_top2": 1.0}
+    assert result.details["per_class"] == {"zero": 0.5, "up": 0.5} and result.details["images"] == 4
+    assert result.details["largest_class"] == 0.5 and result.details["ties"] == 0
+    assert result.confusion.tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 0]]
+
+
+def test_equal_names_are_counted_as_ties(tmp_path):
+    names = {"one": "10", "two": "10"}
+    data = Told(at(10, 10), label=[0, 1], classes=list(names))
+    result = ZeroShot(bank(tmp_path, ["{c}"], **names), (1,)).measure(Plane(), data)
+    assert result.scores["zeroshot_top1"] == 0.5  # the earlier class has it
+    assert result.details["ties"] == 2
+
+
+def test_banks(tmp_path):
+    assert len(ZeroShot("openai").read(["a_b"])[1]) == 80 and len(ZeroShot("simple").read(["a"])[1]) == 7
+    assert ZeroShot("openai").read(["a_b"])[0] == ["a b"]
+    names, _ = ZeroShot("openai").read([str(i) for i in range(1000)])
+    assert names.count("missile") == 2 and len(names) == 1000
+    with pytest.raises(ValueError, match="expected plain, openai, simple, or a JSON file"):
+        ZeroShot("nowhere.json").read([])
+    (tmp_path / "b.json").write_text(json.dumps({"template": []}))
+    with pytest.raises(ValueError, match="nothing is called 'template'"):
+        ZeroShot(str(tmp_path / "b.json")).read([])
+    with pytest.raises(ValueError, match="nothing is called 'c'"):
+        ZeroShot(bank(tmp_path, ["{c}"], c="d")).read(["a"])
+    with pytest.raises(ValueError, match="no image of the val split has one"):
+        ZeroShot(bank(tmp_path, ["{c}"], a="1")).measure(Plane(), Told(at(0, 1), classes=["a"]))
+    with pytest.raises(ValueError, match="needs names of the classes"):
+        ZeroShot().measure(Plane(), Told(at(0, 1)))
+
+
+# Retrieval.
+
+
+def test_several_captions_of_an_image():
+    """The card's toy: images at 0 and 60, captions at 5 and 40 of the first, 55 and 20 of the second."""
+    data = Told(at(0, 60), captions=[[5.0, 40.0], [55.0, 20.0]])
+    found = TextRetrieval((1, 2)).measure(Plane(), data)
+    assert found.scores == {"i2t_r1": 1.0, "i2t_r2": 1.0, "t2i_r1": 0.5, "t2i_r2": 1.0}
+    assert found.details["captions"] == 4 and found.details["t2i_mean_rank"] == 1.5
+
+
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("chunk", [3, 256])
+def test_ranks_of_a_dense_reference(monkeypatch, views, chunk):
+    monkeypatch.setattr("manyviews.evaluation.joint.CHUNK", chunk)
+    g = torch.Generator().manual_seed(0)
+    n = 11
+    images = at(*torch.randint(0, 360, (n * views,), generator=g).tolist())
+    captions = [torch.randint(0, 360, (1 + i % 3,), generator=g).double().tolist() for i in range(n)]
+    group = [5 if i in (2, 7) else -1 for i in range(n)]
+    data = Told(images, captions, group=group, views=views)
+    texts = [(i, c) for i, own in enumerate(captions) for c in own]
+    pictures = [(v * n + i, i) for v in range(views) for i in range(n)]
+
+    def rank(query, items, own):  # wrong items ahead of the best right one; no two scores are equal here
+        scores = [(float(query @ z), i == own or (group[i] == group[own] >= 0)) for z, i in items]
+        best = max(s for s, right in scores if right)
+        return sum(s > best for s, right in scores if not right)
+
+    of_text = [(at(c)[0], i) for i, c in texts]
+    of_image = [(images[p], i) for p, i in pictures]
+    expected = {
+        "i2t": [rank(z, of_text, i) for z, i in of_image],
+        "t2i": [rank(z, of_image, i) for z, i in of_text],
+    }
+    found = TextRetrieval().measure(Plane(), data)
+    for way, ranks in expected.items():
+        for k in (1, 5, 10):
+            assert found.scores[f"{way}_r{k}"] == pytest.approx(sum(r < k for r in ranks) / len(ranks))
+        assert found.details[f"{way}_mean_rank"] == pytest.approx(sum(ranks) / len(ranks) + 1)
+
+
+def test_an_equal_score_counts_where_it_stands_earlier():
+    """All at one place: the first sample's query wins, the last one's item has all others before it."""
+    data = Told(at(0, 0, 0), captions=[[0.0], [0.0], [0.0]])
+    assert TextRetrieval((1, 2, 3)).measure(Plane(), data).scores["t2i_r1"] == pytest.approx(1 / 3)
+    assert TextRetrieval((1, 2, 3)).measure(Plane(), data).scores["t2i_r2"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_the_work_and_agree(monkeypatch, tmp_path, world):
+    g = torch.Generator().manual_seed(1)
+    degrees = torch.randint(0, 360, (7,), generator=g).double().tolist()
+    data = Told(at(*degrees), [[d + 20] for d in degrees], [0, 1, 0, 1, 1, 0, -1], classes=["a", "b"])
+    zero = ZeroShot(bank(tmp_path, ["{c}"], a="0", b="180"))
+    alone = TextRetrieval().measure(Plane(), data), zero.measure(Plane(), data)
+    local = distributed.current
+
+    def rank(gather):
+        return TextRetrieval().measure(Plane(), data), zero.measure(Plane(), data)
+
+    import threading
+
+    own = threading.local()
+    monkeypatch.setattr("manyviews.evaluation.joint.distributed.current", lambda: getattr(own, "gather", local()))
+
+    def run(gather):
+        own.gather = gather
+        return rank(gather)
+
+    for retrieval, shot in simulate(world, run):
+        assert retrieval.scores == pytest.approx(alone[0].scores)
+        assert shot.scores == pytest.approx(alone[1].scores)
+        assert torch.equal(shot.confusion, alone[1].confusion)
+
+
+# Composition.
+
+
+def test_composition_and_its_ties():
+    """True captions at 0, false ones at 40 (right), 0 (a tie), -5 while the image lies at -4 (wrong)."""
+    cases = [{"true": "0", "attribute": "40", "order": ["0", "40"]}, {"true": "0", "attribute": "0", "order": "0"},
+             {"true": "0", "attribute": "-5", "order": "-5"}]  # fmt: skip
+    data = Told(at(-4, -4, -4), cases=cases)
+    found = Composition().measure(Plane(), data)
+    assert found.scores["attribute"] == pytest.approx(1 / 3)  # a tie is wrong: ARO puts the true one last
+    assert found.scores["order"] == pytest.approx(2 / 3)  # a tie is right: there it stands first
+    assert found.details["attribute_ties"] == 1 and found.details["order_cases"] == 3
+    assert arranged("order", cases[0]) == (["0", "0", "40"], 0) and arranged("relation", {"true": "t", "relation": "f"})[1]
+    assert verdict(torch.tensor([1.0, 2.0]), 1) == [1.0, 0.0] and verdict(torch.tensor([2.0, 2.0]), 1) == [0.0, 1.0]
+
+
+def test_a_model_without_eyes_knows_the_order_of_words():
+    blind = Bigrams(["a red cat", "a blue dog", "a red dog"], 0.1)
+    assert blind("a blue cat") > blind("cat blue a")
+    pair = math.log((2 + 0.1) / (3 + 0.1 * 6))  # "red" after "a" twice of three; <s> is no word, </s> is
+    assert blind("a red") == pytest.approx((math.log((3 + 0.1) / (3 + 0.6)) + pair + math.log(0.1 / (2 + 0.6))) / 3, abs=0.2)
+
+
+def test_files_of_the_aro_benchmark(tmp_path):
+    class Colour(Plane):
+        def embed_image(self, images):
+            return Encoding(at(*images[:, 0].double().flatten(1).mean(1).tolist()))  # red says the angle
+
+    def write(name, angle, crop=None):
+        picture = np.zeros((8, 8, 3), np.uint8)
+        picture[..., 0] = angle
+        if crop:
+            picture[:4, :4, 0] = crop
+        Image.fromarray(picture).save(tmp_path / name)
+        return name
+
+    relation = [
+        {"image_path": write("a.png", 10, 80), "true_caption": "80", "false_caption": "10", "relation_name": "on",
+         "bbox_x": 0, "bbox_y": 0, "bbox_w": 4, "bbox_h": 4},
+        {"image_path": write("b.png", 10), "true_caption": "80", "false_caption": "10", "relation_name": "on"},
+        {"image_path": write("c.png", 10), "true_caption": "10", "false_caption": "80", "relation_name": "by"},
+    ]  # fmt: skip
+    path = tmp_path / "relation.json"
+    path.write_text(json.dumps(relation))
+    found = aro(Colour(), Told(at(0, 0)), path, tmp_path)
+    assert found.scores == {"aro_macro": 0.75, "aro": pytest.approx(2 / 3)}
+    assert aro(Colour(), Told(at(0, 0)), path, tmp_path, ["on"]).scores["aro_macro"] == 1.0
+    order = tmp_path / "order.json"
+    order.write_text(json.dumps([{"image_path": "b.png", "captions": ["10", "80", "90"]}]))
+    assert aro(Colour(), Told(at(0, 0)), order, tmp_path).scores == {"aro_macro": 1.0, "aro": 1.0}
+    order.write_text(json.dumps([{"image_path": "gone.png", "captions": ["10", "80"]}]))
+    with pytest.raises(ValueError, match=r"order.json: entry 0 cannot be used"):
+        aro(Colour(), Told(at(0, 0)), order, tmp_path)
+
+
+# Learning on texts, running on images.
+
+
+def test_noise_of_the_card():
+    g = torch.Generator().manual_seed(0)
+    x = unit(torch.randn(4000, 768, generator=g))
+    for sigma, cosine in ((0.04, 0.6698), (0.08, 0.4112), (0.12, 0.2880)):
+        moved = ModalityGapNoise(sigma)(x, g)
+        torch.testing.assert_close(moved.norm(dim=1), torch.ones(4000))
+        assert (moved * x).sum(1).mean().item() == pytest.approx(cosine, abs=2e-3)
+    torch.testing.assert_close(ModalityGapNoise(0.0)(3 * x, g), x)
+    with pytest.raises(ValueError, match="sigma must be >= 0"):
+        ModalityGapNoise(-1)
+
+
+def test_noise_with_the_differences_own_shape():
+    g = torch.Generator().manual_seed(0)
+    x = unit(torch.randn(50, 3, generator=g))
+    along = torch.zeros(3, 3)
+    along[0, 0] = 0.04  # singular: only along the first axis
+    moved = ModalityGapNoise(0.0, along)(x, g)
+    ratio = moved[:, 1:] / x[:, 1:]
+    torch.testing.assert_close(ratio[:, 0], ratio[:, 1], atol=1e-4, rtol=1e-4)
+    assert (moved - x).abs().max() > 0.1
+
+
+def test_the_shift_brings_the_means_together():
+    g = torch.Generator().manual_seed(0)
+    texts = torch.randn(200, 8, generator=g)
+    images = unit(texts) + torch.tensor([0.8, *[0.0] * 7])
+    moved = MeanShift(images, texts)(texts)
+    torch.testing.assert_close(moved.mean(0), unit(images).mean(0))
+
+
+def test_transfer_gains_from_the_shift():
+    """Two classes told apart along the axis of the gap: texts alone mislead, the shift helps."""
+    g = torch.Generator().manual_seed(0)
+    label = [i % 2 for i in range(40)]
+    said = [90.0 + (10 if y else -10) + 2 * torch.randn((), generator=g).item() for y in label]
+    data = Told(unit(at(*said) + torch.tensor([0.5, 0.0])), [[d] for d in said], label)
+    plain = TextToImage("none").measure(Plane(), data)
+    moved = TextToImage("shift").measure(Plane(), data)
+    assert moved.scores["text_to_image"] > plain.scores["text_to_image"] + 0.2
+    assert plain.scores["text_to_text"] == plain.scores["image_to_image"] == 1.0
+    assert plain.details["modality_gap"] > 0.3 and plain.details["train"] == 40
+    with pytest.raises(ValueError, match="adapter must be noise, shift, both or none"):
+        TextToImage("other").measure(Plane(), data)
+
+
+# Cells.
+
+
+def test_neighbours():
+    z = at(0, 1, 3, 90, 95)
+    assert neighbour_cells(z, 2)[:3].tolist() == [[0, 1, 2], [1, 0, 2], [2, 1, 0]]
+    twins = neighbour_cells(z, 1, torch.tensor([7, 7, -1, -1, -1]))
+    assert twins.tolist() == [[0, 2], [1, 2], [2, 1], [3, 4], [4, 3]]
+    alone = neighbour_cells(at(0, 1, 2), 2, torch.tensor([4, 4, 4]))
+    assert alone.tolist() == [[0, -1, -1], [1, -1, -1], [2, -1, -1]]
+    with pytest.raises(ValueError, match=r"k must be in \[1, 4\]"):
+        neighbour_cells(z, 5)
+
+
+def owners(q, t, k, m):
+    """The card's five steps, word by word."""
+    n, free, cells, left = len(q), set(range(len(q))), [], []
+    for i in range(n):
+        if i not in free:
+            continue
+        pool = [j for j in (q[i] @ t.T).argsort(descending=True, stable=True).tolist()][: 2 * k * m + 1]
+        own = [j for j in pool if j != i and j in free][: k * m]
+        if len(own) < k:
+            left.append(i)
+            free -= {i}
+            continue
+        chosen = sorted(own, key=lambda j: float(q[i] @ q[j]))[:k]
+        cells.append([i, *chosen])
+        free -= {i, *chosen}
+    return cells + [left[at : at + k + 1] for at in range(0, len(left), k + 1)]
+
+
+@pytest.mark.parametrize(("k", "m"), [(2, 2), (3, 1), (1, 3)])
+def test_owners(k, m):
+    g = torch.Generator().manual_seed(0)
+    q = unit(torch.randn(23, 6, generator=g, dtype=torch.float64))
+    t = unit(q + 0.5 * torch.randn(23, 6, generator=g, dtype=torch.float64))
+    found = owner_cells(q, t, k, m)
+    assert [[i for i in row if i >= 0] for row in found.tolist()] == owners(q, t, k, m)
+    flat = sorted(i for i in found.flatten().tolist() if i >= 0)
+    assert flat == list(range(23))
+    assert np.array_equal(found, owner_cells(q, t, k, m))
+
+
+def test_an_owner_that_asks_the_same_is_chosen_last():
+    """Candidates in pool order whose owners are 0.95, 0.6, 0.3 and 0.1 like the query: the last two are taken."""
+    cosines = torch.tensor([1.0, 0.95, 0.6, 0.3, 0.1], dtype=torch.float64)
+    q = torch.stack([cosines, (1 - cosines**2).sqrt()], 1)
+    t = at(0, 1, 2, 3, 4)
+    assert owner_cells(q, t, 2, 2)[0].tolist() == [0, 4, 3]
+
+
+def test_texts_are_embedded_in_chunks_of_any_size(monkeypatch):
+    data = SimpleNamespace(tokens=lambda texts: torch.tensor([[float(t)] for t in texts]))
+    whole = embed_texts(Plane(), data, [str(d) for d in range(20)]).pooled
+    monkeypatch.setattr("manyviews.evaluation.joint.CHUNK", 3)
+    assert torch.equal(embed_texts(Plane(), data, [str(d) for d in range(20)]).pooled, whole)
