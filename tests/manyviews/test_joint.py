@@ -71,9 +71,7 @@ class Told:
             chosen = [self.samples[i] if i < self.n else blank for i in range(start, start + batch_size)]
             yield {
                 "image": [torch.stack([s["image"][v] for s in chosen]) for v in range(self.views)],
-                "text": [
-                    torch.tensor([s["text"][min(m, len(s["text"]) - 1)] for s in chosen]) for m in range(longest)
-                ],
+                "text": [torch.tensor([s["text"][min(m, len(s["text"]) - 1)] for s in chosen]) for m in range(longest)],
                 "text_present": torch.tensor([[m < len(s["text"]) for m in range(longest)] for s in chosen]),
                 "caption": [str(s["text"][0][0]) for s in chosen],
                 **{name: torch.tensor([s[name] for s in chosen]) for name in ("label", "group", "index", "weight")},
@@ -243,7 +241,9 @@ def test_composition_and_its_ties():
     assert found.scores["attribute"] == pytest.approx(1 / 3)  # a tie is wrong: ARO puts the true one last
     assert found.scores["order"] == pytest.approx(2 / 3)  # a tie is right: there it stands first
     assert found.details["attribute_ties"] == 1 and found.details["order_cases"] == 3
-    assert arranged("order", cases[0]) == (["0", "0", "40"], 0) and arranged("relation", {"true": "t", "relation": "f"})[1]
+    assert (
+        arranged("order", cases[0]) == (["0", "0", "40"], 0) and arranged("relation", {"true": "t", "relation": "f"})[1]
+    )
     assert verdict(torch.tensor([1.0, 2.0]), 1) == [1.0, 0.0] and verdict(torch.tensor([2.0, 2.0]), 1) == [0.0, 1.0]
 
 
@@ -251,7 +251,9 @@ def test_a_model_without_eyes_knows_the_order_of_words():
     blind = Bigrams(["a red cat", "a blue dog", "a red dog"], 0.1)
     assert blind("a blue cat") > blind("cat blue a")
     pair = math.log((2 + 0.1) / (3 + 0.1 * 6))  # "red" after "a" twice of three; <s> is no word, </s> is
-    assert blind("a red") == pytest.approx((math.log((3 + 0.1) / (3 + 0.6)) + pair + math.log(0.1 / (2 + 0.6))) / 3, abs=0.2)
+    assert blind("a red") == pytest.approx(
+        (math.log((3 + 0.1) / (3 + 0.6)) + pair + math.log(0.1 / (2 + 0.6))) / 3, abs=0.2
+    )
 
 
 def test_files_of_the_aro_benchmark(tmp_path):
@@ -355,7 +357,7 @@ def owners(q, t, k, m):
     for i in range(n):
         if i not in free:
             continue
-        pool = [j for j in (q[i] @ t.T).argsort(descending=True, stable=True).tolist()][: 2 * k * m + 1]
+        pool = (q[i] @ t.T).argsort(descending=True, stable=True).tolist()[: 2 * k * m + 1]
         own = [j for j in pool if j != i and j in free][: k * m]
         if len(own) < k:
             left.append(i)

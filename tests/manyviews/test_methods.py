@@ -14,7 +14,7 @@ import timm
 import torch
 from torch import nn
 
-from manyviews.backbones import ConvNet, Encoding, TimmBackbone
+from manyviews.backbones import ConvNet, Encoding, Exported, TimmBackbone
 from manyviews.heads import MultiHead, projector
 from manyviews.methods import SimCLR
 from manyviews.optim import Schedule
@@ -165,16 +165,33 @@ def test_backbones_return_encodings():
 def test_a_timm_backbone_is_exported_for_timm(tmp_path):
     from manyviews.cli.export import export_backbone
 
-    backbone, images = TimmBackbone("vit_tiny_patch16_224", image_size=32, patch_size=8), torch.randn(3, 3, 32, 32)
-    lines = list(export_backbone(backbone, {}, images, tmp_path))
+    images = torch.randn(3, 3, 32, 32)
+    how = {"name": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8}
+    backbone = TimmBackbone(**how)
+    config = {"init_args": {"backbone": {"class_path": "manyviews.backbones.TimmBackbone", "init_args": how}}}
+    lines = list(export_backbone(backbone, config, images, tmp_path))
     assert "differ by 0.0e+00" in lines[1] and "timm.create_model('vit_tiny_patch16_224'" in lines[2]
     options = json.loads((tmp_path / "config.json").read_text())["timm_kwargs"]
     again = timm.create_model("vit_tiny_patch16_224", checkpoint_path=str(tmp_path / "model.safetensors"), **options)
     torch.testing.assert_close(again.eval()(images), backbone.eval()(images).pooled)
-    small = TimmBackbone("resnet18", small_stem=True)
+    ours = Exported(str(tmp_path)).eval()
+    assert torch.equal(ours(images).tokens, backbone(images).tokens) and (ours.width, ours.prefix_tokens) == (192, 1)
+
+
+def test_any_backbone_is_exported_and_comes_back(tmp_path):
+    from manyviews.cli.export import export_backbone
+
+    images, small = torch.randn(3, 3, 32, 32), TimmBackbone("resnet18", small_stem=True)
     how = {"class_path": "manyviews.backbones.TimmBackbone", "init_args": {"name": "resnet18", "small_stem": True}}
-    config = {"init_args": {"backbone": how}}
-    assert "manyviews.backbones.TimmBackbone(...)" in list(export_backbone(small, config, images, tmp_path))[2]
+    lines = list(export_backbone(small, {"init_args": {"backbone": how}}, images, tmp_path))
+    assert lines[2] == f"use: manyviews.backbones.Exported('{tmp_path}')"
+    assert torch.equal(Exported(str(tmp_path)).eval()(images).pooled, small.eval()(images).pooled)
+    with pytest.raises(FileNotFoundError, match=r"no config.json; `manyviews export"):
+        Exported(str(tmp_path / "gone"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "init_args": {"name": "resnet34", "small_stem": True}}))
+    with pytest.raises(ValueError, match="its weights are not those of"):
+        Exported(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,9 @@ def test_order_and_number_of_boxes_do_not_matter():
     some = torch.tensor([[[0.0, 0, 0.5, 0.5], [0.2, 0.3, 0.9, 0.8], [0.5, 0, 1, 1]]])
     pooled = boxes.pooled(places, some)
     torch.testing.assert_close(pooled, boxes.pooled(places, some[:, [2, 0, 1, 1]]))
-    torch.testing.assert_close(pooled, torch.stack([boxes.pooled(places, some[:, i : i + 1]) for i in range(3)]).amax(0))
+    torch.testing.assert_close(
+        pooled, torch.stack([boxes.pooled(places, some[:, i : i + 1]) for i in range(3)]).amax(0)
+    )
 
 
 def test_training_draws_boxes_from_the_generator():

@@ -12,7 +12,7 @@ from torch import nn
 
 from manyviews import methods as m
 from manyviews import objectives as o
-from manyviews.backbones import Encoding, OpenClipImage, OpenClipText
+from manyviews.backbones import Cached, Encoding, OpenClipImage, OpenClipText
 from manyviews.heads import LogitScale
 from manyviews.optim import Schedule
 from tests.manyviews.test_image_methods import Reseed, state
@@ -235,6 +235,53 @@ def test_what_is_locked_stays(name):
     trained = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
     assert not trained & {id(p) for part in frozen for p in part.parameters()}
     assert not any(id(p) in {id(q) for q in trainer.optimizers[0].state} for part in frozen for p in part.parameters())
+
+
+class Counting(Patches):
+    """Counts the images it sees."""
+
+    seen = 0
+
+    def forward(self, images):
+        self.seen += len(images)
+        return super().forward(images)
+
+
+def test_a_locked_tower_can_remember():
+    pl.seed_everything(0, verbose=False)
+    tower = Counting().requires_grad_(False)
+    cached = Cached(tower, entries=30).eval()
+    images = torch.randn(20, 3, 8, 8)
+    plain = tower(images)
+    tower.seen = 0
+    for order in (torch.arange(20), torch.randperm(20), torch.tensor([3, 3, 7])):
+        found = cached(images[order])
+        assert torch.equal(found.pooled, plain.pooled[order]) and torch.equal(found.tokens, plain.tokens[order])
+    assert tower.seen == 20 and found.token_mask is None and found.prefix_tokens == 1
+    assert not [key for key in cached.state_dict() if not key.startswith("backbone.")]
+    cached(torch.randn(25, 3, 8, 8))  # 20 of the first, those that were used longest ago, have to go
+    assert len(cached._known) == 30
+    tower.seen = 0
+    cached(images[[3, 7]])
+    assert tower.seen == 0
+    with pytest.raises(ValueError, match="for towers that stay as they are: name it in model.locked"):
+        Cached(Patches()).eval()(images)
+    with pytest.raises(ValueError, match="for towers that stay as they are"):
+        Cached(tower).train()(images)
+
+
+def test_training_beside_a_tower_that_remembers_is_the_same():
+    def train(remember):
+        pl.seed_everything(0, verbose=False)
+        image, text = Counting(), Words()
+        method = m.CLIP(Cached(image) if remember else image, text, locked=["backbone"], **WIDE)
+        fit(method, 8, batches=pairs("CLIP", 2))
+        return image.seen, {key.replace("backbone.backbone", "backbone"): v for key, v in method.state_dict().items()}
+
+    (often, plain), (once, remembered) = train(False), train(True)
+    assert (often, once) == (8 * 24, 2 * 24)
+    for key, value in plain.items():
+        assert torch.equal(value, remembered[key]), key
 
 
 def test_a_part_that_is_not_there_cannot_be_locked():

@@ -1,14 +1,17 @@
 """Encoders. All return one `Encoding`; any `nn.Module` with a `width` that returns one (or a (B, D) tensor) will do."""
 
 from manyviews.backbones.encoding import Encoding
+from manyviews.backbones.frozen import Cached, Exported
 from manyviews.backbones.images import ConvNet, Pixels, TimmBackbone
 from manyviews.backbones.openclip import OpenClipImage, OpenClipText
 from manyviews.backbones.regions import RandomBoxes, ShiftedWindows
 from manyviews.backbones.scattering import ScatteringBackbone
 
 __all__ = [
+    "Cached",
     "ConvNet",
     "Encoding",
+    "Exported",
     "OpenClipImage",
     "OpenClipText",
     "Pixels",

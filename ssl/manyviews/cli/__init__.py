@@ -126,8 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     made["multistage"].add_argument("--stages", type=int, default=3, help="how many (default: %(default)s)")
     made["multistage"].add_argument("--k", type=int, default=10, help="clusters a stage (default: %(default)s)")
     made["multistage"].add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
-    made["claims"].add_argument("names", nargs="*", metavar="NAME", help="which claims (default: all)")
     for name, folder in (("claims", "experiments/claims"), ("leaderboard", "experiments/leaderboard")):
+        made[name].add_argument("names", nargs="*", metavar="NAME", help="which of them (default: all)")
         made[name].add_argument("--studies", default=folder, metavar="FOLDER", help="their YAML (default: %(default)s)")
         made[name].add_argument("--out", default=f"runs/{name}", metavar="FOLDER", help="runs, tables, plots go here")
         made[name].add_argument("--data-dir", metavar="FOLDER", help="raw data sets that some studies need, unpacked")

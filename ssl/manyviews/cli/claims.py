@@ -46,8 +46,7 @@ def _verdicts(path: Path) -> list[dict[str, Any]]:
 
 
 def leaderboard(arguments: argparse.Namespace) -> None:
-    """Runs every study of the folder and prints its sorted table."""
-    arguments.names = []
+    """Runs the named studies of the folder, or all, and prints their sorted tables."""
     studies = _studies(arguments)
     if arguments.list:
         return _list(studies)
@@ -73,7 +72,7 @@ def _studies(arguments: argparse.Namespace) -> list[study.Study]:
     for name in arguments.names:
         if name not in there:
             near = difflib.get_close_matches(name, there, 1)
-            raise ValueError(f"no claim {name!r}" + (f", did you mean {near[0]!r}?" if near else f" in {folder}"))
+            raise ValueError(f"no study {name!r}" + (f", did you mean {near[0]!r}?" if near else f" in {folder}"))
     return [study.Study.read(there[name]) for name in arguments.names or there]
 
 

@@ -1,4 +1,4 @@
-"""Commands in the joint space of images and texts: zeroshot, composition, search."""
+"""Commands in the joint space of images and texts: zeroshot, composition, transfer, mine, search."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def zeroshot(arguments: argparse.Namespace) -> None:
 def composition(arguments: argparse.Namespace) -> None:
     """True against false captions: of a split's own cases, or of ARO's files."""
     if not arguments.aro:
-        return _measure(arguments, Composition(), arguments.split)
+        return _measure(arguments, Composition(arguments.split))
     trained, method = image_text(arguments)
     excluded = json.loads(Path(arguments.exclude).read_text()) if arguments.exclude else []
     result = aro(method, trained.data, Path(arguments.aro), Path(arguments.images), excluded)
@@ -136,11 +136,8 @@ def mine(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {len(cells)} cells of {cells.shape[1]} samples; set data.cells to it")
 
 
-def _measure(arguments: argparse.Namespace, protocol: JointProtocol, split: str | None = None) -> None:
+def _measure(arguments: argparse.Namespace, protocol: JointProtocol) -> None:
     trained, method = image_text(arguments)
-    if split:
-        trained.data.val_split = split
-        trained.data.__dict__.pop("val_set", None)
     show(trained, protocol, protocol.measure(method, trained.data), arguments.json)
 
 

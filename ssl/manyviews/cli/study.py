@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ KEYS = {
     "columns",
     "sort",
     "labels",
+    "banks",
 }
 RESULT = "result.json"
 
@@ -49,7 +51,8 @@ class Study:
         name: of the file. folder: it lies in.
         content: title, source, scale (what it can and cannot show), effects, curve, columns, sort.
         variants: the resolved recipe of each. seeds: of each variant.
-        needs: folders of shards, and what `viewshards pack` makes each of.
+        needs: folders, and what makes each of them: a source for `viewshards pack`, or for a trained tower
+            `export:RECIPE [options of fit]`.
     """
 
     name: str
@@ -110,6 +113,7 @@ def run(study: Study, out: Path, data: Path | None, workers: int) -> dict[str, l
     jobs = [(name, seed) for seed in study.seeds for name in study.variants]
     folders = {job: out / study.name / f"{job[0]}-seed{job[1]}" for job in jobs}
     labels = study.content.get("labels", [None])
+    banks = {label: str(study.folder / file) for label, file in study.content.get("banks", {}).items()}
     todo = [job for job in jobs if not _done(study.variants[job[0]], job[1], folders[job], labels)]
     started, failed = time.monotonic(), []
     print(f"{study.name}: {len(jobs)} runs, {len(jobs) - len(todo)} done before", file=sys.stderr)
@@ -118,7 +122,7 @@ def run(study: Study, out: Path, data: Path | None, workers: int) -> dict[str, l
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     with ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
         futures = {
-            pool.submit(_one, study.variants[name], seed, folders[name, seed], study.folder, labels, threads): (
+            pool.submit(_one, study.variants[name], seed, folders[name, seed], study.folder, labels, threads, banks): (
                 name,
                 seed,
             )
@@ -149,13 +153,20 @@ def run(study: Study, out: Path, data: Path | None, workers: int) -> dict[str, l
 
 
 def prepare(study: Study, data: Path | None) -> None:
-    """Packs the shards that a study needs and that are not there.
+    """Packs the shards and trains the towers that a study needs and that are not there.
 
     Raises:
         FileNotFoundError: if raw data is needed and `--data-dir` does not hold it.
     """
     for folder, source in study.needs.items():
-        if (Path(folder) / "manifest.json").exists():
+        if (Path(folder) / "manifest.json").exists() or (Path(folder) / "config.json").exists():
+            continue
+        if source.startswith("export:"):
+            recipe, *options = shlex.split(source.removeprefix("export:"))
+            print(f"{study.name}: training {recipe} for {folder}", file=sys.stderr)
+            run = Path(folder).with_suffix(".run")
+            _call("manyviews", "fit", "--config", study.folder / recipe, "--run", run, *options)
+            _call("manyviews", "export", "--run", run, "--out", folder)
             continue
         if "{data}" in source:
             if data is None or not Path(source.format(data=data)).exists():
@@ -164,8 +175,12 @@ def prepare(study: Study, data: Path | None) -> None:
                 )
             source = source.format(data=data)
         print(f"{study.name}: packing {source}", file=sys.stderr)
-        code = "import sys; from viewshards.cli import main; sys.exit(main())"
-        subprocess.run([sys.executable, "-c", code, "pack", source, folder], check=True)
+        _call("viewshards", "pack", source, folder)
+
+
+def _call(package: str, *arguments: object) -> None:
+    code = f"import sys; from {package}.cli import main; sys.exit(main())"
+    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True)
 
 
 def _resolved(recipe: dict[str, Any], seed: int) -> tuple[dict[str, Any], int]:
@@ -191,7 +206,13 @@ def _done(recipe: dict[str, Any], seed: int, folder: Path, labels: list[str | No
 
 
 def _one(
-    recipe: dict[str, Any], seed: int, folder: Path, beside: Path, labels: list[str | None], threads: int
+    recipe: dict[str, Any],
+    seed: int,
+    folder: Path,
+    beside: Path,
+    labels: list[str | None],
+    threads: int,
+    banks: dict[str, str] | None = None,
 ) -> str | None:
     """One run in a process of its own: fit, measure, write the result. Returns what went wrong."""
     import torch
@@ -213,7 +234,7 @@ def _one(
             wall, cpu = time.perf_counter(), sum(os.times()[:4])  # loader processes too
             runs = multistage(["--config", str(config)], folder / "run", stages)
             seconds, used = time.perf_counter() - wall, sum(os.times()[:4]) - cpu
-            found = measure(runs, labels)
+            found = measure(runs, labels, banks or {})
         except Exception as error:
             import traceback
 
@@ -227,13 +248,18 @@ def _one(
     return None
 
 
-def measure(runs: list[Path], labels: list[str | None]) -> dict[str, Any]:
+def measure(runs: list[Path], labels: list[str | None], banks: dict[str, str]) -> dict[str, Any]:
     """Scores of finished runs, their features side by side: kNN, linear probe, cross-view retrieval, and diagnostics.
 
+    Of an image-text method also retrieval of texts, zero-shot classification, and composition where there are cases.
     With several labels each is probed, and its scores end in `_LABEL`.
+
+    Args:
+        runs: folders. labels: fields, None the run's own. banks: of class names for zero-shot, by label field.
     """
     from manyviews.cli import evaluate
-    from manyviews.evaluation import KNN, Protocol, Retrieval
+    from manyviews.evaluation import KNN, Composition, JointProtocol, Protocol, Retrieval, TextRetrieval, ZeroShot
+    from manyviews.methods import ImageText
     from manyviews.monitoring import diagnostics
 
     scores: dict[str, float] = {}
@@ -245,6 +271,15 @@ def measure(runs: list[Path], labels: list[str | None]) -> dict[str, Any]:
         train, val = (evaluate.side_by_side([each.features(split) for each in trained]) for split in ("train", "val"))
         protocols: list[Protocol] = [KNN(), evaluate.REPORT_PROBE, *([Retrieval()] if len(val.views) > 1 else [])]
         found = {name: value for p in protocols for name, value in p.evaluate(train, val).scores.items()}
+        method, data = trained[-1].method, trained[-1].data
+        if isinstance(method, ImageText):
+            joint: list[JointProtocol] = [TextRetrieval()]
+            if data.classes:
+                joint.append(ZeroShot(banks.get(data.label, "plain")))
+            if "composition" in data.train_set.manifest.splits:
+                joint.append(Composition("composition"))
+            found |= {name: value for p in joint for name, value in p.measure(method, data).scores.items()}
+            protocols += joint
         found["rankme"] = diagnostics.rankme(val.views[0]).item()
         found["uniformity"] = diagnostics.uniformity(val.views[0]).item()
         found["tolerance"] = diagnostics.tolerance(val.views[0], val.label).item()

@@ -37,9 +37,11 @@ class Composition(JointProtocol):
     captions that takes the likelier one.
 
     Attributes:
+        split: of the data module's shards that is asked about.
         smoothing: added to every count of the bigram model.
     """
 
+    split: str = "val"
     smoothing: float = 0.1
     name = "composition"
 
@@ -52,7 +54,7 @@ class Composition(JointProtocol):
     def measure(self, module: Any, data: Any) -> Result:  # noqa: D102
         tallies: dict[str, list[list[float]]] = defaultdict(list)
         blind = Bigrams(_captions(data), self.smoothing)
-        for batch in prepared(module, data, "val", LOCAL):  # every rank all of it: such sets are small
+        for batch in prepared(module, data, self.split, LOCAL):  # every rank all of it: such sets are small
             if "cases" not in batch:
                 self.check(batch)
             kinds = sorted({kind for cases in batch["cases"] for kind in cases if kind != "true"})

@@ -1,0 +1,108 @@
+"""Towers that are not trained any more: one from an exported folder, and one that remembers what it has seen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from manyviews.backbones.encoding import Encoding
+
+
+class Exported(nn.Module):
+    """A backbone as `manyviews export` wrote it, with its weights: to be locked (LiT), or to start from.
+
+    Args:
+        folder: with `config.json` and `model.safetensors`.
+
+    Attributes:
+        width: of the backbone. prefix_tokens: of the backbone.
+
+    Raises:
+        FileNotFoundError: if there is no such folder. ValueError: if the weights are of another backbone.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.backbone = load_exported(Path(folder))
+        self.width = int(self.backbone.width)  # type: ignore[arg-type]
+        self.prefix_tokens = int(getattr(self.backbone, "prefix_tokens", 0))
+
+    def forward(self, images: Tensor) -> Encoding:
+        """As the backbone's."""
+        return Encoding.of(self.backbone(images))
+
+
+def load_exported(folder: Path) -> nn.Module:
+    """The backbone of an exported folder; see `Exported`."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder}: no config.json; `manyviews export --run RUN --out {folder}` writes it")
+    how = json.loads((folder / "config.json").read_text())
+    module, _, name = how["class_path"].rpartition(".")
+    made: nn.Module = getattr(import_module(module), name)(**(how.get("init_args") or {}))
+    inner = made.get_submodule("model") if "architecture" in how else made  # timm's files have timm's names
+    try:
+        inner.load_state_dict(load_file(folder / "model.safetensors"))
+    except RuntimeError as error:
+        raise ValueError(f"{folder}: its weights are not those of {how['class_path']}: {error}") from error
+    return made
+
+
+class Cached(nn.Module):
+    """A locked tower that computes each input once: captions come again every epoch, and images without augmentation.
+
+    An input is known by its content, so what comes out is what the tower would give. The memory is no part of the
+    checkpoint, and the tower's alone: each rank has its own.
+
+    Args:
+        backbone: the tower; it has to be locked as a whole.
+        entries: how many inputs are remembered; beyond that the one that was used longest ago is forgotten.
+
+    Attributes:
+        width, prefix_tokens, projection: of the backbone.
+    """
+
+    def __init__(self, backbone: nn.Module, entries: int = 100_000) -> None:
+        super().__init__()
+        if entries < 1:
+            raise ValueError(f"entries must be at least 1, got {entries}")
+        self.backbone, self.entries = backbone, entries
+        self.width = int(backbone.width)  # type: ignore[arg-type]
+        self.prefix_tokens = int(getattr(backbone, "prefix_tokens", 0))
+        if hasattr(backbone, "projection"):
+            self.projection = backbone.projection
+        self._known: OrderedDict[bytes, tuple[Tensor | None, ...]] = OrderedDict()
+
+    def forward(self, inputs: Tensor) -> Encoding:
+        """As the backbone's in eval mode.
+
+        Raises:
+            ValueError: if the backbone is not locked.
+        """
+        if self.training or any(p.requires_grad for p in self.backbone.parameters()):
+            raise ValueError("Cached is for towers that stay as they are: name it in model.locked")
+        names = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in inputs.detach().cpu().numpy()]
+        fresh = {name: i for i, name in enumerate(names) if name not in self._known}
+        found: dict[bytes, tuple[Tensor | None, ...]] = {name: self._known[name] for name in names if name not in fresh}
+        if fresh:
+            with torch.no_grad():
+                made = Encoding.of(self.backbone(inputs[list(fresh.values())]))
+            parts = (made.pooled, made.tokens, made.token_mask)
+            for row, name in enumerate(fresh):
+                found[name] = tuple(None if part is None else part[row] for part in parts)
+        for name in found:
+            self._known[name] = found[name]
+            self._known.move_to_end(name)
+        while len(self._known) > self.entries:
+            self._known.popitem(last=False)
+        columns = zip(*(found[name] for name in names), strict=True)
+        pooled, tokens, mask = (None if rows[0] is None else torch.stack(list[Any](rows)) for rows in columns)
+        assert pooled is not None
+        return Encoding(pooled, tokens, mask, self.prefix_tokens)
