@@ -6,10 +6,11 @@ READY  := $(VENV)/.installed
 
 .PHONY: quickstart test fast check clean
 
-quickstart: $(READY)  ## environment, embedded data set, pretraining, probe, table and picture
+quickstart: $(READY)  ## environment, embedded data set, pretraining on images and on images with names, table, picture
 	$(BIN)/viewshards pack builtin:emoji runs/data/emoji
 	$(BIN)/manyviews fit --config experiments/quickstart.yaml --run runs/quickstart
-	$(BIN)/manyviews report --run runs/quickstart
+	$(BIN)/manyviews fit --config experiments/clip/emoji.yaml --run runs/quickstart-text
+	$(BIN)/manyviews report --run runs/quickstart --texts runs/quickstart-text --bank experiments/clip/emoji-groups.json
 
 test: $(READY)  ## the whole suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests

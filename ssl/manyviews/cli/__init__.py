@@ -105,7 +105,9 @@ def _parser() -> argparse.ArgumentParser:
         "--out", required=True, metavar="FOLDER", help="model.safetensors and config.json go here"
     )
     made["export"].add_argument("--open-clip", action="store_true", help="a folder that open_clip loads, both towers")
-    made["zeroshot"].add_argument("--bank", default="plain", help="plain, openai, simple or a JSON file (plain)")
+    for name in ("zeroshot", "report"):
+        made[name].add_argument("--bank", default="plain", help="plain, openai, simple or a JSON file (plain)")
+    made["report"].add_argument("--texts", metavar="FOLDER", help="a run with texts on the same shards, as a row more")
     made["composition"].add_argument("--split", default="val", help="whose cases (default: %(default)s)")
     made["composition"].add_argument("--aro", metavar="JSON", help="a file of the ARO benchmark instead")
     made["composition"].add_argument("--images", default=".", metavar="FOLDER", help="where its image_path starts")

@@ -27,6 +27,7 @@ from manyviews.evaluation import (
     Result,
     Retrieval,
     TextRetrieval,
+    ZeroShot,
     plots,
 )
 from manyviews.evaluation.callback import features_of
@@ -55,9 +56,9 @@ class Trained:
     run: Path
     config: dict[str, Any]
 
-    def features(self, split: str, method: Method | None = None) -> Features:
-        """Features of a split by this method, or by another one on the same data."""
-        return features_of(method or self.method, self.data, split)
+    def features(self, split: str) -> Features:
+        """Features of a split."""
+        return features_of(self.method, self.data, split)
 
     def about(self) -> dict[str, Any]:
         """What stands beside every number."""
@@ -184,27 +185,40 @@ class _PixelMethod(Method):
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Trained against untrained against raw pixels, in one table; a picture of neighbours."""
+    """Trained against untrained against raw pixels, in one table, and a run with texts beside; a picture of neighbours.
+
+    Of methods with texts also zero-shot classification and the retrieval of images by their captions.
+    """
     trained = bring_up(arguments)
     untrained, _ = instantiate(trained.config)
+    device = trained.method.device
     rows = {
-        "trained encoder": trained.method,
-        "untrained encoder": untrained.to(trained.method.device),
-        "raw pixels": _PixelMethod().to(trained.method.device),
+        "trained encoder": trained,
+        "untrained encoder": replace(trained, method=untrained.to(device)),
+        "raw pixels": replace(trained, method=_PixelMethod().to(device)),
     }
+    if arguments.texts:
+        beside = argparse.Namespace(**{**vars(arguments), "checkpoint": None, "run": arguments.texts})
+        rows[f"with texts ({Path(arguments.texts).name})"] = bring_up(beside)
     scores: dict[str, dict[str, float]] = {}
-    for name, method in rows.items():
-        train, val = trained.features("train", method), trained.features("val", method)
+    described: dict[str, Any] = {}
+    for name, row in rows.items():
+        train, val = row.features("train"), row.features("val")
         protocols: list[Protocol] = [KNN(), REPORT_PROBE, *([Retrieval()] if len(val.views) > 1 else [])]
         scores[name] = {k: v for p in protocols for k, v in p.evaluate(train, val).scores.items()}
+        if isinstance(row.method, ImageText):
+            joint = [TextRetrieval(), *([ZeroShot(arguments.bank)] if row.data.classes else [])]
+            scores[name] |= {k: v for p in joint for k, v in p.measure(row.method, row.data).scores.items()}
+            protocols += joint
+        described |= {p.name: p.describe() for p in protocols}
         if name == "trained encoder":
             kept = train, val
     picture = trained.run / "neighbours.png"
     Image.fromarray(_neighbours(trained, *kept)).save(picture)
     path = trained.run / "evaluations" / "report.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    described = [protocol.describe() for protocol in protocols]
-    path.write_text(json.dumps({"scores": scores, "protocols": described, **trained.about()}, indent=1) + "\n")
+    content = {"scores": scores, "protocols": list(described.values()), **trained.about()}
+    path.write_text(json.dumps(content, indent=1) + "\n")
     _print_report(trained, scores)
     print(f"numbers:              {path}\nnearest neighbours:   {picture}")
     print(f"curves and pictures:  .venv/bin/tensorboard --logdir {trained.run}")
@@ -216,6 +230,8 @@ COLUMNS = {
     "knn20": "kNN (k 20)",
     "linear": "linear probe",
     "retrieval_r1": "cross-view R@1",
+    "zeroshot_top1": "zero-shot",
+    "t2i_r1": "text-image R@1",
 }
 
 
