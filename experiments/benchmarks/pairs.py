@@ -34,7 +34,7 @@ from viewshards.shards import ShardSet
 from viewshards.sources import open_source
 from viewshards.views import Augmentation, MultiView
 
-WORDS = "a large small red old wooden round boat house dog field under over beside sky water at night in spring".split()
+WORDS = ["a", "large", "small", "red", "old", "wooden", "round", "boat", "house", "dog", "field", "under", "over", "beside", "sky", "water", "at", "night", "in", "spring"]
 
 
 def write(folder: Path, count: int) -> None:
