@@ -25,7 +25,7 @@ RECIPES = [
 ]
 
 
-SMALL = [p for p in RECIPES if p.stem not in ("cifar", "imagenet", "imagenet-vit", "photos", "quickstart")]
+SMALL = [p for p in RECIPES if p.stem not in ("cifar", "imagenet", "imagenet-vit", "photos", "captions", "quickstart")]
 """These are trained below; of the others it is known that they build."""
 
 

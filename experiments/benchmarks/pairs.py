@@ -34,7 +34,7 @@ from viewshards.shards import ShardSet
 from viewshards.sources import open_source
 from viewshards.views import Augmentation, MultiView
 
-WORDS = ["a", "large", "small", "red", "old", "wooden", "round", "boat", "house", "dog", "field", "under", "over", "beside", "sky", "water", "at", "night", "in", "spring"]
+WORDS = "large small red old wooden round boat house dog field under over sky water night".split()  # noqa: SIM905
 
 
 def write(folder: Path, count: int) -> None:
@@ -62,6 +62,10 @@ def ours(folder: Path) -> Callable[[], int]:
     return epoch
 
 
+def rgb(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
 def theirs(folder: Path) -> Callable[[], int]:
     transform = open_clip.image_transform(224, is_train=True)
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
@@ -70,7 +74,7 @@ def theirs(folder: Path) -> Callable[[], int]:
         webdataset.SimpleShardList(tars),
         webdataset.tarfile_to_samples(),
         webdataset.shuffle(5000, initial=1000),
-        webdataset.decode(webdataset.handle_extension("jpg", lambda data: Image.open(io.BytesIO(data)).convert("RGB")), only=["jpg", "txt"]),
+        webdataset.decode(webdataset.handle_extension("jpg", rgb), only=["jpg", "txt"]),
         webdataset.rename(image="jpg", text="txt"),
         webdataset.map_dict(image=transform, text=lambda text: tokenizer(text)[0]),
         webdataset.to_tuple("image", "text"),
