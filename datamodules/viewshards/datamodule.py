@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from viewshards.cache import ShardCache
-from viewshards.dataset import PlainViews, Sample, ShardDataset, collate, prepare_worker
+from viewshards.dataset import Sample, ShardDataset, collate, prepare_worker
 from viewshards.index import BrokenShard
 from viewshards.order import CellBatches, ClusterBatches, EvalBatches, TrainBatches, default_lanes
 from viewshards.shards import ShardSet
 from viewshards.text import Captions
-from viewshards.views import CentreCrop, MultiView, device
+from viewshards.views import CentreCrop, MultiView, PlainViews, PointViews, device
+from viewshards.views.points import drawn
 
 Batch = dict[str, Any]
 
@@ -32,11 +33,12 @@ logger = logging.getLogger(__name__)
 class ShardDataModule(pl.LightningDataModule):
     """Feeds views from shards made by `viewshards pack` or indexed by `viewshards index`.
 
-    The batch is a dict: `image`, a list of views (B, 3, H, W), float and normalised once on the device; `index`
-    (B,) the sample's stable number; `key`; `label` (B,), -1 unknown; `group` (B,), -1 or the number of a set of
-    samples known to be the same; `weight` (B,), 0 for padding and for what stands in for an unreadable sample;
-    `replaced`, what could not be read; `caption` where samples have a `.txt`; with `text` also `text`, a list of views
-    (B, L) int64, `hard_text` (B, k, L) and `hard_present` (B, k) on request, and in evaluation `text_present` (B, M).
+    The batch is a dict: `image`, a list of views (B, 3, H, W), float and normalised once on the device, or `points`, a
+    list of views (B, N, 3) in which rows of NaN are no points; `index` (B,) the sample's stable number; `key`; `label`
+    (B,), -1 unknown; `group` (B,), -1 or the number of a set of samples known to be the same; `weight` (B,), 0 for
+    padding and for what stands in for an unreadable sample; `replaced`, what could not be read; `caption` where samples
+    have a `.txt`; with `text` also `text`, a list of views (B, L) int64, `hard_text` (B, k, L) and `hard_present`
+    (B, k) on request, and in evaluation `text_present` (B, M).
 
     Its state is what the optimiser consumed, not what a loader fetched ahead. It holds for every number of workers,
     and for every number of ranks that divides `lanes`.
@@ -44,8 +46,8 @@ class ShardDataModule(pl.LightningDataModule):
     Args:
         root: folder or URL of the shards, which holds a `manifest.json`.
         global_batch_size: samples a step over all ranks.
-        views: the augmented views of training.
-        eval_view: the view of evaluation; default a centre crop of the first training view's size.
+        views: the augmented views of training; they say whether the samples are pictures or point clouds.
+        eval_view: of pictures, the view of evaluation; default a centre crop of the first training view's size.
         natural_views: which of a sample's own views (`google` of `key.google.png`), in this order; default all.
         label: which label field: `cls`, or a field of the `.json` file that the manifest lists.
         fields: numeric fields of the samples' `.json` that go into the batch under their names, float32 (B, ...).
@@ -67,7 +69,7 @@ class ShardDataModule(pl.LightningDataModule):
         self,
         root: str,
         global_batch_size: int,
-        views: MultiView,
+        views: MultiView | PointViews,
         eval_view: CentreCrop | None = None,
         natural_views: list[str] | None = None,
         label: str = "cls",
@@ -90,7 +92,7 @@ class ShardDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.root, self.global_batch_size, self.views = root, global_batch_size, views
-        self.eval_view = eval_view or CentreCrop(views.augmentations[0].size)
+        self.plain = views.plain() if eval_view is None else PlainViews(eval_view)
         self.natural_views, self.label, self.fields, self.text = natural_views, label, list(fields), text
         self.train_split, self.val_split = train_split, val_split
         self.seed, self.lanes, self.window = seed, lanes or default_lanes(global_batch_size), window
@@ -189,7 +191,7 @@ class ShardDataModule(pl.LightningDataModule):
         if world is None or rank is None:
             world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         names = self.natural_views, self.label
-        dataset = ShardDataset(shards, PlainViews(self.eval_view), self.seed, *names, text=self.text)
+        dataset = ShardDataset(shards, self.plain, self.seed, *names, text=self.text)
         return self._loader(dataset, EvalBatches(len(shards), batch_size, world, rank), keep=False)
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
@@ -203,18 +205,37 @@ class ShardDataModule(pl.LightningDataModule):
         return torch.from_numpy(self.text.tokens(texts))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Bytes to normalised floats on the device, and the colour of the `device` backend."""
+        """Bytes to normalised floats on the device, and the colour of the `device` backend; clouds are ready."""
+        if "image" not in batch:
+            return batch
         images: list[Tensor] = [image.float().div_(255) for image in batch["image"]]
         if "draws" in batch:
+            assert isinstance(self.views, MultiView)
             triples = zip(images, batch.pop("draws"), self.views.augmentations, strict=True)
             images = [device.colour(image, draws, augmentation) for image, draws, augmentation in triples]
         mean, std = (images[0].new_tensor(x).view(3, 1, 1) for x in (self.mean, self.std))
         return {**batch, "image": [image.sub_(mean).div_(std) for image in images]}
 
-    def denormalise(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) back to [0, 1], to look at."""
-        mean, std = (images.new_tensor(x).view(3, 1, 1) for x in (self.mean, self.std))
-        return (images * std + mean).clamp(0, 1)
+    def as_pictures(self, view: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] to look at: normalised images (B, 3, H, W), or drawings of clouds (B, N, 3)."""
+        if view.ndim == 3:
+            drawings = [torch.from_numpy(drawn(cloud)) for cloud in view.detach().float().cpu().numpy()]
+            return torch.stack(drawings).permute(0, 3, 1, 2) / 255
+        mean, std = (view.new_tensor(x).view(3, 1, 1) for x in (self.mean, self.std))
+        pictures: Tensor = (view * std + mean).clamp(0, 1)
+        return pictures
+
+    def of_picture(self, picture: NDArray[np.uint8]) -> Tensor:
+        """One picture (H, W, 3) as evaluation sees it: (1, 3, size, size), normalised.
+
+        Raises:
+            ValueError: if this module feeds no pictures.
+        """
+        if not isinstance(self.plain, PlainViews):
+            raise ValueError("these shards hold no pictures")
+        view = torch.from_numpy(self.plain.transform(picture).copy()).permute(2, 0, 1)[None]
+        seen: Tensor = self.on_after_batch_transfer({"image": [view]}, 0)["image"][0]
+        return seen
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and what it is a position in. Rank-free."""

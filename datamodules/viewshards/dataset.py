@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -16,7 +17,7 @@ from viewshards.index import BrokenShard
 from viewshards.order import generator
 from viewshards.shards import ShardSet
 from viewshards.text import Captions
-from viewshards.views import CentreCrop, MultiView
+from viewshards.views import MultiView, PlainPoints, PlainViews, PointViews
 
 IN_A_ROW = 16
 """Neighbours tried for a broken sample before the run ends."""
@@ -26,23 +27,10 @@ AUGMENTATION, TEXT = 2, 3
 Sample = dict[str, Any]
 
 
-class Render(Protocol):
-    """Makes the pictures of one sample: V views (H, W, 3) uint8, and the rows of the `device` backend, if any."""
-
-    def __call__(self, images: Sequence[Picture], rng: np.random.Generator) -> tuple[list[Picture], list[list[float]]]:
-        """`images`: the natural views, (H, W, 3) each. `rng`: the sample's own generator."""
-        ...
-
-
-class PlainViews:
-    """Each natural view through the same deterministic transform: what evaluation sees."""
-
-    def __init__(self, transform: CentreCrop) -> None:
-        self.transform = transform
-
-    def __call__(self, images: Sequence[Picture], rng: np.random.Generator) -> tuple[list[Picture], list[list[float]]]:
-        """One view a natural view."""
-        return [self.transform(image) for image in images], []
+Render = MultiView | PlainViews | PointViews | PlainPoints
+"""Makes the views of one sample from its natural views, and the rows of the `device` backend, if any."""
+FILES = {"image": PICTURES, "points": frozenset({"npy"})}
+"""What files hold the natural views of a modality."""
 
 
 class ShardDataset(Dataset[Sample]):
@@ -54,7 +42,7 @@ class ShardDataset(Dataset[Sample]):
         shards: where the samples lie.
         render: makes views of the natural views.
         seed: of the augmentations.
-        natural_views: which natural views, in this order; None: all pictures of a sample, sorted by name.
+        natural_views: which natural views, in this order; None: all pictures (or clouds) of a sample, sorted by name.
         label: which label field of the manifest; unknown or absent labels are -1.
         fields: numeric fields of a sample's `.json`, of the same shape in all, that go along as float32.
         text: makes text views of the captions; None: no texts.
@@ -67,7 +55,7 @@ class ShardDataset(Dataset[Sample]):
     def __init__(
         self,
         shards: ShardSet,
-        render: MultiView | PlainViews,
+        render: Render,
         seed: int,
         natural_views: Sequence[str] | None,
         label: str,
@@ -89,10 +77,10 @@ class ShardDataset(Dataset[Sample]):
         epoch, wanted = place
         if wanted < 0:  # padding of an evaluation batch: the shape of a sample, nothing of its content
             blank = self[epoch, 0]
-            images = [np.zeros_like(image) for image in blank["image"]]
+            seen = self.render.modality
             return {
                 **blank,
-                "image": images,
+                seen: [np.zeros_like(view) for view in blank[seen]],
                 "index": -1,
                 "key": "",
                 "label": -1,
@@ -112,12 +100,13 @@ class ShardDataset(Dataset[Sample]):
 
     def _load(self, epoch: int, sample: int) -> Sample:
         files = self.shards.read(sample)
-        fields = {e: decode(e, data) for e, data in files.items() if kind(e) not in PICTURES}
+        named = self._natural(files)
+        fields = {e: decode(e, data) for e, data in files.items() if e not in named and kind(e) not in PICTURES}
         about = fields.get("json", {})
         rng = generator(self.seed, epoch, AUGMENTATION, sample)
-        images, draws = self.render(self._pictures(files, sample), rng)
+        views, draws = self.render([decode(extension, files[extension]) for extension in named], rng)
         out: Sample = {
-            "image": images,
+            self.render.modality: views,
             "draws": draws,
             "index": sample,
             "key": self.shards.key(sample),
@@ -130,19 +119,21 @@ class ShardDataset(Dataset[Sample]):
             out[name] = np.asarray(about[name], np.float32)
         if "txt" in fields:
             out["caption"] = fields["txt"]
-        if self.text is not None and isinstance(self.render, PlainViews):
+        if self.text is not None and isinstance(self.render, PlainViews | PlainPoints):
             out |= self.text.all(fields)
         elif self.text is not None:
             out |= self.text.draw(fields, generator(self.seed, epoch, TEXT, sample))
         return out
 
-    def _pictures(self, files: dict[str, bytes], sample: int) -> list[Picture]:
-        named = {e.rpartition(".")[0]: e for e in sorted(files) if kind(e) in PICTURES}
+    def _natural(self, files: dict[str, bytes]) -> list[str]:
+        """Extensions of the files with the natural views, in order."""
+        named = {e.rpartition(".")[0]: e for e in sorted(files) if kind(e) in FILES[self.render.modality]}
         wanted = list(named) if self.natural_views is None else list(self.natural_views)
         missing = [view for view in wanted if view not in named]
         if missing or not wanted:
-            raise ValueError(f"no picture {', '.join(missing) or 'at all'}; it has {', '.join(sorted(files))}")
-        return [decode(named[view], files[named[view]]) for view in wanted]
+            what = f"{self.render.modality} {', '.join(missing) or 'at all'}"
+            raise ValueError(f"no {what}; it has {', '.join(sorted(files))}")
+        return [named[view] for view in wanted]
 
     def _label(self, fields: dict[str, Any], about: Any) -> int:
         if self.label == "cls":
@@ -157,9 +148,13 @@ def _group(about: Any) -> int:
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:
-    """Samples to a batch: views view-major, each (B, 3, H, W) uint8."""
+    """Samples to a batch: views view-major, pictures each (B, 3, H, W) uint8, clouds (B, N, 3) float32."""
     batch: dict[str, Any] = {
-        "image": [_stack(images) for images in zip(*(s["image"] for s in samples), strict=True)],
+        **{
+            name: [stack(views) for views in zip(*(s[name] for s in samples), strict=True)]
+            for name, stack in STACKS.items()
+            if name in samples[0]
+        },
         "index": torch.tensor([s["index"] for s in samples]),
         "key": [s["key"] for s in samples],
         "label": torch.tensor([s["label"] for s in samples]),
@@ -180,8 +175,15 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
     return batch
 
 
-def _stack(images: Sequence[Picture]) -> Tensor:
+def _stack_pictures(images: Sequence[Picture]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def _stack(arrays: Sequence[NDArray[Any]]) -> Tensor:
+    return torch.from_numpy(np.stack(arrays))
+
+
+STACKS = {"image": _stack_pictures, "points": _stack}
 
 
 def prepare_worker(_: int = 0) -> None:

@@ -19,6 +19,7 @@ from viewshards.index import BrokenShard
 from viewshards.pack import describe
 from viewshards.shards import Manifest, Shard, ShardSet
 from viewshards.views import opencv
+from viewshards.views.points import checked, drawn, normalised
 
 SPLIT_NAME = re.compile(r"(?:^|[-_.])(train|val|validation|test)(?:[-_.]|$)")
 
@@ -144,4 +145,6 @@ def contact_sheet(root: str, split: str, path: Path, samples: int = 64, side: in
 def _cell(shards: ShardSet, sample: int, side: int) -> Picture:
     files = shards.read(sample)
     pictures = [decode(e, d) for e, d in sorted(files.items()) if kind(e) in PICTURES]
-    return np.hstack([opencv.resize(picture, side, side) for picture in pictures])
+    cells = [opencv.resize(picture, side, side) for picture in pictures]
+    clouds = [decode(e, d) for e, d in sorted(files.items()) if kind(e) == "npy"] if not cells else []
+    return np.hstack(cells + [drawn(normalised(checked(cloud)), side) for cloud in clouds])

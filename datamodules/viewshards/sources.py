@@ -1,4 +1,4 @@
-"""What can be packed: image folders, tables, torchvision and scikit-learn data sets, and the built-in ones.
+"""What can be packed: folders, tables, torchvision and scikit-learn data sets, and the built-in ones.
 
 A source lists its samples (key and split) at once and gives the files of one when asked, so that packing is parallel.
 """
@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,9 @@ class Source(ABC):
         return hashlib.sha256(json.dumps([self.name, self.samples, self.labels]).encode()).hexdigest()[:16]
 
 
-def open_source(text: str, root: str = "data", val_fraction: float = 0.1, labels: Sequence[str] = ()) -> Source:
+def open_source(
+    text: str, root: str = "data", val_fraction: float = 0.1, labels: Sequence[str] = (), split_by: str | None = None
+) -> Source:
     """The source a command line names.
 
     Args:
@@ -56,15 +58,16 @@ def open_source(text: str, root: str = "data", val_fraction: float = 0.1, labels
         root: where torchvision finds its data.
         val_fraction: share of samples that goes to `val`, by a hash of the key, if the source has no splits itself.
         labels: further columns of a table that are labels.
+        split_by: column of a table by whose hash the rows are split, so that rows of one value stay together.
     """
     scheme, _, name = text.partition(":")
     if scheme == "builtin":
-        from viewshards import generated  # which are made of those here
+        from viewshards import clouds, generated  # which are made of those here
 
         builtin: dict[str, Callable[[], Source]] = {
             "emoji": Emoji,
             "digits": Sklearn,
-            **{made.name: made for made in generated.SETS},
+            **{made.name: made for made in (*generated.SETS, clouds.Solids)},
         }
         if name not in builtin:
             raise ValueError(f"no built-in set {name!r}; there are {', '.join(sorted(builtin))}")
@@ -75,23 +78,24 @@ def open_source(text: str, root: str = "data", val_fraction: float = 0.1, labels
         return Sklearn(name, val_fraction)
     path = Path(text)
     if path.is_dir():
-        return ImageFolder(path, val_fraction)
+        return _of_folder(path, val_fraction)
     if path.suffix in (".csv", ".jsonl"):
-        return Table(path, val_fraction, labels)
+        return Table(path, val_fraction, labels, split_by)
     raise FileNotFoundError(
-        f"{text}: expected a folder of images, a .csv or .jsonl file, builtin:NAME, torchvision:NAME or sklearn:NAME"
+        f"{text}: expected a folder of images or clouds, a .csv or .jsonl file, builtin:NAME, torchvision:NAME or "
+        "sklearn:NAME"
     )
 
 
-class ImageFolder(Source):
-    """Images in `ROOT/[train|val|test/][CLASS/]**`, torchvision's layout, labelled or not."""
+class Folder(Source):
+    """Files of one kind in `ROOT/[train|val|test/][CLASS/]**`, torchvision's layout, labelled or not."""
+
+    extensions: ClassVar[frozenset[str]]
 
     def __init__(self, root: Path, val_fraction: float) -> None:
         self.root, self.name = root, root.resolve().name.replace(".", "_")
         splits = [root / split for split in SPLITS if (root / split).is_dir()]
-        found = [(base, path) for base in splits or [root] for path in sorted(base.rglob("*")) if _is_image(path)]
-        if not found:
-            raise FileNotFoundError(f"{root}: no images ({', '.join(sorted(IMAGES))}) below it")
+        found = [(base, path) for base in splits or [root] for path in files_below(base, self.extensions)]
         self.paths = [path for _, path in found]
         parts = [path.relative_to(base).parts for base, path in found]
         classes = sorted({part[0] for part in parts if len(part) > 1})
@@ -103,8 +107,12 @@ class ImageFolder(Source):
             for key, (base, _) in zip(keys, found, strict=True)
         ]
 
+    @abstractmethod
+    def content(self, path: Path) -> tuple[str, bytes]:
+        """Extension and contents of a file, as a shard holds it."""
+
     def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
-        extension, data = _image_file(self.paths[sample])
+        extension, data = self.content(self.paths[sample])
         files = {extension: data}
         if self.classes[sample] >= 0:
             files["cls"] = str(self.classes[sample]).encode()
@@ -113,6 +121,33 @@ class ImageFolder(Source):
     def fingerprint(self) -> str:  # noqa: D102
         sizes = [path.stat().st_size for path in self.paths]
         return hashlib.sha256(json.dumps([super().fingerprint(), sizes]).encode()).hexdigest()[:16]
+
+
+class ImageFolder(Folder):
+    """Images in `ROOT/[train|val|test/][CLASS/]**`, torchvision's layout, labelled or not."""
+
+    extensions = IMAGES
+
+    def content(self, path: Path) -> tuple[str, bytes]:  # noqa: D102
+        return _image_file(path)
+
+
+def files_below(root: Path, extensions: frozenset[str]) -> list[Path]:
+    """All files of these kinds, in order."""
+    return [path for path in sorted(root.rglob("*")) if path.suffix.lower() in extensions and path.is_file()]
+
+
+def _of_folder(root: Path, val_fraction: float) -> Source:
+    """The source that reads what is in a folder."""
+    from viewshards import clouds
+
+    if any(root.glob("*.h5")):
+        return clouds.Hdf5(root)
+    for source in (ImageFolder, clouds.CloudFolder):
+        if files_below(root, source.extensions):
+            return source(root, val_fraction)
+    known = ", ".join(sorted(IMAGES | clouds.CLOUDS))
+    raise FileNotFoundError(f"{root}: nothing to pack below it; known are images and clouds ({known}) and .h5 files")
 
 
 class Table(Source):
@@ -126,7 +161,7 @@ class Table(Source):
     and never each other's negatives.
     """
 
-    def __init__(self, path: Path, val_fraction: float, labels: Sequence[str]) -> None:
+    def __init__(self, path: Path, val_fraction: float, labels: Sequence[str], split_by: str | None = None) -> None:
         self.path, self.name = path, (path.parent.resolve().name if path.stem == "metadata" else path.stem)
         rows = _rows(path)
         column = next((c for c in FILE_COLUMNS if c in rows[0]), None)
@@ -141,7 +176,7 @@ class Table(Source):
             grouped.setdefault(str(row["id"]) if has_views else str(row[column]), []).append(row)
         self.column, self.groups = column, list(grouped.values())
         fields = [f for f in ("label", *labels) if f in rows[0]]
-        unknown = set(labels) - set(rows[0])
+        unknown = {*labels, *([split_by] if split_by else [])} - set(rows[0])
         if unknown:
             raise ValueError(f"{path}: no column {', '.join(sorted(unknown))}; it has {', '.join(rows[0])}")
         self.labels = {f: sorted({str(row[f]) for row in rows if row.get(f) not in (None, "")}) for f in fields}
@@ -150,14 +185,20 @@ class Table(Source):
         self.numbers = {name: number for number, name in enumerate(self.labels.get("cls", []))}
         keys = _unique(key if has_views else key.rpartition(".")[0] for key in grouped)
         self.samples = [
-            (key, str(rows[0].get("split") or hashed_split(key, val_fraction)))
+            (key, self._split(key, rows[0], split_by, val_fraction))
             for key, rows in zip(keys, self.groups, strict=True)
         ]
+
+    @staticmethod
+    def _split(key: str, row: dict[str, Any], split_by: str | None, val_fraction: float) -> str:
+        if split_by:
+            return hashed_split(str(row[split_by]), val_fraction)
+        return str(row.get("split") or hashed_split(key, val_fraction))
 
     def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
         rows, files = self.groups[sample], {}
         for row in {row[self.column]: row for row in rows}.values():
-            extension, data = _image_file(self.path.parent / row[self.column])
+            extension, data = _content(self.path.parent / row[self.column])
             files[f"{row['view']}.{extension}" if "view" in row else extension] = data
         first = rows[0]
         captions = _captions(rows)
@@ -286,18 +327,22 @@ def _captions(rows: list[dict[str, Any]]) -> dict[str, tuple[list[str], str | No
 
 def _listed(value: Any) -> list[str]:
     """A list, in a CSV written as JSON."""
+    found = value or []
     if isinstance(value, str):
         try:
-            value = json.loads(value) if value.strip() else []
+            found = json.loads(value) if value.strip() else []
         except json.JSONDecodeError:
-            value = None
-    if value is not None and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
+            found = None
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
         raise ValueError(f'expected a list of texts, in a CSV as JSON such as ["one", "two"]; got {value!r}')
-    return value or []
+    return found
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGES and path.is_file()
+def _content(path: Path) -> tuple[str, bytes]:
+    """Extension and contents of an image or a cloud."""
+    from viewshards import clouds
+
+    return clouds.cloud_file(path) if path.suffix.lower() in clouds.CLOUDS else _image_file(path)
 
 
 def _image_file(path: Path) -> tuple[str, bytes]:

@@ -135,6 +135,9 @@ class Captions:
         level = logging.getLogger().level
         logging.getLogger().setLevel(logging.WARNING)  # it tells the root logger how it looked the name up
         try:
+            local = self.tokenizer.startswith("local-dir:")
+            if not local and open_clip.get_model_config(self.tokenizer) is None:  # which it would pass over in silence
+                raise ValueError("open_clip does not know it")
             return open_clip.get_tokenizer(self.tokenizer, context_length=self.context)
         except (FileNotFoundError, KeyError, AttributeError, ValueError) as error:
             raise ValueError(

@@ -84,8 +84,8 @@ class Told:
     def on_after_batch_transfer(self, batch, _):
         return batch
 
-    def eval_view(self, picture):
-        return picture
+    def of_picture(self, picture):
+        return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
 
 
 def bank(tmp_path, templates, **classnames):

@@ -43,7 +43,7 @@ def test_a_batch(digits):
     assert [labels[key] for key in batch["key"]] == batch["label"].tolist()
     ready = data.on_after_batch_transfer(batch, 0)
     assert ready["image"][0].dtype == torch.float32
-    back = (data.denormalise(ready["image"][0]) * 255).round()
+    back = (data.as_pictures(ready["image"][0]) * 255).round()
     torch.testing.assert_close(back, batch["image"][0].float(), atol=0.01, rtol=0)
 
 
@@ -223,7 +223,7 @@ def test_device_backend_draws_what_cv2_does_on_the_cpu(digits):
     cpu, device = (module(digits, views=MultiView(strong, backend)) for backend in ("cv2", "device"))
     a, b = (data.on_after_batch_transfer(epoch(data)[0], 0) for data in (cpu, device))
     assert "draws" not in b and a["key"] == b["key"]
-    difference = (cpu.denormalise(a["image"][0]) - cpu.denormalise(b["image"][0])).abs().mean() * 255
+    difference = (cpu.as_pictures(a["image"][0]) - cpu.denormalise(b["image"][0])).abs().mean() * 255
     assert difference < 2.0
 
 
@@ -240,7 +240,7 @@ def test_padding_and_labels_of_a_json_field(tmp_path):
     assert data.classes[batch["label"][0]] == known["subgroup"] and batch["caption"][0] == known["name"]
     assert np.isin(batch["group"].numpy(), np.arange(-1, 20)).all()
     wrong = ShardDataModule(str(tmp_path), 64, SimCLR(32), natural_views=["apple"], workers=0)
-    with pytest.raises(BrokenShard, match=r"no picture apple; it has .*google.webp"):
+    with pytest.raises(BrokenShard, match=r"no image apple; it has .*google.webp"):
         next(iter(wrong.train_dataloader()))
 
 

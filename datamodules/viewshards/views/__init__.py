@@ -1,6 +1,21 @@
 """Views: augmentations as distributions, applied by interchangeable backends."""
 
 from viewshards.views.augmentation import Augmentation, Draw
-from viewshards.views.multiview import BYOL, CIFAR, CentreCrop, MoCoV2, MultiCrop, MultiView, SimCLR
+from viewshards.views.multiview import BYOL, CIFAR, CentreCrop, MoCoV2, MultiCrop, MultiView, PlainViews, SimCLR
+from viewshards.views.points import PlainPoints, PointAugmentation, PointViews
 
-__all__ = ["BYOL", "CIFAR", "Augmentation", "CentreCrop", "Draw", "MoCoV2", "MultiCrop", "MultiView", "SimCLR"]
+__all__ = [
+    "BYOL",
+    "CIFAR",
+    "Augmentation",
+    "CentreCrop",
+    "Draw",
+    "MoCoV2",
+    "MultiCrop",
+    "MultiView",
+    "PlainPoints",
+    "PlainViews",
+    "PointAugmentation",
+    "PointViews",
+    "SimCLR",
+]

@@ -29,6 +29,8 @@ class MultiView:
             views are of one natural view, drawn for each sample.
     """
 
+    modality = "image"
+
     def __init__(
         self,
         augmentations: Sequence[Augmentation],
@@ -59,6 +61,10 @@ class MultiView:
             else:
                 views.append((reference if self.backend == "torchvision" else opencv).apply(image, augmentation, draw))
         return views, rows
+
+    def plain(self) -> PlainViews:
+        """What evaluation sees: a centre crop of the first view's size."""
+        return PlainViews(CentreCrop(self.augmentations[0].size))
 
 
 class SimCLR(MultiView):
@@ -195,3 +201,16 @@ class CentreCrop:
         image = opencv.resize(image, max(self.resize, round(height * factor)), max(self.resize, round(width * factor)))
         top, left = (image.shape[0] - self.size) // 2, (image.shape[1] - self.size) // 2
         return image[top : top + self.size, left : left + self.size]
+
+
+class PlainViews:
+    """Each natural view through the same deterministic transform: what evaluation sees."""
+
+    modality = "image"
+
+    def __init__(self, transform: CentreCrop) -> None:
+        self.transform = transform
+
+    def __call__(self, images: Sequence[Picture], rng: np.random.Generator) -> tuple[list[Picture], list[list[float]]]:
+        """One view a natural view."""
+        return [self.transform(image) for image in images], []

@@ -1,6 +1,6 @@
 """Encoders. All return one `Encoding`; any `nn.Module` with a `width` that returns one (or a (B, D) tensor) will do."""
 
-from manyviews.backbones.encoding import Encoding
+from manyviews.backbones.encoding import Encoding, views_of
 from manyviews.backbones.frozen import Cached, Exported
 from manyviews.backbones.images import ConvNet, Pixels, TimmBackbone
 from manyviews.backbones.openclip import OpenClipImage, OpenClipText
@@ -19,4 +19,5 @@ __all__ = [
     "ScatteringBackbone",
     "ShiftedWindows",
     "TimmBackbone",
+    "views_of",
 ]

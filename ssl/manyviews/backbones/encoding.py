@@ -8,6 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MODALITIES = ("image", "points", "video")
+"""What backbones see, as a batch names it; texts have towers of their own."""
+
+
+def views_of(batch: dict[str, Any]) -> list[Tensor]:
+    """The views that a backbone embeds: those of a batch's images, point clouds or videos, whichever it holds.
+
+    Raises:
+        ValueError: if it holds none.
+    """
+    for name in MODALITIES:
+        if name in batch:
+            views: list[Tensor] = batch[name]
+            return views
+    raise ValueError(f"a batch needs views under one of {', '.join(MODALITIES)}; it has {', '.join(batch)}")
+
 
 @dataclass
 class Encoding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from importlib import util
+from itertools import chain
 from pathlib import Path
 
 SECTIONS = {
@@ -47,8 +48,8 @@ def _exported(package: str) -> list[tuple[str, str]]:
 
 def _sources(module: str) -> list[tuple[str, str]]:
     tree = ast.parse(_path(module).with_suffix(".py").read_text())
-    made = ast.parse(_path("viewshards.generated").with_suffix(".py").read_text())
-    classes = {node.name: node for node in [*tree.body, *made.body] if isinstance(node, ast.ClassDef)}
+    made = [ast.parse(_path(f"viewshards.{m}").with_suffix(".py").read_text()).body for m in ("generated", "clouds")]
+    classes = {node.name: node for node in chain(tree.body, *made) if isinstance(node, ast.ClassDef)}
     named = {
         "builtin:emoji": "Emoji",
         "builtin:digits": "Sklearn",
@@ -58,9 +59,12 @@ def _sources(module: str) -> list[tuple[str, str]]:
         "builtin:hands": "Hands",
         "builtin:volumes": "Volumes",
         "builtin:shapes": "Shapes",
+        "builtin:solids": "Solids",
         "torchvision:NAME": "Torchvision",
         "sklearn:NAME": "Sklearn",
-        "FOLDER": "ImageFolder",
+        "FOLDER of images": "ImageFolder",
+        "FOLDER of clouds or meshes": "CloudFolder",
+        "FOLDER of .h5": "Hdf5",
         "FILE.csv, FILE.jsonl": "Table",
     }
     return [(name, _first_line(classes[of])) for name, of in named.items()]

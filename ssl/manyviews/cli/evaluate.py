@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from manyviews.backbones import Encoding, Pixels
+from manyviews.backbones import Encoding, Pixels, views_of
 from manyviews.evaluation import (
     KNN,
     FewShot,
@@ -181,7 +181,7 @@ class _PixelMethod(Method):
         self.backbone = Pixels()
 
     def embed(self, batch: dict[str, Any]) -> list[Encoding]:
-        return [self.backbone(view) for view in batch["image"]]
+        return [self.backbone(view) for view in views_of(batch)]
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -274,7 +274,7 @@ def pixels_of(trained: Trained, split: str, indices: set[int], view: int) -> dic
     for batch in trained.data.evaluation_loader(split):
         rows = [i for i, index in enumerate(batch["index"].tolist()) if index in indices]
         if rows:
-            images = trained.data.on_after_batch_transfer(batch, 0)["image"][view][rows]
+            images = views_of(trained.data.on_after_batch_transfer(batch, 0))[view][rows]
             found |= dict(zip(batch["index"][rows].tolist(), pictures.to_pixels(images, trained.data), strict=True))
     return found
 
@@ -333,7 +333,7 @@ def export(arguments: argparse.Namespace) -> None:
 
     trained = bring_up(arguments)
     batch = next(iter(trained.data.evaluation_loader("val", batch_size=8)))
-    images = trained.data.on_after_batch_transfer(batch, 0)["image"][0]
+    images = views_of(trained.data.on_after_batch_transfer(batch, 0))[0]
     if not arguments.open_clip:
         lines = export_backbone(trained.method.backbone, trained.config["model"], images, Path(arguments.out))
     elif isinstance(trained.method, ImageText):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from manyviews.backbones import views_of
 from manyviews.cli.evaluate import Trained, bring_up, instantiate, pixels_of, show
 from manyviews.distributed import LOCAL
 from manyviews.evaluation import Composition, JointProtocol, TextToImage, ZeroShot
@@ -122,7 +123,7 @@ def mine(arguments: argparse.Namespace) -> None:
     images, texts, index, group = [], [], [], []
     for batch in prepared(method, trained.data, "train", LOCAL):
         real = batch["weight"] > 0
-        images.append(method.embed_image(batch["image"][0][real]).pooled.float().cpu())
+        images.append(method.embed_image(views_of(batch)[0][real]).pooled.float().cpu())
         texts.append(method.embed_text(batch["text"][0][real]).pooled.float().cpu())
         index.append(batch["index"][real].cpu())
         group.append(batch["group"][real].cpu())
@@ -152,9 +153,8 @@ def search(arguments: argparse.Namespace) -> None:
         query = method.embed_text(trained.data.tokens([arguments.text]).to(method.device))
     else:
         with Image.open(arguments.image) as picture:
-            view = trained.data.eval_view(np.asarray(picture.convert("RGB")))
-        batch = {"image": [torch.from_numpy(view.copy()).permute(2, 0, 1)[None].to(method.device)]}
-        query = method.embed_image(trained.data.on_after_batch_transfer(batch, 0)["image"][0])
+            view = trained.data.of_picture(np.asarray(picture.convert("RGB")))
+        query = method.embed_image(view.to(method.device))
     scores, found = index.search(query.pooled.float().cpu().numpy(), min(arguments.k, index.ntotal))
     samples, views = numbers[found[0]].T
     pixels: dict[tuple[int, int], Any] = {}
@@ -186,7 +186,7 @@ def _index(trained: Trained, method: ImageText, split: str) -> tuple[Any, Any]:
     rows, numbers = [], []
     for batch in prepared(method, trained.data, split, LOCAL):
         real = batch["weight"] > 0
-        for view, images in enumerate(batch["image"]):
+        for view, images in enumerate(views_of(batch)):
             rows.append(unit(method.embed_image(images[real]).pooled).cpu())
             numbers += [(sample, view) for sample in batch["index"][real].tolist()]
     embedded = torch.cat(rows).numpy()

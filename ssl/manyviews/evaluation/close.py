@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from manyviews.backbones import views_of
 from manyviews.distributed import LOCAL
 from manyviews.evaluation.features import Features, prepared
 from manyviews.evaluation.joint import JointProtocol
@@ -111,7 +112,7 @@ class TextToImage(JointProtocol):
         found: dict[str, list[Tensor]] = {"image": [], "text": [], "label": []}
         for batch in prepared(module, data, split, LOCAL):  # every rank all of it: a small head on top
             keep = (batch["weight"] > 0) & (batch["label"] >= 0)
-            found["image"].append(module.embed_image(batch["image"][0][keep]).pooled.float().cpu())
+            found["image"].append(module.embed_image(views_of(batch)[0][keep]).pooled.float().cpu())
             found["text"].append(module.embed_text(batch["text"][0][keep]).pooled.float().cpu())
             found["label"].append(batch["label"][keep].cpu())
         return {name: torch.cat(parts) for name, parts in found.items()}

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from manyviews.backbones import Encoding
+from manyviews.backbones import Encoding, views_of
 from manyviews.distributed import LOCAL
 from manyviews.evaluation.features import frozen, prepared
 from manyviews.evaluation.joint import JointProtocol, embed_texts, part_of
@@ -60,7 +60,7 @@ class Composition(JointProtocol):
             kinds = sorted({kind for cases in batch["cases"] for kind in cases if kind != "true"})
             for kind in kinds:
                 rows = [i for i, cases in enumerate(batch["cases"]) if kind in cases and batch["weight"][i] > 0]
-                images = module.embed_image(batch["image"][0][rows])
+                images = module.embed_image(views_of(batch)[0][rows])
                 options = [arranged(kind, batch["cases"][i]) for i in rows]
                 scores = choose(module, data, images, [texts for texts, _ in options])
                 for score, (texts, true) in zip(scores, options, strict=True):
@@ -159,12 +159,11 @@ def aro(module: Any, data: Any, cases: Path, images: Path, excluded: Sequence[st
         for number, case in enumerate(content):
             try:
                 texts, true, group = _read(case)
-                view = data.eval_view(_crop(images / case["image_path"], case))
+                view = data.of_picture(_crop(images / case["image_path"], case))
             except (KeyError, OSError) as error:
                 raise ValueError(f"{cases}: entry {number} cannot be used: {error!r}") from error
-            batch = {"image": [torch.from_numpy(np.array(view)).permute(2, 0, 1)[None].to(module.device)]}
             with torch.no_grad():
-                image = module.embed_image(data.on_after_batch_transfer(batch, 0)["image"][0])
+                image = module.embed_image(view.to(module.device))
                 score, tie = verdict(choose(module, data, image, [texts])[0], true)
             right[group].append(score)
             ties += tie

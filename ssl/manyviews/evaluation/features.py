@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from manyviews.backbones import Encoding
+from manyviews.backbones import Encoding, views_of
 from manyviews.distributed import LOCAL, Gather
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def extract(module: nn.Module, embed: Embed, batches: Iterable[Batch], gather: G
     views, rest = [], []
     with frozen(module):
         for batch in batches:
-            with torch.autocast(batch["image"][0].device.type, enabled=False):
+            with torch.autocast(views_of(batch)[0].device.type, enabled=False):
                 pooled = torch.stack([encoding.pooled.float() for encoding in embed(batch)])
             views.append(pooled.cpu())
             rest.append({name: batch[name].cpu() for name in ("label", "index", "group", "weight")})

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from manyviews import distributed
-from manyviews.backbones import Encoding
+from manyviews.backbones import Encoding, views_of
 from manyviews.distributed import Gather
 from manyviews.evaluation.features import Features, frozen, prepared
 from manyviews.evaluation.protocol import Protocol, Result
@@ -116,7 +116,7 @@ class ZeroShot(JointProtocol):
         for batch in prepared(module, data, "val", gather):
             label = batch["label"].to(module.device)
             keep = (batch["weight"].to(module.device) > 0) & (label >= 0)
-            for view in batch["image"]:
+            for view in views_of(batch):
                 scores = self._scores(module, module.embed_image(view), texts, classes)[keep]
                 own = scores.gather(1, label[keep, None])
                 place = torch.arange(classes, device=scores.device)
@@ -226,7 +226,7 @@ class TextRetrieval(JointProtocol):
             real = batch["weight"].to(module.device) > 0
             index = batch["index"].to(module.device)
             groups.append(torch.stack([index[real], batch["group"].to(module.device)[real]], 1))
-            for view in batch["image"]:
+            for view in views_of(batch):
                 images.append(part_of(module.embed_image(view), real))
                 image_of.append(index[real])
             for m, ids in enumerate(batch["text"]):

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from manyviews.backbones import views_of
 from manyviews.evaluation.features import Features
 from manyviews.runs.folder import provenance
 
@@ -44,7 +45,7 @@ class Protocol(ABC):
         """Raises ValueError if a batch of the data shows that the protocol cannot be evaluated on it."""
         if self.labels and not (batch["label"] >= 0).any():
             raise ValueError(f"{type(self).__name__} needs labels, and the data has none (label -1 in a whole batch)")
-        if len(batch["image"]) < self.views:
+        if len(views_of(batch)) < self.views:
             raise ValueError(
                 f"{type(self).__name__} needs samples with {self.views} or more natural views, these have "
                 f"{len(batch['image'])}"

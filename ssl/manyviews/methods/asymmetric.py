@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from manyviews import distributed
-from manyviews.backbones import Encoding
+from manyviews.backbones import Encoding, views_of
 from manyviews.methods.method import Batch, Method
 from manyviews.objectives import Objective
 from manyviews.optim import EMA, LARS, OptimizerFactory, Schedule, cosine_momentum
@@ -64,7 +64,7 @@ class Asymmetric(Method):
         if self.target is None:
             targets = [projection.detach() for projection in projections]
         else:
-            targets = [self.embed_target(view) for view in batch["image"][0 if self.symmetric else 1 :]]
+            targets = [self.embed_target(view) for view in views_of(batch)[0 if self.symmetric else 1 :]]
         predictions = projections if self.predictor is None else [self.predictor(z) for z in projections]
         gather, context = distributed.current(), self.context(batch)
         loss = self.objective(predictions, targets=targets[::-1], gather=gather, **context)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from manyviews import distributed
-from manyviews.backbones import Encoding
+from manyviews.backbones import Encoding, views_of
 from manyviews.heads import LogitScale
 from manyviews.methods.gradcache import check_exact
 from manyviews.methods.method import Batch, Method
@@ -92,7 +92,7 @@ class ImageText(Method):
 
     def encodings(self, batch: Batch) -> tuple[list[Encoding], list[Encoding]]:
         """Features of all image views and of all text views."""
-        return self._through(self.backbone, batch["image"]), self._through(self.text_backbone, batch["text"])
+        return self._through(self.backbone, views_of(batch)), self._through(self.text_backbone, batch["text"])
 
     def compare_pairs(self, images: list[Encoding], texts: list[Encoding], batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """The loss, and the embeddings of image and text to be monitored: view 0 of each in the joint space."""

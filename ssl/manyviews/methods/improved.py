@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from manyviews import distributed, objectives
-from manyviews.backbones import Encoding
+from manyviews.backbones import Encoding, views_of
 from manyviews.heads import LogitScale, projector
 from manyviews.methods.imagetext import ADAMW, ImageText
 from manyviews.methods.method import Batch
@@ -171,8 +171,10 @@ class SiamLIP(_Companion):
         assert self.target is not None
         *towers, heads = cast(nn.ModuleList, self.target.module)
         sides = [
-            [head(Encoding.of(tower(view)).pooled) for view in batch[name]]
-            for name, tower, head in zip(("image", "text"), towers, cast(nn.ModuleList, heads), strict=True)
+            [head(Encoding.of(tower(view)).pooled) for view in views]
+            for views, tower, head in zip(
+                (views_of(batch), batch["text"]), towers, cast(nn.ModuleList, heads), strict=True
+            )
         ]
         return self.ordered(*sides)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from manyviews import distributed
-from manyviews.backbones import Encoding
+from manyviews.backbones import Encoding, views_of
 from manyviews.methods.gradcache import GradCache, check_exact
 from manyviews.objectives import Objective
 from manyviews.optim import LARS, OptimizerFactory, Schedule, decay_groups
@@ -61,11 +61,11 @@ class Method(pl.LightningModule):
 
     def embed(self, batch: Batch) -> list[Encoding]:
         """Backbone features of each view of a batch: what evaluation sees."""
-        return [Encoding.of(self.backbone(view)) for view in batch["image"]]
+        return [Encoding.of(self.backbone(view)) for view in views_of(batch)]
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss of a batch, and detached what monitoring looks at: features and projections of view 0, 1, ..."""
-        features = self.features = self.encode(batch["image"])
+        features = self.features = self.encode(views_of(batch))
         loss, shown = self.compare([self.projector(view) for view in features], batch)
         self.readings = dict(self.objective.diagnostics)
         return {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from manyviews import distributed, objectives
-from manyviews.backbones import Encoding, OpenClipText
+from manyviews.backbones import Encoding, OpenClipText, views_of
 from manyviews.methods.imagetext import ImageText
 from manyviews.methods.method import Batch
 from manyviews.optim import OptimizerFactory, Schedule
@@ -118,7 +118,7 @@ class MoCoOp(ImageText):
 
     def encodings(self, batch: Batch) -> tuple[list[Encoding], list[Encoding]]:
         """Of the images; the texts are the prompts."""
-        return self._through(self.backbone, batch["image"]), []
+        return self._through(self.backbone, views_of(batch)), []
 
     def compare_pairs(  # noqa: D102
         self, images: list[Encoding], texts: list[Encoding], batch: Batch

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from manyviews.backbones import views_of
 from manyviews.monitoring import diagnostics, pictures
 from manyviews.runs.faults import FiniteGuard
 
@@ -144,11 +145,11 @@ class Monitor(pl.Callback):
         if not isinstance(trainer.logger, TensorBoardLogger):
             return
         board, step = trainer.logger.experiment, trainer.global_step
-        views = pictures.views(batch["image"], getattr(trainer, "datamodule", None))
+        views = pictures.views(views_of(batch), getattr(trainer, "datamodule", None))
         board.add_image("pictures/views", views, step, dataformats="HWC")
         board.add_image("pictures/similarity", pictures.similarity(outputs["projections"]), step, dataformats="HWC")
         nearest = pictures.neighbours_in_batch(
-            batch["image"][0], outputs["features"], getattr(trainer, "datamodule", None)
+            views_of(batch)[0], outputs["features"], getattr(trainer, "datamodule", None)
         )
         board.add_image("pictures/neighbours", nearest, step, dataformats="HWC")
 

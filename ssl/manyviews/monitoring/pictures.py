@@ -16,9 +16,9 @@ Picture = NDArray[np.uint8]
 
 
 def to_pixels(images: Tensor, data: Any) -> NDArray[np.uint8]:
-    """Normalised images (B, 3, H, W) to (B, H, W, 3) bytes; `data` is the data module that normalised them."""
-    if data is not None and hasattr(data, "denormalise"):
-        images = data.denormalise(images)
+    """A view of a batch, such as images (B, 3, H, W), to (B, H, W, 3) bytes; `data` is the data module it is from."""
+    if data is not None and hasattr(data, "as_pictures"):
+        images = data.as_pictures(images)
     else:
         low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
         images = (images - low) / (high - low).clamp(min=1e-8)
