@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from manyviews import methods
-from manyviews.backbones import ConvNet
+from manyviews.backbones import ConvNet, PointTransformer
 from manyviews.cli import study
 from manyviews.cli.evaluate import instantiate
 from manyviews.cli.export import export_backbone, export_open_clip
@@ -25,7 +25,11 @@ RECIPES = [
 ]
 
 
-SMALL = [p for p in RECIPES if p.stem not in ("cifar", "imagenet", "imagenet-vit", "photos", "captions", "quickstart")]
+SMALL = [
+    p
+    for p in RECIPES
+    if p.stem not in ("cifar", "imagenet", "imagenet-vit", "shapenet", "photos", "captions", "quickstart")
+]
 """These are trained below; of the others it is known that they build."""
 
 
@@ -55,11 +59,14 @@ def test_each_method_has_its_three_recipes():
 def runs(tmp_path_factory):
     """What recipes name below `runs/`: the built-in sets, packed, and two towers, exported untrained."""
     folder = tmp_path_factory.mktemp("runs")
-    for name in ("emoji", "digits", "salient", "hands", "volumes", "shapes"):
+    for name in ("emoji", "digits", "salient", "hands", "volumes", "shapes", "solids"):
         pack(open_source(f"builtin:{name}"), folder / "data" / name, Encoding(), workers=2, console=QUIET)
     tower = {"class_path": "manyviews.backbones.ConvNet", "init_args": {"widths": [4, 8, 16]}}
     how = {"init_args": {"backbone": tower}}
     list(export_backbone(ConvNet([4, 8, 16]), how, torch.zeros(1, 3, 32, 32), folder / "emoji-tower"))
+    encoder = {"dim": 24, "depth": 1, "heads": 2, "groups": 8, "group_size": 8}
+    how = {"init_args": {"backbone": {"class_path": "manyviews.backbones.PointTransformer", "init_args": encoder}}}
+    list(export_backbone(PointTransformer(**encoder), how, torch.rand(1, 99, 3), folder / "solids-encoder"))
     clip, data = instantiate(placed(EXPERIMENTS / "clip" / "shapes.yaml", folder))
     list(export_open_clip(clip, data, torch.zeros(1, 3, 32, 32), folder / "clip-shapes-exported"))
     return folder
@@ -80,12 +87,18 @@ def test_recipe_trains_and_is_probed(path, runs, tmp_path):
     if backbone["class_path"].endswith("ConvNet"):
         widths = [4, 8, 256 if "repulsor" in path.stem else 16]
         backbone["init_args"] = {**backbone.get("init_args", {}), "widths": widths}
+    if "solids" in path.stem:
+        config["data"]["init_args"]["views"]["init_args"]["points"] = 64
+    if backbone["class_path"].endswith("PointTransformer"):
+        backbone["init_args"] = {"dim": 24, "depth": 1, "heads": 2, "groups": 8, "group_size": 8}
     changes = {"trainer": {"max_steps": 2, "callbacks": [], "accelerator": "cpu"}, "checkpoints": {"monitor": None}}
     changes["model"] = {"init_args": {"schedule": {"warmup_steps": 1}}}
     problem = study._one(study.merged(config, changes), 0, tmp_path, path.parent, [None], 1)
     assert problem is None, (tmp_path / "log.txt").read_text()[-3000:]
     scores = json.loads((tmp_path / "result.json").read_text())["scores"]
     assert 0 <= scores["knn20"] <= 1 and 0 <= scores["linear"] <= 1 and scores["rankme"] >= 1
+    if "solids" in path.stem:
+        assert 0 <= scores["svm"] <= 1 and 0 <= scores["fewshot_5way_10shot_svm"] <= 1
     if issubclass(getattr(methods, config["model"]["class_path"].rpartition(".")[2]), methods.ImageText):
         assert 0 <= scores["t2i_r1"] <= 1 and 0 <= scores["zeroshot_top1"] <= 1
 

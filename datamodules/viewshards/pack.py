@@ -193,15 +193,16 @@ def _summary(manifest: Manifest) -> str:
 def _samples_of(source: Source, encoding: Encoding, shard_mb: float) -> int:
     """Samples that fill a shard, by the mean size of a few."""
     step = max(1, len(source.samples) // PROBED)
-    sizes = []
+    sizes, reason = [], ""
     for sample in range(0, len(source.samples), step):
         try:
             files = encoding(source.files(sample))
-        except (ValueError, OSError):
+        except (ValueError, OSError) as error:
+            reason = f"{source.samples[sample][0]}: {error}"
             continue
         sizes.append(sum(indices.BLOCK + -(-len(data) // indices.BLOCK) * indices.BLOCK for data in files.values()))
     if not sizes:
-        raise ValueError(f"{source.name}: none of the first samples looked at decodes")
+        raise ValueError(f"{source.name}: none of the first samples looked at decodes: {reason}")
     return max(1, int(shard_mb * 1e6 / (sum(sizes) / len(sizes))))
 
 

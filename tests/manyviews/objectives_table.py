@@ -40,6 +40,8 @@ class Case:
     """Whether it honours `group`."""
     uncut: tuple[str, ...] = ()
     """Context that is the same on every rank and no sample's own."""
+    width: int = 5
+    """D of the random views."""
     smooth: bool = True
     """Whether its gradient is that of its value: not where weights are detached."""
 

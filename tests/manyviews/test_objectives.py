@@ -8,12 +8,12 @@ import torch.nn.functional as F
 
 from manyviews import objectives as o
 from manyviews.distributed import simulate
+from tests.manyviews import points_table, text_table
 from tests.manyviews import references as ref
-from tests.manyviews import text_table
 from tests.manyviews.objectives_table import CASES, GROUP
 
 T3 = ref.T3
-CASES = [*CASES, *text_table.CASES]
+CASES = [*CASES, *text_table.CASES, *points_table.CASES]
 every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 double = {"dtype": torch.float64}
 
@@ -41,7 +41,7 @@ def test_worked_numbers(case):
 
 def batch(case, grouped=False, n=11, d=None):
     """Random views, their context, and d; AMCL's two heads of three side by side need 6."""
-    d = d or (6 if "AMCL" in case.name or case.name in ("GroupWhitened", "ImageVolume") else 5)
+    d = d or (6 if "AMCL" in case.name or case.name in ("GroupWhitened", "ImageVolume") else case.width)
     context = case.context(n, d)
     if grouped and case.grouped:
         context["group"] = GROUP[:n]
@@ -172,11 +172,11 @@ def test_half_inputs_and_autocast_are_computed_in_float32(case, dtype):
 def test_bad_views_are_refused(case):
     z = torch.randn(4, 3)
     objective = case.build(3)
-    few = [z] * (objective.fewest - 1)
+    few, many = [z] * (objective.fewest - 1), [z] * max(1, objective.fewest - 1)
     for views, message in (
         (few, f"{objective.fewest} or more"),
-        ([z, z[:3]], "same n and D"),
-        ([z[0], z[1]], "same n and D"),
+        ([*many, z[:3]], "same n and D"),
+        ([z[0]] * (len(many) + 1), "same n and D"),
     ):
         with pytest.raises(ValueError, match=message):
             objective(views)

@@ -4,6 +4,7 @@ from manyviews.backbones.encoding import Encoding, views_of
 from manyviews.backbones.frozen import Cached, Exported
 from manyviews.backbones.images import ConvNet, Pixels, TimmBackbone
 from manyviews.backbones.openclip import OpenClipImage, OpenClipText
+from manyviews.backbones.points import PointTransformer, ShapeStatistics
 from manyviews.backbones.regions import RandomBoxes, ShiftedWindows
 from manyviews.backbones.scattering import ScatteringBackbone
 
@@ -15,8 +16,10 @@ __all__ = [
     "OpenClipImage",
     "OpenClipText",
     "Pixels",
+    "PointTransformer",
     "RandomBoxes",
     "ScatteringBackbone",
+    "ShapeStatistics",
     "ShiftedWindows",
     "TimmBackbone",
     "views_of",

@@ -20,7 +20,9 @@ from manyviews.backbones import Encoding, Pixels, views_of
 from manyviews.evaluation import (
     KNN,
     FewShot,
+    FewShotSVM,
     LinearProbe,
+    LinearSVM,
     LogisticRegression,
     Outliers,
     Protocol,
@@ -126,6 +128,17 @@ def probe(arguments: argparse.Namespace) -> None:
 def knn(arguments: argparse.Namespace) -> None:
     """kNN accuracy."""
     protocol = KNN(tuple(arguments.k), tuple(arguments.temperature))
+    trained = bring_up(arguments)
+    show(trained, protocol, protocol.evaluate(trained.features("train"), trained.features("val")), arguments.json)
+
+
+def svm(arguments: argparse.Namespace) -> None:
+    """Linear SVM on all of train, or on few shots over folds."""
+    protocol = (
+        FewShotSVM(arguments.ways, arguments.shots, c=arguments.c, folds=arguments.folds)
+        if arguments.ways
+        else LinearSVM(arguments.c)
+    )
     trained = bring_up(arguments)
     show(trained, protocol, protocol.evaluate(trained.features("train"), trained.features("val")), arguments.json)
 

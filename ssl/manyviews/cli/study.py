@@ -251,14 +251,25 @@ def _one(
 def measure(runs: list[Path], labels: list[str | None], banks: dict[str, str]) -> dict[str, Any]:
     """Scores of finished runs, their features side by side: kNN, linear probe, cross-view retrieval, and diagnostics.
 
-    Of an image-text method also retrieval of texts, zero-shot classification, and composition where there are cases.
-    With several labels each is probed, and its scores end in `_LABEL`.
+    On point clouds also linear SVMs, on all and on few shots. Of an image-text method also retrieval of texts,
+    zero-shot classification, and composition where there are cases. With several labels each is probed, and its scores
+    end in `_LABEL`.
 
     Args:
         runs: folders. labels: fields, None the run's own. banks: of class names for zero-shot, by label field.
     """
     from manyviews.cli import evaluate
-    from manyviews.evaluation import KNN, Composition, JointProtocol, Protocol, Retrieval, TextRetrieval, ZeroShot
+    from manyviews.evaluation import (
+        KNN,
+        Composition,
+        FewShotSVM,
+        JointProtocol,
+        LinearSVM,
+        Protocol,
+        Retrieval,
+        TextRetrieval,
+        ZeroShot,
+    )
     from manyviews.methods import ImageText
     from manyviews.monitoring import diagnostics
 
@@ -270,6 +281,8 @@ def measure(runs: list[Path], labels: list[str | None], banks: dict[str, str]) -
         ]
         train, val = (evaluate.side_by_side([each.features(split) for each in trained]) for split in ("train", "val"))
         protocols: list[Protocol] = [KNN(), evaluate.REPORT_PROBE, *([Retrieval()] if len(val.views) > 1 else [])]
+        if trained[-1].data.views.modality == "points":
+            protocols += [LinearSVM(), FewShotSVM()]
         found = {name: value for p in protocols for name, value in p.evaluate(train, val).scores.items()}
         method, data = trained[-1].method, trained[-1].data
         if isinstance(method, ImageText):

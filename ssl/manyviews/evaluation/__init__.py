@@ -5,21 +5,25 @@ from manyviews.evaluation.close import TextToImage
 from manyviews.evaluation.composition import Composition
 from manyviews.evaluation.features import Features, extract
 from manyviews.evaluation.fewshot import FewShot
-from manyviews.evaluation.joint import JointProtocol, TextRetrieval, ZeroShot
+from manyviews.evaluation.joint import Accuracy, JointProtocol, TextRetrieval, ZeroShot
 from manyviews.evaluation.knn import KNN
 from manyviews.evaluation.linear import LinearProbe, LogisticRegression
 from manyviews.evaluation.outliers import Outliers
 from manyviews.evaluation.protocol import Protocol, Result
 from manyviews.evaluation.retrieval import Retrieval
+from manyviews.evaluation.svm import FewShotSVM, LinearSVM
 
 __all__ = [
     "KNN",
+    "Accuracy",
     "Composition",
     "Evaluation",
     "Features",
     "FewShot",
+    "FewShotSVM",
     "JointProtocol",
     "LinearProbe",
+    "LinearSVM",
     "LogisticRegression",
     "Outliers",
     "Protocol",

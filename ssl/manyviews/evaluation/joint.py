@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +27,8 @@ class JointProtocol(Protocol):
 
     labels: ClassVar[bool] = False
     joint: ClassVar[bool] = True
+    texts: ClassVar[bool] = True
+    """Whether samples must have texts."""
 
     @abstractmethod
     def measure(self, module: Any, data: Any) -> Result:
@@ -37,7 +40,7 @@ class JointProtocol(Protocol):
 
     def check(self, batch: dict[str, Any]) -> None:  # noqa: D102
         super().check(batch)
-        if "text" not in batch:
+        if self.texts and "text" not in batch:
             raise ValueError(f"{type(self).__name__} needs texts: set data.text to viewshards.Captions")
 
 
@@ -110,25 +113,11 @@ class ZeroShot(JointProtocol):
         texts = None  # a method may bring a classifier of its own: learned prompts
         if not hasattr(module, "class_scores"):
             texts = self._classifier(module, data, names, templates)
-        gather, classes = distributed.current(), len(names)
-        right = torch.zeros(len(self.k), dtype=torch.float64)
-        confusion, ties = torch.zeros(classes * classes, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
-        for batch in prepared(module, data, "val", gather):
-            label = batch["label"].to(module.device)
-            keep = (batch["weight"].to(module.device) > 0) & (label >= 0)
-            for view in views_of(batch):
-                scores = self._scores(module, module.embed_image(view), texts, classes)[keep]
-                own = scores.gather(1, label[keep, None])
-                place = torch.arange(classes, device=scores.device)
-                rank = ((scores > own) | ((scores == own) & (place < label[keep, None]))).sum(1)
-                right += torch.stack([(rank < k).sum() for k in self.k]).double().cpu()
-                ties += ((scores == own).sum(1) > 1).sum().cpu()
-                best = scores.argmax(1).cpu() + label[keep].cpu() * classes
-                confusion += torch.bincount(best, minlength=classes * classes)
-        right, confusion, ties = gather.sum(right), gather.sum(confusion).view(classes, classes), gather.sum(ties)
+        classes = len(names)
+        right, confusion, ties = classified(
+            module, data, lambda view: self._scores(module, module.embed_image(view), texts, classes), classes, self.k
+        )
         images = int(confusion.sum())
-        if not images:
-            raise ValueError("zero-shot needs labels, and no image of the val split has one")
         of_class = confusion.sum(1)
         labels = data.classes or names  # two classes may be called the same
         per_class = {label: (confusion[c, c] / of_class[c]).item() for c, label in enumerate(labels) if of_class[c]}
@@ -184,6 +173,61 @@ class ZeroShot(JointProtocol):
             return own
         scores: Tensor = module.similarity(images, texts)[0].float()
         return scores.view(len(scores), classes, -1).mean(2)
+
+
+@torch.no_grad()
+def classified(
+    module: Any, data: Any, scores: Callable[[Tensor], Tensor], classes: int, k: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of val over all ranks: right answers among the k best, confusion (C, C), and how many ties there were.
+
+    Args:
+        scores: a view (B, ..) to (B, C). Ties go to the earlier class; every natural view counts.
+
+    Raises:
+        ValueError: if no sample has a label.
+    """
+    gather = distributed.current()
+    right = torch.zeros(len(k), dtype=torch.float64)
+    confusion, ties = torch.zeros(classes * classes, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
+    for batch in prepared(module, data, "val", gather):
+        label = batch["label"].to(module.device)
+        keep = (batch["weight"].to(module.device) > 0) & (label >= 0)
+        for view in views_of(batch):
+            found = scores(view)[keep]
+            own = found.gather(1, label[keep, None])
+            place = torch.arange(classes, device=found.device)
+            rank = ((found > own) | ((found == own) & (place < label[keep, None]))).sum(1)
+            right += torch.stack([(rank < best).sum() for best in k]).double().cpu()
+            ties += ((found == own).sum(1) > 1).sum().cpu()
+            best = found.argmax(1).cpu() + label[keep].cpu() * classes
+            confusion += torch.bincount(best, minlength=classes * classes)
+    right, confusion, ties = gather.sum(right), gather.sum(confusion).view(classes, classes), gather.sum(ties)
+    if not confusion.sum():
+        raise ValueError("classification needs labels, and no sample of the val split has one")
+    return right, confusion, ties
+
+
+@dataclass
+class Accuracy(JointProtocol):
+    """Top-1 of a method that classifies by itself (`Classifier`), on val; every natural view counts."""
+
+    name = "accuracy"
+    labels = True
+    texts = False
+
+    def measure(self, module: Any, data: Any) -> Result:  # noqa: D102
+        if not hasattr(module, "class_scores"):
+            raise ValueError(f"{type(module).__name__} does not classify: train manyviews.methods.Classifier on it")
+        classes = int(module.classes)
+
+        def scores(view: Tensor) -> Tensor:
+            found: Tensor = module.class_scores(Encoding.of(module.backbone(view))).float()
+            return found
+
+        right, confusion, ties = classified(module, data, scores, classes, (1,))
+        top = (right[0] / confusion.sum()).item()
+        return Result({"accuracy": top}, {"samples": int(confusion.sum()), "ties": int(ties)}, confusion)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from manyviews.methods.asymmetric import Asymmetric
 from manyviews.methods.barlow import BarlowTwins, VICReg
 from manyviews.methods.beclr import BECLR
 from manyviews.methods.byol import BYOL, SimSiam
+from manyviews.methods.classifier import Classifier
 from manyviews.methods.clip import ALIGN, CLIP, SigLIP
 from manyviews.methods.cmim import CMIM
 from manyviews.methods.dcl import DCL
@@ -20,6 +21,7 @@ from manyviews.methods.mocoop import MoCoOp
 from manyviews.methods.multiview import MultiView
 from manyviews.methods.negclip import MCIP, MultiModal, NegCLIP
 from manyviews.methods.nnclr import NNCLR
+from manyviews.methods.pointmae import PointCMAE, PointMAE
 from manyviews.methods.pseudo import CPL, BaCon
 from manyviews.methods.scatsimclr import ScatSimCLR
 from manyviews.methods.sepclr import SepCLR
@@ -56,6 +58,7 @@ __all__ = [
     "BaCon",
     "BarLIP",
     "BarlowTwins",
+    "Classifier",
     "Decoding",
     "DeepCluster",
     "Hallucinator",
@@ -73,6 +76,8 @@ __all__ = [
     "MultiModal",
     "MultiView",
     "NegCLIP",
+    "PointCMAE",
+    "PointMAE",
     "ScatSimCLR",
     "SepCLR",
     "SiamLIP",

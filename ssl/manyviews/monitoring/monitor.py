@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 import torch
@@ -23,6 +23,15 @@ from manyviews.runs.faults import FiniteGuard
 
 LOOKED_AT = 512
 """Images of a batch that the diagnostics look at."""
+
+
+@runtime_checkable
+class Draws(Protocol):
+    """A method with pictures of its own."""
+
+    def pictures(self) -> dict[str, list[Tensor]]:
+        """Of the last step: by name a list of views, drawn as columns."""
+        ...
 
 
 class Monitor(pl.Callback):
@@ -83,7 +92,7 @@ class Monitor(pl.Callback):
             self._flush(trainer, pl_module, outputs)
         n = self.pictures_every_n_steps
         if step == 1 or (n and step % n == 0):
-            self._draw(trainer, outputs, batch)
+            self._draw(trainer, pl_module, outputs, batch)
         self._batch_end = time.perf_counter()
 
     def _flush(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any) -> None:
@@ -141,16 +150,15 @@ class Monitor(pl.Callback):
             found["train/temperature"] = torch.as_tensor(temperature, device=positive.device)
         return dict(zip(found, _fetch(list(found.values())), strict=True))
 
-    def _draw(self, trainer: pl.Trainer, outputs: Any, batch: Any) -> None:
+    def _draw(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any) -> None:
         if not isinstance(trainer.logger, TensorBoardLogger):
             return
-        board, step = trainer.logger.experiment, trainer.global_step
-        views = pictures.views(views_of(batch), getattr(trainer, "datamodule", None))
-        board.add_image("pictures/views", views, step, dataformats="HWC")
+        board, step, data = trainer.logger.experiment, trainer.global_step, getattr(trainer, "datamodule", None)
+        columns = {"views": views_of(batch), **(module.pictures() if isinstance(module, Draws) else {})}
+        for name, views in columns.items():
+            board.add_image(f"pictures/{name}", pictures.views(views, data), step, dataformats="HWC")
         board.add_image("pictures/similarity", pictures.similarity(outputs["projections"]), step, dataformats="HWC")
-        nearest = pictures.neighbours_in_batch(
-            views_of(batch)[0], outputs["features"], getattr(trainer, "datamodule", None)
-        )
+        nearest = pictures.neighbours_in_batch(views_of(batch)[0], outputs["features"], data)
         board.add_image("pictures/neighbours", nearest, step, dataformats="HWC")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

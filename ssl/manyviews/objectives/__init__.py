@@ -5,6 +5,7 @@ from manyviews.objectives.bacon import BaCon
 from manyviews.objectives.barlow import BarlowTwins, VICReg
 from manyviews.objectives.beclr import BECLR
 from manyviews.objectives.byol import BYOL, SimSiam
+from manyviews.objectives.chamfer import PointCMAE, PointMAE
 from manyviews.objectives.clip import CLIP, PairwiseCLIP
 from manyviews.objectives.cmim import CMIM
 from manyviews.objectives.cpl import CPL
@@ -88,6 +89,8 @@ __all__ = [
     "Objective",
     "PairwiseCLIP",
     "PairwiseViews",
+    "PointCMAE",
+    "PointMAE",
     "PolyView",
     "Repulsor",
     "SepCLR",

@@ -1,0 +1,257 @@
+"""Point clouds as patches: farthest-point sampling, neighbourhoods, mini-PointNet tokens, a transformer over them.
+
+As in Point-BERT (Yu et al., CVPR 2022) and Point-MAE (Pang et al., ECCV 2022). Geometry is float32 whatever the
+precision of the rest, in plain torch; a row of NaN in a cloud is no point and is never chosen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from manyviews.backbones.encoding import Encoding
+
+CELLS = 2**25
+"""Distances held at a time."""
+
+
+@torch.no_grad()
+def farthest_points(points: Tensor, count: int) -> Tensor:
+    """(B, count) indices by farthest-point sampling, from the first valid point on; ties go to the lowest index.
+
+    A cloud with fewer valid points than `count` gives some of them again.
+
+    Args:
+        points: (B, N, 3), invalid rows NaN.
+    """
+    points = points.float()
+    valid = ~points[..., 0].isnan()
+    points = points.nan_to_num()
+    chosen = torch.zeros(len(points), count, dtype=torch.int64, device=points.device)
+    last = valid.to(torch.uint8).argmax(1)
+    nearest = torch.where(valid, torch.inf, -1.0)
+    rows = torch.arange(len(points), device=points.device)
+    for k in range(count):
+        chosen[:, k] = last
+        distance = (points - points[rows, last, None]).square().sum(2)
+        nearest = torch.minimum(nearest, distance)  # what is no point stays at -1
+        last = nearest.argmax(1)
+    return chosen
+
+
+@torch.no_grad()
+def nearest_points(centres: Tensor, points: Tensor, count: int) -> Tensor:
+    """(B, G, count) indices of the points nearest to each centre, nearest first.
+
+    Where a cloud has fewer valid points, the nearest one stands in for the missing.
+
+    Args:
+        centres: (B, G, 3). points: (B, N, 3), invalid rows NaN.
+    """
+    points, valid = points.float().nan_to_num(), ~points[..., 0].isnan()
+    step = max(1, CELLS // (len(points) * points.shape[1]))
+    found = []
+    for part in centres.float().split(step, 1):
+        distance = _squared(part, points).masked_fill(~valid[:, None], torch.inf)
+        near, index = distance.topk(min(count, points.shape[1]), largest=False)
+        found.append(torch.where(near.isinf(), index[..., :1], index))
+    index = torch.cat(found, 1)
+    return torch.cat([index, index[..., :1].expand(-1, -1, count - index.shape[2])], 2)
+
+
+def _squared(a: Tensor, b: Tensor) -> Tensor:
+    """(B, G, N) squared distances."""
+    with torch.autocast(a.device.type, enabled=False):
+        return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+@dataclass
+class Patches:
+    """A cloud cut into G overlapping neighbourhoods of K points.
+
+    Attributes:
+        relative: (B, G, K, 3) coordinates relative to the centre. centres: (B, G, 3).
+    """
+
+    relative: Tensor
+    centres: Tensor
+
+
+def group(points: Tensor, groups: int, size: int) -> Patches:
+    """Neighbourhoods of `size` points around `groups` centres by farthest-point sampling."""
+    with torch.autocast(points.device.type, enabled=False):
+        rows = torch.arange(len(points), device=points.device)[:, None]
+        centres = points[rows, farthest_points(points, groups)].float()
+        near = points[rows[..., None], nearest_points(centres, points, size)].float()
+        return Patches(near - centres[:, :, None], centres)
+
+
+class MiniPointNet(nn.Module):
+    """(B, G, K, 3) to a token (B, G, dim) for each patch: shared MLPs and maxima over its points."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv1d(3, 128, 1), nn.BatchNorm1d(128), nn.ReLU(), nn.Conv1d(128, 256, 1))
+        self.second = nn.Sequential(nn.Conv1d(512, 512, 1), nn.BatchNorm1d(512), nn.ReLU(), nn.Conv1d(512, dim, 1))
+
+    def forward(self, relative: Tensor) -> Tensor:
+        """Order and number of a patch's points do not matter, beyond which ones there are."""
+        local = self.first(relative.flatten(0, 1).mT)
+        whole = local.amax(2, keepdim=True).expand_as(local)
+        tokens: Tensor = self.second(torch.cat([whole, local], 1)).amax(2)
+        return tokens.view(*relative.shape[:2], -1)
+
+
+def position_mlp(dim: int) -> nn.Sequential:
+    """Centres (.., 3) to what is added to the tokens before every block."""
+    return nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, dim))
+
+
+def blocks(dim: int, depth: int, heads: int, drop_path: float = 0.0) -> nn.ModuleList:
+    """Pre-norm transformer blocks; stochastic depth grows linearly to `drop_path`."""
+    rates = torch.linspace(0, drop_path, depth).tolist()
+    return nn.ModuleList(Block(dim, heads, 4.0, qkv_bias=False, drop_path=rate) for rate in rates)
+
+
+def through(layers: nn.ModuleList, tokens: Tensor, positions: Tensor) -> Tensor:
+    """Tokens through blocks, their positions added before each."""
+    for block in layers:
+        tokens = block(tokens + positions)
+    return tokens
+
+
+class PointTransformer(nn.Module):
+    """The encoder of Point-MAE: patches of a cloud as tokens. Its features are mean and maximum of the tokens.
+
+    Args:
+        dim: width of the tokens; paper 384. depth: blocks; paper 12. heads: of each; paper 6.
+        groups: patches of a cloud; paper 64 (1,024 points). group_size: points of a patch; paper 32.
+        drop_path: stochastic depth of the last block; paper 0.1.
+
+    Attributes:
+        width: 2 dim.
+    """
+
+    def __init__(
+        self,
+        dim: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        groups: int = 64,
+        group_size: int = 32,
+        drop_path: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.dim, self.heads, self.groups, self.group_size = dim, heads, groups, group_size
+        self.tokens, self.position = MiniPointNet(dim), position_mlp(dim)
+        self.blocks, self.norm = blocks(dim, depth, heads, drop_path), nn.LayerNorm(dim)
+        self.width = 2 * dim
+        self.apply(_started)
+
+    def group(self, points: Tensor) -> Patches:
+        """Points (B, N, 3) to patches."""
+        return group(points, self.groups, self.group_size)
+
+    def encode(self, tokens: Tensor, centres: Tensor) -> Tensor:
+        """(B, n, dim): some tokens with the centres of their patches (B, n, 3), through the transformer."""
+        return self.through(tokens, self.position(centres))
+
+    def through(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Tokens (B, n, dim) with positions of the same shape."""
+        encoded: Tensor = self.norm(through(self.blocks, tokens, positions))
+        return encoded
+
+    def forward(self, points: Tensor) -> Encoding:
+        """(B, N, 3) to an Encoding with one token a patch."""
+        patches = self.group(points)
+        encoded = self.encode(self.tokens(patches.relative), patches.centres)
+        return Encoding(pooled(encoded), encoded)
+
+
+def pooled(tokens: Tensor) -> Tensor:
+    """(B, 2 dim): mean and maximum of tokens (B, n, dim)."""
+    return torch.cat([tokens.mean(1), tokens.amax(1)], 1)
+
+
+class PointDecoder(nn.Module):
+    """From visible tokens back to the points of masked patches, whose centres are given.
+
+    Args:
+        dim, heads, group_size: of the encoder. depth: blocks; paper 4.
+    """
+
+    def __init__(self, dim: int, heads: int, group_size: int, depth: int = 4) -> None:
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.zeros(dim))
+        self.position, self.blocks, self.norm = position_mlp(dim), blocks(dim, depth, heads), nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, 3 * group_size)
+        self.apply(_started_evenly)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, visible: Tensor, centres: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The points and the features behind them.
+
+        Args:
+            visible: (B, n, dim) encoded tokens of the patches that are not masked, in their order.
+            centres: (B, G, 3) of all. mask: (B, G) bool, True where masked, the same number in each row.
+
+        Returns:
+            (B, m, K, 3) relative coordinates of the masked patches in their order, and (B, G, dim) features of all
+            patches in their places, before the last norm.
+        """
+        tokens = torch.where(mask[..., None], self.mask_token.to(visible.dtype), visible.new_zeros(()))
+        tokens = tokens.masked_scatter(~mask[..., None], visible)
+        features = through(self.blocks, tokens, self.position(centres))
+        masked = features[mask].view(len(mask), -1, features.shape[2])
+        return self.head(self.norm(masked)).unflatten(2, (-1, 3)), features
+
+
+def _started(module: nn.Module) -> None:
+    """The encoder's start: normal weights of 0.02."""
+    if isinstance(module, nn.Linear | nn.Conv1d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _started_evenly(module: nn.Module) -> None:
+    """The decoder's start: Glorot's."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class ShapeStatistics(nn.Module):
+    """What can be measured without learning: the baseline that a point encoder has to beat.
+
+    Sorted extents, a histogram of the distances of pairs of points (D2; Osada et al., 2002), and one of heights.
+
+    Args:
+        bins: of each histogram. up: the vertical axis. pairs: of points that are looked at.
+    """
+
+    def __init__(self, bins: int = 32, up: int = 2, pairs: int = 4096) -> None:
+        super().__init__()
+        self.bins, self.up, self.pairs = bins, up, pairs
+        self.width = 3 + 2 * bins
+
+    def forward(self, points: Tensor) -> Encoding:
+        """(B, N, 3) to (B, 3 + 2 bins)."""
+        generator = torch.Generator().manual_seed(0)
+        i, j = torch.randint(points.shape[1], (2, self.pairs), generator=generator).to(points.device)
+        distance = (points[:, i] - points[:, j]).norm(dim=2)
+        most, least = (way.nan_to_num(nan=-torch.inf).amax(1) for way in (points, -points))
+        height = points[..., self.up]
+        histograms = [self._histogram(distance, 0.0, 2.0), self._histogram(height, -1.0, 1.0)]
+        return Encoding(torch.cat([(most + least).sort(1).values, *histograms], 1))
+
+    def _histogram(self, values: Tensor, low: float, high: float) -> Tensor:
+        """(B, bins) shares of the values that are numbers."""
+        place = ((values - low) / (high - low) * self.bins).clamp(0, self.bins - 1).nan_to_num(nan=self.bins).long()
+        counts = torch.zeros(len(values), self.bins + 1, device=values.device)
+        counts.scatter_add_(1, place, torch.ones_like(values))
+        return counts[:, :-1] / counts[:, :-1].sum(1, keepdim=True).clamp(min=1)
