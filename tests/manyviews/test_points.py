@@ -114,6 +114,19 @@ def test_sizes_of_the_card():
     assert rates[-1] == pytest.approx(0.1) and len(rates) == 11
 
 
+def test_tokens_of_the_papers_layers():
+    """First the maximum over the patch, then the point's own features, through one layer."""
+    net, relative = MiniPointNet(24).eval(), torch.randn(2, 5, 7, 3)
+    local = net.first(relative.flatten(0, 2)).view(2, 5, 7, 256)
+    both = torch.cat([local.amax(2, keepdim=True).expand_as(local), local], 3)
+    weight = torch.cat([net.patch.weight, net.own.weight], 1)  # the papers' single layer of 512
+    mixed = torch.nn.functional.linear(both, weight, net.own.bias)
+    expected = net.second(mixed.flatten(0, 2)).view(2, 5, 7, 24).amax(2)
+    torch.testing.assert_close(net(relative), expected)
+    torch.testing.assert_close(net(relative[:, :, torch.randperm(7)]), expected)
+    torch.testing.assert_close(net(torch.cat([relative, relative[:, :, :3]], 2)), expected)
+
+
 def test_scale_of_the_card():
     """Unit sphere, 1,024 points, 64 patches of 32: radius about 0.353, all zeros 0.0626, another patch 0.0528."""
     g = torch.Generator().manual_seed(0)

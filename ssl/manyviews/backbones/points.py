@@ -94,15 +94,20 @@ class MiniPointNet(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.Conv1d(3, 128, 1), nn.BatchNorm1d(128), nn.ReLU(), nn.Conv1d(128, 256, 1))
-        self.second = nn.Sequential(nn.Conv1d(512, 512, 1), nn.BatchNorm1d(512), nn.ReLU(), nn.Conv1d(512, dim, 1))
+        self.first = nn.Sequential(nn.Linear(3, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 256))
+        # Of a point's own features and of the maximum over its patch, side by side in the papers; the latter's share
+        # is the same for all points of a patch and computed once.
+        self.own, self.patch = nn.Linear(256, 512), nn.Linear(256, 512, bias=False)
+        self.second = nn.Sequential(nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, dim))
 
     def forward(self, relative: Tensor) -> Tensor:
         """Order and number of a patch's points do not matter, beyond which ones there are."""
-        local = self.first(relative.flatten(0, 1).mT)
-        whole = local.amax(2, keepdim=True).expand_as(local)
-        tokens: Tensor = self.second(torch.cat([whole, local], 1)).amax(2)
-        return tokens.view(*relative.shape[:2], -1)
+        patches = relative.shape[:3]
+        local = self.first(relative.flatten(0, 2))  # one row a point: a few large products
+        whole = self.patch(local.view(*patches, -1).amax(2))
+        mixed = self.own(local).view(*patches, -1) + whole[:, :, None]
+        tokens: Tensor = self.second(mixed.flatten(0, 2)).view(*patches, -1)
+        return tokens.amax(2)
 
 
 def position_mlp(dim: int) -> nn.Sequential:
@@ -211,7 +216,7 @@ class PointDecoder(nn.Module):
 
 def _started(module: nn.Module) -> None:
     """The encoder's start: normal weights of 0.02."""
-    if isinstance(module, nn.Linear | nn.Conv1d):
+    if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -51,8 +51,8 @@ class Study:
         name: of the file. folder: it lies in.
         content: title, source, scale (what it can and cannot show), effects, curve, columns, sort.
         variants: the resolved recipe of each. seeds: of each variant.
-        needs: folders, and what makes each of them: a source for `viewshards pack`, or for a trained tower
-            `export:RECIPE [options of fit]`.
+        needs: folders, and what makes each of them: a source for `viewshards pack` and its options, or for a trained
+            tower `export:RECIPE` and options of fit.
     """
 
     name: str
@@ -168,14 +168,13 @@ def prepare(study: Study, data: Path | None) -> None:
             _call("manyviews", "fit", "--config", study.folder / recipe, "--run", run, *options)
             _call("manyviews", "export", "--run", run, "--out", folder)
             continue
-        if "{data}" in source:
-            if data is None or not Path(source.format(data=data)).exists():
-                raise FileNotFoundError(
-                    f"{study.name} needs {source}: give --data-dir, a folder that holds it unpacked"
-                )
-            source = source.format(data=data)
-        print(f"{study.name}: packing {source}", file=sys.stderr)
-        _call("viewshards", "pack", source, folder)
+        raw, *options = shlex.split(source)
+        if "{data}" in raw:
+            if data is None or not Path(raw.format(data=data)).exists():
+                raise FileNotFoundError(f"{study.name} needs {raw}: give --data-dir, a folder that holds it unpacked")
+            raw = raw.format(data=data)
+        print(f"{study.name}: packing {raw}", file=sys.stderr)
+        _call("viewshards", "pack", raw, folder, *options)
 
 
 def _call(package: str, *arguments: object) -> None:
