@@ -1,8 +1,9 @@
-"""The `viewshards` command: pack, index, verify, inspect."""
+"""The `viewshards` command: pack, index, verify, inspect, tracks."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns the exit code: 0 fine, 1 problems found, 2 bad input, 130 interrupted."""
     arguments = _parser().parse_args(argv)
     try:
-        return {"pack": _pack, "index": _index, "verify": _verify, "inspect": _inspect}[arguments.command](arguments)
+        commands = {"pack": _pack, "index": _index, "verify": _verify, "inspect": _inspect, "tracks": _tracks}
+        return commands[arguments.command](arguments)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 130
@@ -48,6 +50,15 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="check sizes, end blocks and checksums, and decode every sample")
     verify.add_argument("root", metavar="ROOT", type=Path)
 
+    tracks = commands.add_parser("tracks", help="add trajectories to a set of clips", description=tracks_help)
+    tracks.add_argument("root", metavar="ROOT", help="shards with clips")
+    tracks.add_argument("out", metavar="OUT", type=Path, help="folder for the shards with trajectories")
+    tracks.add_argument("--frames", type=int, default=16, help="of each clip, evenly spaced (default: %(default)s)")
+    tracks.add_argument(
+        "--extractor", metavar="MODULE:NAME", help="a class or function: (T, H, W, 3) bytes to (T, h, w)"
+    )
+    tracks.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (%(default)s)")
+
     inspect = commands.add_parser("inspect", help="counts, fields, sizes, class balance, contact sheet")
     inspect.add_argument("root", metavar="ROOT")
     inspect.add_argument("--split", default="train", help="(default: %(default)s)")
@@ -59,6 +70,26 @@ pack_help = (
     "Writes plain WebDataset tars with an index beside each and a manifest. A killed or interrupted pack goes on when "
     "the same command is given again."
 )
+
+
+tracks_help = (
+    "Cuts clips into trajectories by colour, connected regions and overlap: a light stand-in for a panoptic tracker, "
+    "whose numbers are not comparable with one's. Goes on where it was broken off."
+)
+
+
+def _tracks(arguments: argparse.Namespace) -> int:
+    from viewshards.pack import Encoding, pack
+    from viewshards.tracks import ColourTracks, TrackedShards
+
+    extractor = ColourTracks()
+    if arguments.extractor:
+        module, _, name = arguments.extractor.partition(":")
+        found = getattr(importlib.import_module(module), name)
+        extractor = found() if isinstance(found, type) else found
+    source = TrackedShards(arguments.root, extractor, arguments.frames)
+    pack(source, arguments.out, Encoding(), workers=max(1, arguments.workers))
+    return 0
 
 
 def _pack(arguments: argparse.Namespace) -> int:

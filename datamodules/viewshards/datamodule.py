@@ -22,7 +22,7 @@ from viewshards.index import BrokenShard
 from viewshards.order import CellBatches, ClusterBatches, EvalBatches, TrainBatches, default_lanes
 from viewshards.shards import ShardSet
 from viewshards.text import Captions
-from viewshards.views import CentreCrop, MultiView, PlainViews, PointViews, device
+from viewshards.views import CentreCrop, MultiView, PlainViews, PointViews, VideoViews, device
 from viewshards.views.points import drawn
 
 Batch = dict[str, Any]
@@ -33,12 +33,13 @@ logger = logging.getLogger(__name__)
 class ShardDataModule(pl.LightningDataModule):
     """Feeds views from shards made by `viewshards pack` or indexed by `viewshards index`.
 
-    The batch is a dict: `image`, a list of views (B, 3, H, W), float and normalised once on the device, or `points`, a
-    list of views (B, N, 3) in which rows of NaN are no points; `index` (B,) the sample's stable number; `key`; `label`
-    (B,), -1 unknown; `group` (B,), -1 or the number of a set of samples known to be the same; `weight` (B,), 0 for
-    padding and for what stands in for an unreadable sample; `replaced`, what could not be read; `caption` where samples
-    have a `.txt`; with `text` also `text`, a list of views (B, L) int64, `hard_text` (B, k, L) and `hard_present`
-    (B, k) on request, and in evaluation `text_present` (B, M).
+    The batch is a dict. Views, by what samples are: `image`, a list of (B, 3, H, W), float and normalised once on the
+    device; `points`, a list of (B, N, 3), in which rows of NaN are no points; `video`, a list of (B, T, 3, H, W), on
+    request with `tracks`, (B, T, h, w) int64, the trajectory of each pixel, 0 for none. Beside them `index` (B,) the
+    sample's stable number; `key`; `label` (B,), -1 unknown; `group` (B,), -1 or the number of a set of samples known to
+    be the same; `weight` (B,), 0 for padding and for what stands in for an unreadable sample; `replaced`, what could
+    not be read; `caption` where samples have a `.txt`; with `text` also `text`, a list of views (B, L) int64,
+    `hard_text` (B, k, L) and `hard_present` (B, k) on request, and in evaluation `text_present` (B, M).
 
     Its state is what the optimiser consumed, not what a loader fetched ahead. It holds for every number of workers,
     and for every number of ranks that divides `lanes`.
@@ -46,7 +47,7 @@ class ShardDataModule(pl.LightningDataModule):
     Args:
         root: folder or URL of the shards, which holds a `manifest.json`.
         global_batch_size: samples a step over all ranks.
-        views: the augmented views of training; they say whether the samples are pictures or point clouds.
+        views: the augmented views of training; they say whether the samples are pictures, clouds or clips.
         eval_view: of pictures, the view of evaluation; default a centre crop of the first training view's size.
         natural_views: which of a sample's own views (`google` of `key.google.png`), in this order; default all.
         label: which label field: `cls`, or a field of the `.json` file that the manifest lists.
@@ -69,7 +70,7 @@ class ShardDataModule(pl.LightningDataModule):
         self,
         root: str,
         global_batch_size: int,
-        views: MultiView | PointViews,
+        views: MultiView | PointViews | VideoViews,
         eval_view: CentreCrop | None = None,
         natural_views: list[str] | None = None,
         label: str = "cls",
@@ -206,6 +207,11 @@ class ShardDataModule(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Bytes to normalised floats on the device, and the colour of the `device` backend; clouds are ready."""
+        if "video" in batch:
+            mean, std = (
+                batch["video"][0].new_tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (self.mean, self.std)
+            )
+            return {**batch, "video": [view.float().div_(255).sub_(mean).div_(std) for view in batch["video"]]}
         if "image" not in batch:
             return batch
         images: list[Tensor] = [image.float().div_(255) for image in batch["image"]]
@@ -217,7 +223,10 @@ class ShardDataModule(pl.LightningDataModule):
         return {**batch, "image": [image.sub_(mean).div_(std) for image in images]}
 
     def as_pictures(self, view: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] to look at: normalised images (B, 3, H, W), or drawings of clouds (B, N, 3)."""
+        """(B, 3, H, W) in [0, 1] to look at: normalised images, clouds (B, N, 3) drawn, four frames of clips."""
+        if view.ndim == 5:
+            places = torch.linspace(0, view.shape[1] - 1, min(4, view.shape[1])).long()
+            view = torch.cat(list(view[:, places, :3].unbind(1)), 3)
         if view.ndim == 3:
             drawings = [torch.from_numpy(drawn(cloud)) for cloud in view.detach().float().cpu().numpy()]
             return torch.stack(drawings).permute(0, 3, 1, 2) / 255

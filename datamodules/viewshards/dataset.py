@@ -17,7 +17,8 @@ from viewshards.index import BrokenShard
 from viewshards.order import generator
 from viewshards.shards import ShardSet
 from viewshards.text import Captions
-from viewshards.views import MultiView, PlainPoints, PlainViews, PointViews
+from viewshards.video import Clip, FrameArray, Tracks, Video
+from viewshards.views import MultiView, PlainPoints, PlainVideo, PlainViews, PointViews, VideoViews
 
 IN_A_ROW = 16
 """Neighbours tried for a broken sample before the run ends."""
@@ -27,9 +28,9 @@ AUGMENTATION, TEXT = 2, 3
 Sample = dict[str, Any]
 
 
-Render = MultiView | PlainViews | PointViews | PlainPoints
+Render = MultiView | PlainViews | PointViews | PlainPoints | VideoViews | PlainVideo
 """Makes the views of one sample from its natural views, and the rows of the `device` backend, if any."""
-FILES = {"image": PICTURES, "points": frozenset({"npy"})}
+FILES = {"image": PICTURES, "points": frozenset({"npy"}), "video": frozenset({"mp4", "webm", "npy"})}
 """What files hold the natural views of a modality."""
 
 
@@ -64,6 +65,7 @@ class ShardDataset(Dataset[Sample]):
     ) -> None:
         self.fields, self.text = list(fields), text
         self.shards, self.render, self.seed = shards, render, seed
+        self.render_tracks = bool(getattr(getattr(render, "views", render), "tracks", False))
         self.natural_views, self.label = natural_views, label
         known = shards.manifest.labels
         if label != "cls" and label not in known:
@@ -80,7 +82,7 @@ class ShardDataset(Dataset[Sample]):
             seen = self.render.modality
             return {
                 **blank,
-                seen: [np.zeros_like(view) for view in blank[seen]],
+                **{name: [np.zeros_like(view) for view in blank[name]] for name in (seen, "tracks") if name in blank},
                 "index": -1,
                 "key": "",
                 "label": -1,
@@ -104,9 +106,19 @@ class ShardDataset(Dataset[Sample]):
         fields = {e: decode(e, data) for e, data in files.items() if e not in named and kind(e) not in PICTURES}
         about = fields.get("json", {})
         rng = generator(self.seed, epoch, AUGMENTATION, sample)
-        views, draws = self.render([decode(extension, files[extension]) for extension in named], rng)
+        natural: list[Any] = [decode(extension, files[extension]) for extension in named]
+        views: list[Any]
+        if isinstance(self.render, VideoViews | PlainVideo):
+            tracks = Tracks.of(fields["traj.npz"]) if "traj.npz" in fields else None
+            clips = [Clip(each if isinstance(each, Video) else FrameArray(each), tracks) for each in natural]
+            seen, draws = self.render(clips, rng)
+            views = [frames for frames, _ in seen]
+            moving = {"tracks": [ids for _, ids in seen]} if self.render_tracks else {}
+        else:
+            (views, draws), moving = self.render(natural, rng), {}
         out: Sample = {
             self.render.modality: views,
+            **moving,
             "draws": draws,
             "index": sample,
             "key": self.shards.key(sample),
@@ -119,7 +131,7 @@ class ShardDataset(Dataset[Sample]):
             out[name] = np.asarray(about[name], np.float32)
         if "txt" in fields:
             out["caption"] = fields["txt"]
-        if self.text is not None and isinstance(self.render, PlainViews | PlainPoints):
+        if self.text is not None and isinstance(self.render, PlainViews | PlainPoints | PlainVideo):
             out |= self.text.all(fields)
         elif self.text is not None:
             out |= self.text.draw(fields, generator(self.seed, epoch, TEXT, sample))
@@ -148,7 +160,8 @@ def _group(about: Any) -> int:
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:
-    """Samples to a batch: views view-major, pictures each (B, 3, H, W) uint8, clouds (B, N, 3) float32."""
+    """Samples to a batch: views view-major, pictures each (B, 3, H, W) uint8, clouds (B, N, 3) float32, clips
+    (B, T, 3, H, W) uint8, their trajectories (B, T, h, w) int64."""
     batch: dict[str, Any] = {
         **{
             name: [stack(views) for views in zip(*(s[name] for s in samples), strict=True)]
@@ -183,7 +196,11 @@ def _stack(arrays: Sequence[NDArray[Any]]) -> Tensor:
     return torch.from_numpy(np.stack(arrays))
 
 
-STACKS = {"image": _stack_pictures, "points": _stack}
+def _stack_clips(clips: Sequence[NDArray[np.uint8]]) -> Tensor:
+    return torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3).contiguous()
+
+
+STACKS = {"image": _stack_pictures, "points": _stack, "video": _stack_clips, "tracks": _stack}
 
 
 def prepare_worker(_: int = 0) -> None:

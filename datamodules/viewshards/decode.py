@@ -15,6 +15,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from viewshards.video import Video
+
 Picture = NDArray[np.uint8]
 """(H, W, 3) uint8 RGB."""
 
@@ -45,6 +47,12 @@ def array(data: bytes) -> NDArray[Any]:
     return np.load(io.BytesIO(data), allow_pickle=False)  # type: ignore[no-any-return]
 
 
+def arrays(data: bytes) -> dict[str, NDArray[Any]]:
+    """The arrays of a `.npz`; object arrays are refused."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
 DECODERS: dict[str, Callable[[bytes], Any]] = {
     "jpg": jpeg,
     "jpeg": jpeg,
@@ -54,6 +62,9 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
     "json": json.loads,
     "cls": lambda data: int(data),
     "npy": array,
+    "npz": arrays,
+    "mp4": Video,
+    "webm": Video,
 }
 PICTURES = frozenset({"jpg", "jpeg", "png", "webp"})
 

@@ -18,8 +18,10 @@ from viewshards.decode import PICTURES, Picture, decode, kind
 from viewshards.index import BrokenShard
 from viewshards.pack import describe
 from viewshards.shards import Manifest, Shard, ShardSet
+from viewshards.video import FrameArray, Tracks, Video
 from viewshards.views import opencv
 from viewshards.views.points import checked, drawn, normalised
+from viewshards.views.video import overlaid
 
 SPLIT_NAME = re.compile(r"(?:^|[-_.])(train|val|validation|test)(?:[-_.]|$)")
 
@@ -135,7 +137,9 @@ def contact_sheet(root: str, split: str, path: Path, samples: int = 64, side: in
     cells = [
         cv2.copyMakeBorder(c, 2, 2, 2, width - c.shape[1] + 2, cv2.BORDER_CONSTANT, value=(255,) * 3) for c in cells
     ]
-    columns = max(1, round(np.sqrt(len(cells) * side / width)))
+    height = max(cell.shape[0] for cell in cells)
+    cells = [cv2.copyMakeBorder(c, 0, height - c.shape[0], 0, 0, cv2.BORDER_CONSTANT, value=(255,) * 3) for c in cells]
+    columns = max(1, round(np.sqrt(len(cells) * height / width)))
     cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
     rows = [np.hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)]
     if not cv2.imwrite(str(path), cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR)):
@@ -146,5 +150,21 @@ def _cell(shards: ShardSet, sample: int, side: int) -> Picture:
     files = shards.read(sample)
     pictures = [decode(e, d) for e, d in sorted(files.items()) if kind(e) in PICTURES]
     cells = [opencv.resize(picture, side, side) for picture in pictures]
-    clouds = [decode(e, d) for e, d in sorted(files.items()) if kind(e) == "npy"] if not cells else []
-    return np.hstack(cells + [drawn(normalised(checked(cloud)), side) for cloud in clouds])
+    others = [decode(e, d) for e, d in sorted(files.items()) if kind(e) in ("npy", "mp4", "webm")] if not cells else []
+    for other in others:
+        if isinstance(other, Video) or other.ndim == 4:
+            cells.append(_strip(other if isinstance(other, Video) else FrameArray(other), files, side))
+        else:
+            cells.append(drawn(normalised(checked(other)), side))
+    return np.hstack(cells)
+
+
+def _strip(video: Video | FrameArray, files: dict[str, bytes], side: int) -> Picture:
+    """Four frames of a clip, and below them its trajectories if it has any."""
+    tracks = Tracks.of(decode("traj.npz", files["traj.npz"])) if "traj.npz" in files else None
+    length = video.length if tracks is None else len(tracks.frame_index)
+    places = ((np.arange(4) + 0.5) * length / 4).astype(int)
+    frames = video.read((places if tracks is None else tracks.frame_index[places]).tolist())
+    if tracks is not None:
+        return overlaid(frames, tracks.ids[places], 4, side)
+    return np.hstack([opencv.resize(frame, side, side) for frame in frames])

@@ -31,6 +31,7 @@ from viewshards.index import BrokenShard, atomic_write
 from viewshards.order import generator
 from viewshards.shards import MANIFEST, Manifest, Shard
 from viewshards.sources import Source
+from viewshards.video import Video
 from viewshards.views import opencv
 
 PLAN = ".pack.json"
@@ -57,6 +58,8 @@ class Encoding:
         out = {}
         for extension, data in files.items():
             value = decode(extension, data)
+            if isinstance(value, Video):
+                value.read([value.length - 1])  # the last frame stands for all
             if kind(extension) in PICTURES and self.resize and min(value.shape[:2]) > self.resize:
                 extension, data = self._resized(extension, value)
             out[extension] = data

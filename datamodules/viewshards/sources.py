@@ -62,12 +62,12 @@ def open_source(
     """
     scheme, _, name = text.partition(":")
     if scheme == "builtin":
-        from viewshards import clouds, generated  # which are made of those here
+        from viewshards import clouds, generated, moving  # which are made of those here
 
         builtin: dict[str, Callable[[], Source]] = {
             "emoji": Emoji,
             "digits": Sklearn,
-            **{made.name: made for made in (*generated.SETS, clouds.Solids)},
+            **{made.name: made for made in (*generated.SETS, clouds.Solids, moving.Moving)},
         }
         if name not in builtin:
             raise ValueError(f"no built-in set {name!r}; there are {', '.join(sorted(builtin))}")
@@ -132,6 +132,22 @@ class ImageFolder(Folder):
         return _image_file(path)
 
 
+class VideoFolder(Folder):
+    """Clips in `ROOT/[train|val|test/][CLASS/]**`: .mp4, .webm, .mkv, .mov, .avi, with NAME.traj.npz beside, if any."""
+
+    extensions = frozenset({".mp4", ".webm", ".mkv", ".mov", ".avi"})
+
+    def content(self, path: Path) -> tuple[str, bytes]:  # noqa: D102
+        from viewshards import video
+
+        return video.clip_file(path)
+
+    def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
+        tracks = self.paths[sample].with_suffix(".traj.npz")
+        more = {"traj.npz": tracks.read_bytes()} if tracks.is_file() else {}
+        return {**super().files(sample), **more}
+
+
 def files_below(root: Path, extensions: frozenset[str]) -> list[Path]:
     """All files of these kinds, in order."""
     return [path for path in sorted(root.rglob("*")) if path.suffix.lower() in extensions and path.is_file()]
@@ -139,26 +155,26 @@ def files_below(root: Path, extensions: frozenset[str]) -> list[Path]:
 
 def _of_folder(root: Path, val_fraction: float) -> Source:
     """The source that reads what is in a folder."""
-    from viewshards import clouds
+    from viewshards import clouds, video
 
     if any(root.glob("*.h5")):
         return clouds.Hdf5(root)
-    for source in (ImageFolder, clouds.CloudFolder):
+    for source in (ImageFolder, clouds.CloudFolder, VideoFolder):
         if files_below(root, source.extensions):
             return source(root, val_fraction)
-    known = ", ".join(sorted(IMAGES | clouds.CLOUDS))
-    raise FileNotFoundError(f"{root}: nothing to pack below it; known are images and clouds ({known}) and .h5 files")
+    known = ", ".join(sorted(IMAGES | clouds.CLOUDS | video.VIDEOS))
+    raise FileNotFoundError(f"{root}: nothing to pack below it; known are {known} and .h5 files")
 
 
 class Table(Source):
     """A CSV or JSONL table with one file a row.
 
-    Columns: the file (`file_name`, `file`, `filepath`, `path` or `image`; relative to the table), and if there are
-    any: `caption` (or `captions`, a list), `hard_captions` (a list, of each caption of the row), `language`, `label`,
-    `split`, and `id` with `view`, by which several files become the natural views of one sample. Rows of one file are
-    further captions of it. In a CSV a list is written as JSON. All other columns are kept in the sample's `.json`;
-    there an integer `same` marks known duplicates: samples of one number are right answers to each other in retrieval,
-    and never each other's negatives.
+    Columns: the file (`file_name`, `file`, `filepath`, `path` or `image`; relative to the table; a folder is a clip of
+    the frames in it), and if there are any: `caption` (or `captions`, a list), `hard_captions` (a list, of each caption
+    of the row), `language`, `label`, `split`, `tracks` (a clip's `traj.npz`), and `id` with `view`, by which several
+    files become the natural views of one sample. Rows of one file are further captions of it. In a CSV a list is
+    written as JSON. All other columns are kept in the sample's `.json`; there an integer `same` marks known duplicates:
+    samples of one number are right answers to each other in retrieval, and never each other's negatives.
     """
 
     def __init__(self, path: Path, val_fraction: float, labels: Sequence[str], split_by: str | None = None) -> None:
@@ -167,7 +183,7 @@ class Table(Source):
         column = next((c for c in FILE_COLUMNS if c in rows[0]), None)
         if column is None:
             raise ValueError(f"{path}: no column for the file; expected one of {', '.join(FILE_COLUMNS)}")
-        missing = [row[column] for row in rows if not (path.parent / row[column]).is_file()]
+        missing = [row[column] for row in rows if not (path.parent / row[column]).exists()]
         if missing:
             raise FileNotFoundError(f"{path}: {len(missing)} of its files are not there, first {missing[0]!r}")
         grouped: dict[str, list[dict[str, Any]]] = {}
@@ -201,12 +217,18 @@ class Table(Source):
             extension, data = _content(self.path.parent / row[self.column])
             files[f"{row['view']}.{extension}" if "view" in row else extension] = data
         first = rows[0]
+        if first.get("tracks"):
+            files["traj.npz"] = (self.path.parent / first["tracks"]).read_bytes()
         captions = _captions(rows)
         if captions:
             files["txt"] = next(iter(captions)).encode()
         if str(first.get("label", "")) in self.numbers:
             files["cls"] = str(self.numbers[str(first["label"])]).encode()
-        rest = {k: v for k, v in first.items() if k not in (self.column, "label", "split", "view", *CAPTION_COLUMNS)}
+        rest = {
+            k: v
+            for k, v in first.items()
+            if k not in (self.column, "label", "split", "view", "tracks", *CAPTION_COLUMNS)
+        }
         if len(captions) > 1 or any(any(more) for more in captions.values()):
             rest["captions"] = list(captions)
             for name, column in zip(("hard_captions", "languages"), zip(*captions.values(), strict=True), strict=True):
@@ -339,10 +361,19 @@ def _listed(value: Any) -> list[str]:
 
 
 def _content(path: Path) -> tuple[str, bytes]:
-    """Extension and contents of an image or a cloud."""
-    from viewshards import clouds
+    """Extension and contents of an image, a cloud or a clip; a folder is a clip of the frames in it."""
+    from viewshards import clouds, video
 
+    if path.is_dir() or path.suffix.lower() in video.VIDEOS or _is_animated(path):
+        return video.clip_file(path)
     return clouds.cloud_file(path) if path.suffix.lower() in clouds.CLOUDS else _image_file(path)
+
+
+def _is_animated(path: Path) -> bool:
+    if path.suffix.lower() not in (".webp", ".gif"):
+        return False
+    with Image.open(path) as image:
+        return getattr(image, "n_frames", 1) > 1
 
 
 def _image_file(path: Path) -> tuple[str, bytes]:

@@ -3,6 +3,7 @@
 from viewshards.views.augmentation import Augmentation, Draw
 from viewshards.views.multiview import BYOL, CIFAR, CentreCrop, MoCoV2, MultiCrop, MultiView, PlainViews, SimCLR
 from viewshards.views.points import PlainPoints, PointAugmentation, PointViews
+from viewshards.views.video import PlainVideo, VideoViews
 
 __all__ = [
     "BYOL",
@@ -14,8 +15,10 @@ __all__ = [
     "MultiCrop",
     "MultiView",
     "PlainPoints",
+    "PlainVideo",
     "PlainViews",
     "PointAugmentation",
     "PointViews",
     "SimCLR",
+    "VideoViews",
 ]

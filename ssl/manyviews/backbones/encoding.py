@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 MODALITIES = ("image", "points", "video")
@@ -15,14 +16,24 @@ MODALITIES = ("image", "points", "video")
 def views_of(batch: dict[str, Any]) -> list[Tensor]:
     """The views that a backbone embeds: those of a batch's images, point clouds or videos, whichever it holds.
 
+    Trajectories of videos ride along as a fourth channel (B, T, 4, H, W), so that a view stays one tensor.
+
     Raises:
         ValueError: if it holds none.
     """
     for name in MODALITIES:
         if name in batch:
             views: list[Tensor] = batch[name]
+            if name == "video" and "tracks" in batch:
+                return [with_tracks(view, ids) for view, ids in zip(views, batch["tracks"], strict=True)]
             return views
     raise ValueError(f"a batch needs views under one of {', '.join(MODALITIES)}; it has {', '.join(batch)}")
+
+
+def with_tracks(frames: Tensor, ids: Tensor) -> Tensor:
+    """(B, T, 4, H, W) float: frames (B, T, 3, H, W), and the number of each pixel's trajectory (B, T, h, w)."""
+    numbers = F.interpolate(ids.float(), frames.shape[3:], mode="nearest")
+    return torch.cat([frames.float(), numbers[:, :, None]], 2)
 
 
 @dataclass

@@ -48,7 +48,10 @@ def _exported(package: str) -> list[tuple[str, str]]:
 
 def _sources(module: str) -> list[tuple[str, str]]:
     tree = ast.parse(_path(module).with_suffix(".py").read_text())
-    made = [ast.parse(_path(f"viewshards.{m}").with_suffix(".py").read_text()).body for m in ("generated", "clouds")]
+    made = [
+        ast.parse(_path(f"viewshards.{m}").with_suffix(".py").read_text()).body
+        for m in ("generated", "clouds", "moving")
+    ]
     classes = {node.name: node for node in chain(tree.body, *made) if isinstance(node, ast.ClassDef)}
     named = {
         "builtin:emoji": "Emoji",
@@ -60,11 +63,13 @@ def _sources(module: str) -> list[tuple[str, str]]:
         "builtin:volumes": "Volumes",
         "builtin:shapes": "Shapes",
         "builtin:solids": "Solids",
+        "builtin:moving": "Moving",
         "torchvision:NAME": "Torchvision",
         "sklearn:NAME": "Sklearn",
         "FOLDER of images": "ImageFolder",
         "FOLDER of clouds or meshes": "CloudFolder",
         "FOLDER of .h5": "Hdf5",
+        "FOLDER of clips": "VideoFolder",
         "FILE.csv, FILE.jsonl": "Table",
     }
     return [(name, _first_line(classes[of])) for name, of in named.items()]
