@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--quality", type=int, default=92, help="of the JPEG a resized picture becomes (%(default)s)")
     pack.add_argument("--val-fraction", type=float, default=0.1, help="of a source without splits (%(default)s)")
     pack.add_argument("--labels", default="", help="further columns of a table that are labels, comma separated")
+    pack.add_argument("--kind", choices=("image", "cloud", "clip", "h5"), help="of a folder's files, if it has several")
     pack.add_argument("--split-by", metavar="COLUMN", help="split a table by this column: equal values stay together")
     pack.add_argument("--root", default="data", help="where torchvision finds its data (%(default)s)")
     pack.add_argument("--skip-broken", action="store_true", help="leave out what does not decode, and list it")
@@ -97,7 +98,9 @@ def _pack(arguments: argparse.Namespace) -> int:
     from viewshards.sources import open_source
 
     labels = [name for name in arguments.labels.split(",") if name]
-    source = open_source(arguments.source, arguments.root, arguments.val_fraction, labels, arguments.split_by)
+    source = open_source(
+        arguments.source, arguments.root, arguments.val_fraction, labels, arguments.split_by, arguments.kind
+    )
     encoding = Encoding(arguments.resize, arguments.quality, arguments.skip_broken)
     manifest = pack(
         source, arguments.out, encoding, arguments.shard_mb, arguments.shard_samples, max(1, arguments.workers)

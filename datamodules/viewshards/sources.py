@@ -49,7 +49,12 @@ class Source(ABC):
 
 
 def open_source(
-    text: str, root: str = "data", val_fraction: float = 0.1, labels: Sequence[str] = (), split_by: str | None = None
+    text: str,
+    root: str = "data",
+    val_fraction: float = 0.1,
+    labels: Sequence[str] = (),
+    split_by: str | None = None,
+    kind: str | None = None,
 ) -> Source:
     """The source a command line names.
 
@@ -59,7 +64,14 @@ def open_source(
         val_fraction: share of samples that goes to `val`, by a hash of the key, if the source has no splits itself.
         labels: further columns of a table that are labels.
         split_by: column of a table by whose hash the rows are split, so that rows of one value stay together.
+        kind: of the files of a folder that holds several: `image`, `cloud`, `clip` or `h5`.
+
+    Raises:
+        FileNotFoundError: if there is no such source. ValueError: if it cannot be read as asked.
     """
+    is_table = Path(text).suffix in (".csv", ".jsonl")
+    if split_by and not is_table:
+        raise ValueError(f"{text}: --split-by is for tables, whose columns have names")
     scheme, _, name = text.partition(":")
     if scheme == "builtin":
         from viewshards import clouds, generated, moving  # which are made of those here
@@ -78,8 +90,8 @@ def open_source(
         return Sklearn(name, val_fraction)
     path = Path(text)
     if path.is_dir():
-        return _of_folder(path, val_fraction)
-    if path.suffix in (".csv", ".jsonl"):
+        return _of_folder(path, val_fraction, kind)
+    if is_table:
         return Table(path, val_fraction, labels, split_by)
     raise FileNotFoundError(
         f"{text}: expected a folder of images or clouds, a .csv or .jsonl file, builtin:NAME, torchvision:NAME or "
@@ -95,6 +107,9 @@ class Folder(Source):
     def __init__(self, root: Path, val_fraction: float) -> None:
         self.root, self.name = root, root.resolve().name.replace(".", "_")
         splits = [root / split for split in SPLITS if (root / split).is_dir()]
+        inside = next((path for split in SPLITS for path in root.glob(f"*/{split}") if path.is_dir()), None)
+        if inside and not splits:
+            raise ValueError(f"{inside}: splits below classes; the layout is SPLIT/CLASS/FILE, so move them above")
         found = [(base, path) for base in splits or [root] for path in files_below(base, self.extensions)]
         self.paths = [path for _, path in found]
         parts = [path.relative_to(base).parts for base, path in found]
@@ -149,21 +164,37 @@ class VideoFolder(Folder):
 
 
 def files_below(root: Path, extensions: frozenset[str]) -> list[Path]:
-    """All files of these kinds, in order."""
-    return [path for path in sorted(root.rglob("*")) if path.suffix.lower() in extensions and path.is_file()]
+    """All files of these kinds, in order; tracks (NAME.traj.npz) belong to clips."""
+    return [
+        path
+        for path in sorted(root.rglob("*"))
+        if path.suffix.lower() in extensions and not path.name.endswith(".traj.npz") and path.is_file()
+    ]
 
 
-def _of_folder(root: Path, val_fraction: float) -> Source:
-    """The source that reads what is in a folder."""
-    from viewshards import clouds, video
+def _of_folder(root: Path, val_fraction: float, kind: str | None) -> Source:
+    """The source that reads what is in a folder.
 
-    if any(root.glob("*.h5")):
-        return clouds.Hdf5(root)
-    for source in (ImageFolder, clouds.CloudFolder, VideoFolder):
-        if files_below(root, source.extensions):
-            return source(root, val_fraction)
-    known = ", ".join(sorted(IMAGES | clouds.CLOUDS | video.VIDEOS))
-    raise FileNotFoundError(f"{root}: nothing to pack below it; known are {known} and .h5 files")
+    Raises:
+        ValueError: if it holds files of several kinds and none was asked for.
+    """
+    from viewshards import clouds
+
+    folders: dict[str, type[ImageFolder | clouds.CloudFolder | VideoFolder]] = {
+        "image": ImageFolder,
+        "cloud": clouds.CloudFolder,
+        "clip": VideoFolder,
+    }
+    counts = {name: len(files_below(root, source.extensions)) for name, source in folders.items()}
+    counts["h5"] = len(list(root.glob("*.h5")))
+    found = [kind] if kind else [name for name, count in counts.items() if count]
+    if not any(counts[name] for name in found):
+        known = ", ".join(sorted(extension for source in folders.values() for extension in source.extensions))
+        raise FileNotFoundError(f"{root}: nothing to pack below it; known are {known} and .h5 files")
+    if len(found) > 1:
+        there = ", ".join(f"{counts[name]} of kind {name}" for name in found)
+        raise ValueError(f"{root}: files of several kinds, {there}: say which by --kind")
+    return clouds.Hdf5(root) if found == ["h5"] else folders[found[0]](root, val_fraction)
 
 
 class Table(Source):

@@ -7,12 +7,15 @@ from manyviews.backbones.openclip import OpenClipImage, OpenClipText
 from manyviews.backbones.points import PointTransformer, ShapeStatistics
 from manyviews.backbones.regions import RandomBoxes, ShiftedWindows
 from manyviews.backbones.scattering import ScatteringBackbone
+from manyviews.backbones.spacetime import FrameMean, ViT3D, ViViT
+from manyviews.backbones.trajvit import TrajViT
 
 __all__ = [
     "Cached",
     "ConvNet",
     "Encoding",
     "Exported",
+    "FrameMean",
     "OpenClipImage",
     "OpenClipText",
     "Pixels",
@@ -22,5 +25,8 @@ __all__ = [
     "ShapeStatistics",
     "ShiftedWindows",
     "TimmBackbone",
+    "TrajViT",
+    "ViT3D",
+    "ViViT",
     "views_of",
 ]
