@@ -185,15 +185,18 @@ class ShardDataModule(pl.LightningDataModule):
             batch_size: per rank.
             world, rank: default those of the trainer, or of one process.
         """
-        name = {"train": self.train_split, "val": self.val_split}.get(split, split)
-        shards = {self.train_split: self.train_set, self.val_split: self.val_set}.get(name) or ShardSet(
-            self.root, name, self.cache
-        )
+        shards = self.shards_of(split)
         if world is None or rank is None:
             world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         names = self.natural_views, self.label
         dataset = ShardDataset(shards, self.plain, self.seed, *names, text=self.text)
         return self._loader(dataset, EvalBatches(len(shards), batch_size, world, rank), keep=False)
+
+    def shards_of(self, split: str) -> ShardSet:
+        """The shards of a split; `train` and `val` stand for those this module trains and evaluates on."""
+        name = {"train": self.train_split, "val": self.val_split}.get(split, split)
+        known = {self.train_split: "train_set", self.val_split: "val_set"}.get(name)
+        return getattr(self, known) if known else ShardSet(self.root, name, self.cache)
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """(n, L) ids of n texts by the tokenizer of training: for prompts.

@@ -182,7 +182,7 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
         batch["text"] = [torch.from_numpy(np.stack(ids)) for ids in zip(*(s["text"] for s in samples), strict=True)]
     if samples[0]["draws"]:
         batch["draws"] = [torch.tensor(rows) for rows in zip(*(s["draws"] for s in samples), strict=True)]
-    for name in ("caption", "cases"):
+    for name in ("caption", "captions", "cases"):
         if all(name in s for s in samples):
             batch[name] = [s[name] for s in samples]
     return batch

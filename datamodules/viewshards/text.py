@@ -99,11 +99,11 @@ class Captions:
     `languages`, one for each.
 
     Args:
-        views: how many text views; the first is the plain caption.
+        views: how many text views, all of them the plain caption.
         augmentations: of each view instead, None: as it is.
         fields: where captions are looked for; all that are there take part.
         distinct: each view another caption of the sample, as far as there are, instead of all the same one.
-        language: only captions of this language.
+        language: only captions of this language, of the field `captions`, which alone says what they are in.
         hard: hard captions that go along, drawn anew each epoch from those of the drawn caption.
         every: in evaluation the first so many captions of a sample go along.
         context: tokens a caption is cut or padded to.
@@ -164,6 +164,8 @@ class Captions:
         about = about if isinstance(about, dict) else {}
         found: dict[str, list[str]] = {}
         for name in self.fields:
+            if self.language and name != "captions":
+                continue  # whose language is not known
             value = fields.get("txt") if name == "txt" else about.get(name)
             captions = [value] if isinstance(value, str) else list(value or ())
             if name == "captions":
@@ -197,13 +199,14 @@ class Captions:
         return out
 
     def all(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """For evaluation: `text`, the first `every` captions as they are, and `text_present` (every,).
+        """For evaluation: `text`, the first `every` captions as they are, `text_present` (every,), all as `captions`.
 
         And `cases` where the `.json` has them: the true caption and false ones by kind, as texts.
         """
-        captions = list(self.of(fields))[: self.every]
+        said = list(self.of(fields))
+        captions = said[: self.every]
         ids = np.zeros((self.every, self.context), np.int64)
         ids[: len(captions)] = self.tokens(captions)
         about = fields.get("json")
         cases = {"cases": about["cases"]} if isinstance(about, dict) and "cases" in about else {}
-        return {"text": list(ids), "text_present": np.arange(self.every) < len(captions), **cases}
+        return {"text": list(ids), "text_present": np.arange(self.every) < len(captions), "captions": said, **cases}

@@ -13,10 +13,11 @@ from torch import nn
 from manyviews import distributed
 from manyviews.backbones import Encoding
 from manyviews.distributed import simulate
-from manyviews.evaluation import Composition, TextRetrieval, TextToImage, ZeroShot
-from manyviews.evaluation.close import MeanShift, ModalityGapNoise
-from manyviews.evaluation.composition import Bigrams, aro, arranged, verdict
+from manyviews.evaluation import Accuracy, Composition, TextRetrieval, TextToImage, ZeroShot
+from manyviews.evaluation.close import MeanShift, ModalityGapNoise, _features
+from manyviews.evaluation.composition import Bigrams, _captions, aro, arranged, verdict
 from manyviews.evaluation.joint import embed_texts
+from manyviews.evaluation.linear import split
 from manyviews.mining import neighbour_cells, owner_cells
 from manyviews.similarity import unit
 
@@ -67,13 +68,14 @@ class Told:
     def evaluation_loader(self, split, batch_size=2, world=1, rank=0):
         blank = {**self.samples[0], "index": -1, "label": -1, "group": -1, "weight": 0.0}
         longest = max(len(s["text"]) for s in self.samples)
-        for start in range(rank * batch_size, self.n, world * batch_size):
+        for step in range(-(-self.n // (batch_size * world))):  # as many batches on every rank, some of padding alone
+            start = (step * world + rank) * batch_size
             chosen = [self.samples[i] if i < self.n else blank for i in range(start, start + batch_size)]
             yield {
                 "image": [torch.stack([s["image"][v] for s in chosen]) for v in range(self.views)],
                 "text": [torch.tensor([s["text"][min(m, len(s["text"]) - 1)] for s in chosen]) for m in range(longest)],
                 "text_present": torch.tensor([[m < len(s["text"]) for m in range(longest)] for s in chosen]),
-                "caption": [str(s["text"][0][0]) for s in chosen],
+                "captions": [[str(c) for (c,) in s["text"]] for s in chosen],
                 **{name: torch.tensor([s[name] for s in chosen]) for name in ("label", "group", "index", "weight")},
                 **({"cases": [s["cases"] for s in chosen]} if "cases" in chosen[0] else {}),
             }
@@ -140,6 +142,8 @@ def test_banks(tmp_path):
     assert ZeroShot("openai").read(["a_b"])[0] == ["a b"]
     names, _ = ZeroShot("openai").read([str(i) for i in range(1000)])
     assert names.count("missile") == 2 and len(names) == 1000
+    as_folders_are_sorted, _ = ZeroShot("openai").read(sorted(str(i) for i in range(1000)))
+    assert as_folders_are_sorted[2] == names[10] == "brambling"
     with pytest.raises(ValueError, match="expected plain, openai, simple, or a JSON file"):
         ZeroShot("nowhere.json").read([])
     (tmp_path / "b.json").write_text(json.dumps({"template": []}))
@@ -147,7 +151,7 @@ def test_banks(tmp_path):
         ZeroShot(str(tmp_path / "b.json")).read([])
     with pytest.raises(ValueError, match="nothing is called 'c'"):
         ZeroShot(bank(tmp_path, ["{c}"], c="d")).read(["a"])
-    with pytest.raises(ValueError, match="no image of the val split has one"):
+    with pytest.raises(ValueError, match="no sample of the val split has one"):
         ZeroShot(bank(tmp_path, ["{c}"], a="1")).measure(Plane(), Told(at(0, 1), classes=["a"]))
     with pytest.raises(ValueError, match="needs names of the classes"):
         ZeroShot().measure(Plane(), Told(at(0, 1)))
@@ -202,7 +206,7 @@ def test_an_equal_score_counts_where_it_stands_earlier():
     assert TextRetrieval((1, 2, 3)).measure(Plane(), data).scores["t2i_r2"] == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, 3, 5])  # with 5 the last rank has padding only
 def test_ranks_share_the_work_and_agree(monkeypatch, tmp_path, world):
     g = torch.Generator().manual_seed(1)
     degrees = torch.randint(0, 360, (7,), generator=g).double().tolist()
@@ -229,6 +233,26 @@ def test_ranks_share_the_work_and_agree(monkeypatch, tmp_path, world):
         assert torch.equal(shot.confusion, alone[1].confusion)
 
 
+def test_nothing_beats_what_is_no_number(tmp_path):
+    data = Told(torch.full((3, 2), torch.nan, dtype=torch.float64), [[0.0]] * 3, [0, 1, 0], classes=["0", "90"])
+    for protocol in (TextRetrieval(), ZeroShot(bank(tmp_path, ["{c}"]))):
+        with pytest.raises(FloatingPointError, match="not finite"):
+            protocol.measure(Plane(), data)
+
+
+def test_what_cannot_be_measured_is_said_before_training(tmp_path):
+    data = Told(at(0, 0), classes=["a"])
+    ZeroShot().ready(Plane(), data)
+    with pytest.raises(ValueError, match="expected plain, openai, simple, or a JSON file"):
+        ZeroShot(str(tmp_path / "none.json")).ready(Plane(), data)
+    with pytest.raises(ValueError, match="needs names of the classes"):
+        ZeroShot().ready(Plane(), Told(at(0, 0)))
+    with pytest.raises(ValueError, match="TextRetrieval needs a method with texts, not Linear"):
+        TextRetrieval().ready(nn.Linear(1, 1), data)
+    with pytest.raises(ValueError, match="Linear does not classify"):
+        Accuracy().ready(nn.Linear(1, 1), data)
+
+
 # Composition.
 
 
@@ -240,11 +264,29 @@ def test_composition_and_its_ties():
     found = Composition().measure(Plane(), data)
     assert found.scores["attribute"] == pytest.approx(1 / 3)  # a tie is wrong: ARO puts the true one last
     assert found.scores["order"] == pytest.approx(2 / 3)  # a tie is right: there it stands first
+    with pytest.raises(ValueError, match="composition needs captions in train"):
+        Composition().measure(Plane(), Silent(at(-4, -4, -4), cases=cases))
     assert found.details["attribute_ties"] == 1 and found.details["order_cases"] == 3
     assert (
         arranged("order", cases[0]) == (["0", "0", "40"], 0) and arranged("relation", {"true": "t", "relation": "f"})[1]
     )
     assert verdict(torch.tensor([1.0, 2.0]), 1) == [1.0, 0.0] and verdict(torch.tensor([2.0, 2.0]), 1) == [0.0, 1.0]
+
+
+class Silent(Told):
+    def evaluation_loader(self, *arguments, **options):
+        for batch in super().evaluation_loader(*arguments, **options):
+            yield {**batch, "captions": [[] for _ in batch["captions"]]}
+
+
+def test_a_model_without_eyes_reads_every_caption_once():
+    data = Told(at(0, 10, 20), captions=[[1.0, 2.0], [3.0], [4.0]])
+    assert sorted(_captions(data)) == [
+        "1.0",
+        "2.0",
+        "3.0",
+        "4.0",
+    ]  # padding repeats a sample, its captions do not count
 
 
 def test_a_model_without_eyes_knows_the_order_of_words():
@@ -335,6 +377,15 @@ def test_transfer_gains_from_the_shift():
     assert plain.details["modality_gap"] > 0.3 and plain.details["train"] == 40
     with pytest.raises(ValueError, match="adapter must be noise, shift, both or none"):
         TextToImage("other").measure(Plane(), data)
+
+
+def test_copies_of_a_text_are_held_out_together():
+    about = {"label": torch.tensor([0, 1, 1]), "index": torch.tensor([4, 9, 2]), "group": torch.tensor([-1, 7, 7])}
+    features = _features(torch.randn(12, 3), about)
+    for seed in range(5):
+        fit, held = split(features, 0.4, seed)
+        assert not set(fit.index.tolist()) & set(held.index.tolist())
+        assert not set(fit.group.tolist()) & set(held.group.tolist()) - {-1}
 
 
 # Cells.

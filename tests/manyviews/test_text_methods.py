@@ -284,6 +284,103 @@ def test_training_beside_a_tower_that_remembers_is_the_same():
         assert torch.equal(value, remembered[key]), key
 
 
+class Normed(Patches):
+    """With BatchNorm and dropout, which locking has to hold still."""
+
+    def __init__(self):
+        super().__init__()
+        self.batch, self.dropout = nn.BatchNorm2d(3), nn.Dropout(0.5)
+
+    def forward(self, images):
+        return super().forward(self.dropout(self.batch(images)))
+
+
+def test_a_locked_tower_is_its_own_target():
+    """BYOLIP's momentum encoder follows what is trained, and nothing of a locked tower moves or is drawn at random."""
+    pl.seed_everything(0, verbose=False)
+    tower = Normed()
+    options = {"companion_hidden": 16, "companion_out": 8, "momentum": 0.9, "locked": ["backbone"], **RECIPE}
+    method = m.BYOLIP(tower, Words(), **options)
+    before = state(tower)
+    fit(method, 3, batches=pairs("BYOLIP", 1))
+    assert all(torch.equal(value, before[key]) for key, value in tower.state_dict().items())
+    followed = {type(part) for part in method.target.module.modules()}
+    assert Words in followed and Normed not in followed
+    batch = pairs("BYOLIP")[0]
+    for first, again in zip(method._targets(batch)[::2], method._targets(batch)[::2], strict=True):
+        assert torch.equal(first, again)
+
+
+def test_a_locked_tower_with_batchnorm_can_be_cut_in_chunks():
+    def train(chunk):
+        pl.seed_everything(0, verbose=False)
+        method = m.CLIP(Normed(), Words(), locked=["backbone"], grad_cache=chunk, **WIDE)
+        fit(method, 2, batches=pairs("CLIP", 2))
+        return method.state_dict()
+
+    for (key, a), b in zip(train(0).items(), train(5).values(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5, msg=key)
+    with pytest.raises(ValueError, match="grad_cache is exact only if"):
+        m.CLIP(Normed(), Words(), grad_cache=5, **WIDE)
+
+
+def test_what_is_remembered_is_of_full_precision():
+    tower = Patches().requires_grad_(False).eval()
+    images = torch.randn(4, 3, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cached = Cached(tower).eval()(images)
+    assert torch.equal(cached.pooled, tower(images).pooled)
+
+
+@pytest.mark.parametrize("inner", ["plain", "Cached", "Exported", "ShiftedWindows"])
+def test_nested_backbones_are_exported(tmp_path, inner):
+    from manyviews.backbones import ConvNet, Exported, ShiftedWindows
+    from manyviews.cli.export import export_backbone
+
+    plain = {"class_path": "manyviews.backbones.ConvNet", "init_args": {"widths": [4, 8]}}
+    net, images = ConvNet([4, 8]), torch.randn(2, 3, 16, 16)
+    how, backbone = plain, net
+    if inner == "Cached":
+        how = {"class_path": "manyviews.backbones.Cached", "init_args": {"backbone": plain}}
+        backbone = Cached(net.requires_grad_(False))
+    elif inner == "ShiftedWindows":
+        how = {"class_path": "manyviews.backbones.ShiftedWindows", "init_args": {"backbone": plain, "window": 4}}
+        backbone = ShiftedWindows(net, 4)
+    elif inner == "Exported":
+        list(export_backbone(net, {"init_args": {"backbone": plain}}, images, tmp_path / "first"))
+        how = {"class_path": "manyviews.backbones.Exported", "init_args": {"folder": str(tmp_path / "first")}}
+        backbone = Exported(str(tmp_path / "first"))
+    list(export_backbone(backbone, {"init_args": {"backbone": how}}, images, tmp_path / "out"))
+    again = Exported(str(tmp_path / "out")).eval()
+    expected = net if inner != "ShiftedWindows" else backbone
+    torch.testing.assert_close(again(images).pooled, Encoding.of(expected.eval()(images)).pooled)
+    assert "first" not in (tmp_path / "out/config.json").read_text()
+
+
+SHARING = ("CLIP", "ALIGN", "NegCLIP", "SLIP", "ImprovedCLIP", "SiamLIP", "BYOLIP", "BarLIP", "SwALIP", "FILIP", "Wukong",
+           "CGVLM", "FDT", "COSMO")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_multi_positives_reach_the_objective(name):
+    options = {k: v for k, v in WIDE.items() if name != "ALIGN" or k != "dim"}
+    options |= {"companion_out": 8} if name in ("SiamLIP", "BYOLIP", "BarLIP") else {}
+    options |= {"tokens": 2, "groups": 4} if name == "Wukong" else {}
+    method = getattr(m, name)(*towers(name), positives="group", **options)
+    found = [module.positives for module in method.objective.modules() if hasattr(module, "positives")]
+    assert found and set(found) == {"group"}
+    with pytest.raises(ValueError, match="positives must be one of 'own', 'group', got 'some'"):
+        getattr(m, name)(*towers(name), positives="some", **options)
+
+
+def test_a_sample_that_stands_in_the_batch_twice_is_no_negative_of_itself():
+    method, batch = make("CLIP"), pairs("CLIP")[0]
+    batch["index"][5], batch["group"][7] = batch["index"][2], 3
+    group = method.context(batch)["group"]
+    assert group[5] == group[2] >= 0 and group[7] == 3 and len(group.unique()) == 23
+    assert torch.equal(method.context(pairs("CLIP")[0])["group"], pairs("CLIP")[0]["group"])
+
+
 def test_a_part_that_is_not_there_cannot_be_locked():
     with pytest.raises(ValueError, match=r"no part 'backbon'.*backbone, projector"):
         m.CLIP(*towers("CLIP"), dim=12, locked=["backbon"])

@@ -1,6 +1,7 @@
 """The rows of the objectives table for images with texts, each with its dense reference beside it."""
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -92,10 +93,12 @@ def words(tokens, masks, normal=True):
     return [[F.normalize(x, dim=1) if normal else x for x in part] for part in found]
 
 
-def own_of(logits, group):
-    """Mean of minus log softmax of the diagonal, twins left out."""
+def own_of(logits, group, positives="own"):
+    """Mean of minus log softmax of the diagonal, twins left out; or of all twins in equal shares."""
     n = len(logits)
     twin = torch.tensor([[i != j and same(group, i, j) for j in range(n)] for i in range(n)])
+    if positives == "group":
+        return cross_entropy(logits, (right := twin + torch.eye(n, dtype=torch.float64)) / right.sum(1, keepdim=True))
     return -torch.log_softmax(logits.masked_fill(twin, -math.inf), 1).diagonal().mean()
 
 
@@ -111,13 +114,13 @@ def filip(views, objective, tokens, masks, group=None, **_):
 
     first = torch.stack([torch.stack([(v[i] @ seen(t[j], v[j]).T).amax(1).mean() for j in range(n)]) for i in range(n)])
     other = torch.stack([torch.stack([(t[j] @ seen(v[i], t[i]).T).amax(1).mean() for i in range(n)]) for j in range(n)])
-    return (own_of(s * first, group) + own_of(s * other, group)) / 2
+    return (own_of(s * first, group, objective.positives) + own_of(s * other, group, objective.positives)) / 2
 
 
 def cgvlm(views, objective, tokens, masks, group=None, **_):
     v, e = words(tokens, masks)
     s = objective.scale() * torch.stack([torch.stack([(a @ b.T).mean() for b in e]) for a in v])
-    return (own_of(s, group) + own_of(s.T, group)) / 2
+    return (own_of(s, group, objective.positives) + own_of(s.T, group, objective.positives)) / 2
 
 
 def sparsemax(a):
@@ -139,7 +142,7 @@ def fdt(views, objective, tokens, masks, group=None, **_):
             rows.append(sparsemax(fit.amax(0) / objective.temperature) @ objective.codes)
         z.append(F.normalize(torch.stack(rows), dim=1))
     s = objective.scale() * z[0] @ z[1].T
-    return (own_of(s, group) + own_of(s.T, group)) / 2
+    return (own_of(s, group, objective.positives) + own_of(s.T, group, objective.positives)) / 2
 
 
 def improved(views, objective, group=None, **_):
@@ -206,7 +209,7 @@ def slip(views, objective, strong, group=None, **_):
 def mgca(views, objective, tokens, masks, group=None, **_):
     v, t = rows_of(views)
     s = v @ t.T / objective.temperature
-    instance = own_of(s, group) + own_of(s.T, group)
+    instance = own_of(s, group, objective.positives) + own_of(s.T, group, objective.positives)
     p, w = words(tokens, masks)
     local = 0.0
     for side in ((w, p), (p, w)):
@@ -304,9 +307,16 @@ def orma(views, objective, tokens, masks, group=None, **_):
             row.append(torch.stack([-(plan * c).sum(), (merged * r[j]).sum(1).mean()]))
         rows.append(torch.stack(row))
     cost, multi = torch.stack(rows).unbind(2)
-    total = (own_of(s[0] * a @ b.T, group) + own_of(s[0] * b @ a.T, group)) / 2
+    total = (
+        own_of(s[0] * a @ b.T, group, objective.positives) + own_of(s[0] * b @ a.T, group, objective.positives)
+    ) / 2
     for scale, x, weight in ((s[1], cost, objective.weights[1]), (s[2], multi, objective.weights[0])):
-        total = total + weight * (own_of(scale * x, group) + own_of(scale * x.T, group)) / 2
+        total = (
+            total
+            + weight
+            * (own_of(scale * x, group, objective.positives) + own_of(scale * x.T, group, objective.positives))
+            / 2
+        )
     return total
 
 
@@ -480,4 +490,24 @@ CASES += [
         exactly_two=False,
         keeps="scale rotation shuffle",
     ),
+]
+
+
+def shared(case):
+    """The same row with pairs of equal group as further right answers."""
+
+    def make(d):
+        made = case.make(d)
+        for module in made.modules():
+            if hasattr(module, "positives"):
+                module.positives = "group"
+        return made
+
+    return replace(case, name=f"{case.name}-positives", make=make)
+
+
+CASES += [
+    shared(case)
+    for case in CASES
+    if case.name in ("FILIP", "CGVLM", "FDT", "MGCA", "ORMA", "ImprovedCLIP", "SLIP", "PairwiseCLIP")
 ]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -45,8 +45,10 @@ def load_exported(folder: Path) -> nn.Module:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: no config.json; `manyviews export --run RUN --out {folder}` writes it")
     how = json.loads((folder / "config.json").read_text())
-    module, _, name = how["class_path"].rpartition(".")
-    made: nn.Module = getattr(import_module(module), name)(**(how.get("init_args") or {}))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(nn.Module, "backbone")  # as a recipe is read: a backbone may lie in another
+    wanted = {"class_path": how["class_path"], "init_args": how.get("init_args") or {}}
+    made: nn.Module = parser.instantiate(parser.parse_object({"backbone": wanted})).backbone
     inner = made.get_submodule("model") if "architecture" in how else made  # timm's files have timm's names
     try:
         inner.load_state_dict(load_file(folder / "model.safetensors"))
@@ -92,11 +94,12 @@ class Cached(nn.Module):
         fresh = {name: i for i, name in enumerate(names) if name not in self._known}
         found: dict[bytes, tuple[Tensor | None, ...]] = {name: self._known[name] for name in names if name not in fresh}
         if fresh:
-            with torch.no_grad():
+            # In full precision: evaluation, which does without autocast, is given the same.
+            with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
                 made = Encoding.of(self.backbone(inputs[list(fresh.values())]))
             parts = (made.pooled, made.tokens, made.token_mask)
             for row, name in enumerate(fresh):
-                found[name] = tuple(None if part is None else part[row] for part in parts)
+                found[name] = tuple(None if part is None else part[row].clone() for part in parts)
         for name in found:
             self._known[name] = found[name]
             self._known.move_to_end(name)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from manyviews.backbones import Encoding, Exported, OpenClipImage, OpenClipText, TimmBackbone
+from manyviews.backbones import Cached, Encoding, Exported, OpenClipImage, OpenClipText, TimmBackbone
 from manyviews.backbones.openclip import model_config
 from manyviews.heads import LogitScale
 from manyviews.methods import ImageText
@@ -30,13 +30,17 @@ def export_backbone(backbone: nn.Module, model_config: dict[str, Any], images: T
     Raises:
         ValueError: if what was loaded back does not give the same features.
     """
+    how: dict[str, Any] = copy.deepcopy(model_config["init_args"]["backbone"])
+    while isinstance(backbone, Cached | Exported):  # what they hold is exported, not where it came from
+        is_cached = isinstance(backbone, Cached)
+        how = how["init_args"]["backbone"] if is_cached else _origin(Path(how["init_args"]["folder"]))
+        backbone = backbone.backbone
     out.mkdir(parents=True, exist_ok=True)
     weights = out / "model.safetensors"
     by_timm = isinstance(backbone, TimmBackbone) and not backbone.small_stem
     saved = backbone.model if isinstance(backbone, TimmBackbone) and by_timm else backbone
     assert isinstance(saved, nn.Module)
     save_file({name: tensor.contiguous().cpu() for name, tensor in saved.state_dict().items()}, weights)
-    how: dict[str, Any] = copy.deepcopy(model_config["init_args"]["backbone"])
     use = f"manyviews.backbones.Exported({str(out)!r})"
     if isinstance(backbone, TimmBackbone) and by_timm:
         how["init_args"].pop("checkpoint", None)
@@ -51,6 +55,12 @@ def export_backbone(backbone: nn.Module, model_config: dict[str, Any], images: T
         raise ValueError(f"{weights}: loaded back, its features differ by {difference:.2e}; do not use it")
     yield f"loaded back, features differ by {difference:.1e}"
     yield f"use: {use}"
+
+
+def _origin(folder: Path) -> dict[str, Any]:
+    """Class and arguments in an exported folder."""
+    config = json.loads((folder / "config.json").read_text())
+    return {"class_path": config["class_path"], "init_args": config.get("init_args") or {}}
 
 
 @torch.no_grad()

@@ -21,7 +21,6 @@ from manyviews.evaluation.features import prepared
 from manyviews.methods import ImageText
 from manyviews.mining import neighbour_cells, owner_cells
 from manyviews.monitoring import pictures
-from manyviews.similarity import unit
 
 
 def image_text(arguments: argparse.Namespace) -> tuple[Trained, ImageText]:
@@ -178,16 +177,22 @@ def _index(trained: Trained, method: ImageText, split: str) -> tuple[Any, Any]:
         import faiss
     except ModuleNotFoundError as error:
         raise ValueError("search needs faiss: pip install 'manyviews[search]'") from error
-    shards = hashlib.sha256(f"{trained.data.root}:{trained.data.train_set.fingerprint}".encode()).hexdigest()[:12]
+    if type(method).similarity is not ImageText.similarity:
+        raise ValueError(f"{type(method).__name__} scores tokens against tokens; an index of single vectors is not it")
+    weights = hashlib.sha256()
+    for tensor in method.state_dict().values():
+        weights.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    shards = trained.data.shards_of(split).fingerprint
+    name = hashlib.sha256(f"{trained.data.root}:{shards}:{weights.hexdigest()}".encode()).hexdigest()[:12]
     folder = trained.run / "search"
-    path = folder / f"{split}-{shards}-step-{trained.step:08d}.faiss"
+    path = folder / f"{split}-{name}.faiss"
     if path.exists():
         return faiss.read_index(str(path)), np.load(path.with_suffix(".npy"))
     rows, numbers = [], []
     for batch in prepared(method, trained.data, split, LOCAL):
         real = batch["weight"] > 0
         for view, images in enumerate(views_of(batch)):
-            rows.append(unit(method.embed_image(images[real]).pooled).cpu())
+            rows.append(method.embed_image(images[real]).pooled.float().cpu())
             numbers += [(sample, view) for sample in batch["index"][real].tolist()]
     embedded = torch.cat(rows).numpy()
     index = faiss.IndexFlatIP(embedded.shape[1])

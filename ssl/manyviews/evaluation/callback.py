@@ -37,6 +37,9 @@ class Evaluation(pl.Callback):
         data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "evaluation_loader"):
             raise ValueError("Evaluation needs a data module with evaluation_loader(split), such as ShardDataModule")
+        for protocol in self.protocols:
+            if isinstance(protocol, JointProtocol):
+                protocol.ready(pl_module, data)
         for split in ("train", "val"):
             batch = next(iter(data.evaluation_loader(split, batch_size=32)))
             for protocol in self.protocols:

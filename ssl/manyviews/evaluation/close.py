@@ -85,39 +85,41 @@ class TextToImage(JointProtocol):
             raise ValueError(f"adapter must be noise, shift, both or none, got {self.adapter!r}")
         train, val = (self._pairs(module, data, split) for split in ("train", "val"))
         generator = torch.Generator().manual_seed(self.seed)
-        texts, label = train["text"], train["label"]
+        texts = train["text"]
         shifted = self.adapter in ("shift", "both")
         moved = MeanShift(train["image"], texts)(texts) if shifted else unit(texts)
         if self.adapter in ("noise", "both"):
             noise = ModalityGapNoise(self.sigma)
             moved = torch.cat([noise(moved, generator) for _ in range(self.copies)])
-            label = label.repeat(self.copies)
         learnt = {
-            "text_to_image": (moved, label, val["image"]),
-            "text_to_text": (moved, label, val["text"]),
-            "image_to_image": (unit(train["image"]), train["label"], val["image"]),
+            "text_to_image": (moved, val["image"]),
+            "text_to_text": (moved, val["text"]),
+            "image_to_image": (unit(train["image"]), val["image"]),
         }
-        scores = {name: self._learn(x, y, test, val["label"]) for name, (x, y, test) in learnt.items()}
+        scores = {name: self._learn(x, train, test, val) for name, (x, test) in learnt.items()}
         gap = diagnostics.modality_gap(train["image"], train["text"]).item()
         return Result(scores, {"modality_gap": gap, "train": len(texts), "val": len(val["label"])})
 
     @staticmethod
-    def _learn(x: Tensor, y: Tensor, test: Tensor, label: Tensor) -> float:
-        parts = [_features(z, labels) for z, labels in ((x, y), (unit(test), label))]
+    def _learn(x: Tensor, train: dict[str, Tensor], test: Tensor, val: dict[str, Tensor]) -> float:
+        parts = [_features(z, about) for z, about in ((x, train), (unit(test), val))]
         return LogisticRegression(seeds=(0,), limit=10**9).evaluate(*parts).scores["logistic"]
 
     @staticmethod
     def _pairs(module: Any, data: Any, split: str) -> dict[str, Tensor]:
         """Image embeddings (view 0), those of the first caption, and labels, of what has a label."""
-        found: dict[str, list[Tensor]] = {"image": [], "text": [], "label": []}
+        found: dict[str, list[Tensor]] = {name: [] for name in ("image", "text", "label", "index", "group")}
         for batch in prepared(module, data, split, LOCAL):  # every rank all of it: a small head on top
             keep = (batch["weight"] > 0) & (batch["label"] >= 0)
             found["image"].append(module.embed_image(views_of(batch)[0][keep]).pooled.float().cpu())
             found["text"].append(module.embed_text(batch["text"][0][keep]).pooled.float().cpu())
-            found["label"].append(batch["label"][keep].cpu())
+            for name in ("label", "index", "group"):
+                found[name].append(batch[name][keep].cpu())
         return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def _features(z: Tensor, label: Tensor) -> Features:
-    index = torch.arange(len(z))
-    return Features(z[None], label, index, torch.full_like(index, -1))
+def _features(z: Tensor, about: dict[str, Tensor]) -> Features:
+    """Noisy copies of a text stay together where a part is held out: they carry its index."""
+    copies = len(z) // len(about["label"])
+    label, index, group = (about[name].repeat(copies) for name in ("label", "index", "group"))
+    return Features(z[None], label, index, group)

@@ -60,6 +60,8 @@ class Composition(JointProtocol):
             kinds = sorted({kind for cases in batch["cases"] for kind in cases if kind != "true"})
             for kind in kinds:
                 rows = [i for i, cases in enumerate(batch["cases"]) if kind in cases and batch["weight"][i] > 0]
+                if not rows:
+                    continue
                 images = module.embed_image(views_of(batch)[0][rows])
                 options = [arranged(kind, batch["cases"][i]) for i in rows]
                 scores = choose(module, data, images, [texts for texts, _ in options])
@@ -130,9 +132,19 @@ class Bigrams:
         return ["<s>", *caption.lower().replace(",", " ,").split(), "</s>"]
 
 
-def _captions(data: Any) -> Iterable[str]:
+def _captions(data: Any) -> list[str]:
+    """All captions of train, each as often as it stands there.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    found: list[str] = []
     for batch in data.evaluation_loader("train", world=1, rank=0):
-        yield from batch.get("caption", ())
+        for weight, captions in zip(batch["weight"].tolist(), batch["captions"], strict=True):
+            found += captions if weight else []
+    if not found:
+        raise ValueError("composition needs captions in train, for the text-only model beside it")
+    return found
 
 
 def aro(module: Any, data: Any, cases: Path, images: Path, excluded: Sequence[str] = (), fewest: int = 25) -> Result:

@@ -34,6 +34,11 @@ class JointProtocol(Protocol):
     def measure(self, module: Any, data: Any) -> Result:
         """The numbers of the val split; called on every rank, the same result on each."""
 
+    def ready(self, module: Any, data: Any) -> None:
+        """Raises ValueError before training if the method or the data cannot be measured."""
+        if not hasattr(module, "embed_image"):
+            raise ValueError(f"{type(self).__name__} needs a method with texts, not {type(module).__name__}")
+
     def evaluate(self, train: Features, val: Features) -> Result:
         """Frozen features are not enough here."""
         raise TypeError(f"{type(self).__name__} needs the method's towers: call measure(method, data)")
@@ -77,6 +82,17 @@ def gathered(encoding: Encoding, gather: Gather) -> Encoding:
     )
 
 
+def finite(scores: Tensor) -> Tensor:
+    """The scores, if they are numbers: nothing compares with NaN, so that it would count as the best.
+
+    Raises:
+        FloatingPointError: if they are not.
+    """
+    if not bool(torch.isfinite(scores).all()):
+        raise FloatingPointError("scores of images and texts are not finite: the weights have diverged")
+    return scores
+
+
 @torch.no_grad()
 def embed_texts(module: Any, data: Any, texts: list[str]) -> Encoding:
     """The texts in the joint space, by the tokenizer of training."""
@@ -109,7 +125,7 @@ class ZeroShot(JointProtocol):
     def measure(self, module: Any, data: Any) -> Result:  # noqa: D102
         names, templates = self.read(data.classes)
         if not names:
-            raise ValueError("zero-shot needs names of the classes: data with a label field that names them, or a bank")
+            raise ValueError("zero-shot needs names of the classes: data with a label field that names them")
         texts = None  # a method may bring a classifier of its own: learned prompts
         if not hasattr(module, "class_scores"):
             texts = self._classifier(module, data, names, templates)
@@ -119,14 +135,20 @@ class ZeroShot(JointProtocol):
         )
         images = int(confusion.sum())
         of_class = confusion.sum(1)
-        labels = data.classes or names  # two classes may be called the same
-        per_class = {label: (confusion[c, c] / of_class[c]).item() for c, label in enumerate(labels) if of_class[c]}
+        per_class = {  # by label: two classes may be called the same
+            label: (confusion[c, c] / of_class[c]).item() for c, label in enumerate(data.classes) if of_class[c]
+        }
         found = {f"zeroshot_top{k}": (right[i] / images).item() for i, k in enumerate(self.k) if k < classes or i == 0}
         details = {
             "images": images, "classes": classes, "templates": templates, "ties": int(ties), "per_class": per_class,
             "largest_class": (of_class.max() / images).item(),
         }  # fmt: skip
         return Result(found, details, confusion)
+
+    def ready(self, module: Any, data: Any) -> None:  # noqa: D102
+        super().ready(module, data)
+        if not self.read(data.classes)[0]:
+            raise ValueError("zero-shot needs names of the classes: data with a label field that names them")
 
     def read(self, labels: list[str]) -> tuple[list[str], list[str]]:
         """Class names and templates of the bank.
@@ -139,7 +161,7 @@ class ZeroShot(JointProtocol):
 
             made = open_clip.OPENAI_IMAGENET_TEMPLATES if self.bank == "openai" else open_clip.SIMPLE_IMAGENET_TEMPLATES
             numbers = len(labels) == 1000 and all(label.isdecimal() for label in labels)
-            names = list(open_clip.IMAGENET_CLASSNAMES) if numbers else labels
+            names = [open_clip.IMAGENET_CLASSNAMES[int(label)] for label in labels] if numbers else labels
             return [name.replace("_", " ") for name in names], [template("{c}") for template in made]
         bank: dict[str, Any] = {}
         if self.bank != "plain":
@@ -194,7 +216,7 @@ def classified(
         label = batch["label"].to(module.device)
         keep = (batch["weight"].to(module.device) > 0) & (label >= 0)
         for view in views_of(batch):
-            found = scores(view)[keep]
+            found = finite(scores(view)[keep])
             own = found.gather(1, label[keep, None])
             place = torch.arange(classes, device=found.device)
             rank = ((found > own) | ((found == own) & (place < label[keep, None]))).sum(1)
@@ -216,9 +238,12 @@ class Accuracy(JointProtocol):
     labels = True
     texts = False
 
-    def measure(self, module: Any, data: Any) -> Result:  # noqa: D102
-        if not hasattr(module, "class_scores"):
+    def ready(self, module: Any, data: Any) -> None:  # noqa: D102
+        if not hasattr(module, "class_scores") or not hasattr(module, "classes"):
             raise ValueError(f"{type(module).__name__} does not classify: train manyviews.methods.Classifier on it")
+
+    def measure(self, module: Any, data: Any) -> Result:  # noqa: D102
+        self.ready(module, data)
         classes = int(module.classes)
 
         def scores(view: Tensor) -> Tensor:
@@ -259,7 +284,7 @@ class TextRetrieval(JointProtocol):
             ranks = self._ranks(module, queries, of_query, gallery, of_item, alike, first, gather)
             for k in self.k:
                 scores[f"{name}_r{k}"] = (ranks < k).double().mean().item()
-            middle = ranks.double().median().item()
+            middle = ranks.double().quantile(0.5).item()
             details |= {f"{name}_mean_rank": ranks.double().mean().item() + 1, f"{name}_median_rank": int(middle) + 1}
         return Result(scores, details)
 
@@ -267,24 +292,25 @@ class TextRetrieval(JointProtocol):
         """Images and texts of all ranks with the index of their sample, and the group of each index."""
         images, texts, image_of, text_of, groups = [], [], [], [], []
         for batch in prepared(module, data, "val", gather):
-            real = batch["weight"].to(module.device) > 0
-            index = batch["index"].to(module.device)
-            groups.append(torch.stack([index[real], batch["group"].to(module.device)[real]], 1))
+            # Padding goes along, so that every rank has as many rows of everything; it is left out afterwards.
+            index = torch.where(batch["weight"] > 0, batch["index"], -1).to(module.device)
+            groups.append(torch.stack([index, batch["group"].to(module.device)], 1))
             for view in views_of(batch):
-                images.append(part_of(module.embed_image(view), real))
-                image_of.append(index[real])
+                images.append(module.embed_image(view))
+                image_of.append(index)
             for m, ids in enumerate(batch["text"]):
-                there = real & batch["text_present"].to(module.device)[:, m]
-                if bool(there.any()):
-                    texts.append(module.embed_text(ids[there]))
-                    text_of.append(index[there])
+                texts.append(module.embed_text(ids))
+                text_of.append(torch.where(batch["text_present"][:, m].to(module.device), index, -1))
 
         def everywhere(parts: list[Encoding], of: list[Tensor]) -> tuple[Encoding, Tensor]:
             own = torch.cat(of)
-            return gathered(joined(parts), gather), own if gather.world == 1 else gather(len(own)).gather(own)
+            everyone = own if gather.world == 1 else gather(len(own)).gather(own)
+            real = everyone >= 0
+            return part_of(gathered(joined(parts), gather), real), everyone[real]
 
         pairs = torch.cat(groups)
         pairs = pairs if gather.world == 1 else gather(len(pairs)).gather(pairs)
+        pairs = pairs[pairs[:, 0] >= 0]
         alike = torch.full((int(pairs[:, 0].max()) + 1,), -1, dtype=torch.int64, device=pairs.device)
         alike[pairs[:, 0]] = pairs[:, 1]
         return everywhere(images, image_of), everywhere(texts, text_of), alike
@@ -306,7 +332,7 @@ class TextRetrieval(JointProtocol):
                 pair = (some, items) if images_ask else (items, some)
                 block = module.similarity(*pair)[0 if images_ask else 1]
                 blocks.append(block if images_ask else block.T)
-            s = torch.cat(blocks, 1).float()
+            s = finite(torch.cat(blocks, 1).float())
             mine = alike[of_query[cut], None]
             right = (of_query[cut, None] == of_item) | ((mine == alike[of_item]) & (mine >= 0))
             best, where = s.masked_fill(~right, -torch.inf).max(1, keepdim=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from torch import nn
 from manyviews import objectives
 from manyviews.heads import LogitScale
 from manyviews.methods.imagetext import ADAMW, ImageText
+from manyviews.objectives.clip import Positives
 from manyviews.optim import OptimizerFactory, Schedule
 
 
@@ -35,7 +35,7 @@ class CLIP(ImageText):
         text_backbone: nn.Module,
         dim: int = 512,
         logit_scale: LogitScale | None = None,
-        positives: Literal["own", "group"] = "own",
+        positives: Positives = "own",
         optimizer: OptimizerFactory = ADAMW,
         schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
         grad_cache: int = 0,
@@ -57,6 +57,7 @@ class ALIGN(ImageText):
         logit_scale: s = 1 / t; the paper starts at t = 1. Kept in [1, 100].
         optimizer: paper: LAMB, 1e-3, weight decay 1e-5; here AdamW as CLIP's.
         schedule, grad_cache, locked: as in CLIP.
+        positives: as in CLIP.
     """
 
     def __init__(
@@ -69,10 +70,11 @@ class ALIGN(ImageText):
         schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
         grad_cache: int = 0,
         locked: Sequence[str] = (),
+        positives: Positives = "own",
     ) -> None:
         width = int(backbone.width)  # type: ignore[arg-type]
         super().__init__(
-            backbone, text_backbone, objectives.CLIP(logit_scale or LogitScale(1.0), smoothing), width,
+            backbone, text_backbone, objectives.CLIP(logit_scale or LogitScale(1.0), smoothing, positives), width,
             nn.Identity(), nn.Linear(int(text_backbone.width), width),  # type: ignore[arg-type]
             optimizer, schedule, grad_cache, locked,
         )  # fmt: skip

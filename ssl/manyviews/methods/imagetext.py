@@ -54,18 +54,19 @@ class ImageText(Method):
         grad_cache: int = 0,
         locked: Sequence[str] = (),
     ) -> None:
-        super().__init__(backbone, projector or projection(backbone, dim), objective, optimizer, schedule, grad_cache)
+        super().__init__(backbone, projector or projection(backbone, dim), objective, optimizer, schedule)
         self.text_backbone = text_backbone
         self.text_projector = text_projector or projection(text_backbone, dim)
-        self.dim, self.locked = dim, list(locked)
-        if grad_cache:
-            check_exact(text_backbone)
+        self.dim, self.locked, self.grad_cache = dim, list(locked), grad_cache
         for name in self.locked:
             try:
                 self.get_submodule(name).requires_grad_(False)
             except AttributeError as error:
                 parts = ", ".join(child for child, _ in self.named_children())
                 raise ValueError(f"locked: no part {name!r}; parts are {parts}, and what lies in them") from error
+        for tower in (backbone, text_backbone):
+            if grad_cache and any(p.requires_grad for p in tower.parameters()):
+                check_exact(tower)
         self.train()
 
     def train(self, mode: bool = True) -> ImageText:
@@ -90,6 +91,16 @@ class ImageText(Method):
             "projections": torch.stack([projection.detach() for projection in shown]),
         }
 
+    def context(self, batch: Batch) -> dict[str, Any]:
+        """As in Method; a sample that stands in the batch twice (`data.cells`) is a twin of itself, no negative."""
+        context = super().context(batch)
+        index, group = context.get("index"), context.get("group")
+        if index is not None and group is not None:
+            everyone = distributed.current()(len(index)).gather(index)
+            if len(everyone.unique()) < len(everyone):
+                context["group"] = torch.where(group >= 0, group, 2**40 + index)
+        return context
+
     def encodings(self, batch: Batch) -> tuple[list[Encoding], list[Encoding]]:
         """Features of all image views and of all text views."""
         return self._through(self.backbone, views_of(batch)), self._through(self.text_backbone, batch["text"])
@@ -106,6 +117,9 @@ class ImageText(Method):
             return [
                 self._encoding(parts, prefix) for parts in self.in_chunks(tower, partial(self._parts, tower), views)
             ]
+        if self.grad_cache:  # a locked tower: nothing has to be kept, only its memory bounded
+            chunked = [[self._parts(tower, part) for part in view.split(self.grad_cache)] for view in views]
+            return [self._encoding(tuple(map(torch.cat, zip(*each, strict=True))), prefix) for each in chunked]
         together = len({view.shape for view in views}) == 1
         if not together:
             return [self._encoding(self._parts(tower, view), prefix) for view in views]

@@ -15,6 +15,7 @@ from manyviews.heads import LogitScale, projector
 from manyviews.methods.imagetext import ADAMW, ImageText
 from manyviews.methods.method import Batch
 from manyviews.objectives import Objective
+from manyviews.objectives.clip import Positives
 from manyviews.optim import EMA, OptimizerFactory, Schedule
 
 RECIPE = partial(torch.optim.AdamW, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.1)
@@ -33,6 +34,7 @@ class ImprovedCLIP(ImageText):
         optimizer: paper: AdamW 3e-3, weight decay 0.1 (CC3M: 0.5).
         schedule: paper: one epoch of warm-up, cosine.
         grad_cache: images and texts a tower sees at a time; 0: all. Exact. locked: parts that stay as they are.
+        positives: as in CLIP.
     """
 
     def __init__(
@@ -49,8 +51,9 @@ class ImprovedCLIP(ImageText):
         schedule: Schedule = Schedule(warmup_epochs=1, scaling="none"),
         grad_cache: int = 0,
         locked: Sequence[str] = (),
+        positives: Positives = "own",
     ) -> None:
-        objective = objectives.ImprovedCLIP(logit_scale, strong_scale, smoothing, reduction)
+        objective = objectives.ImprovedCLIP(logit_scale, strong_scale, smoothing, reduction, positives)
         super().__init__(
             backbone, text_backbone, objective, dim,
             optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
@@ -121,6 +124,7 @@ class SiamLIP(_Companion):
         companion_hidden: width of the hidden layers of projectors and predictors; paper 2048.
         companion_out: of the projection; paper 128.
         momentum: of the momentum encoder that makes the targets (BYOLIP: 0.99); None: the same network.
+        positives: as in CLIP.
     """
 
     def __init__(
@@ -139,6 +143,7 @@ class SiamLIP(_Companion):
         schedule: Schedule = Schedule(warmup_epochs=1, scaling="none"),
         grad_cache: int = 0,
         locked: Sequence[str] = (),
+        positives: Positives = "own",
     ) -> None:
         widths = int(backbone.width), int(text_backbone.width)  # type: ignore[arg-type]
         wide, out = companion_hidden, companion_out
@@ -146,14 +151,18 @@ class SiamLIP(_Companion):
             objectives.SiamLIP(), [projector(width, wide, out, last="standard") for width in widths],
             backbone=backbone, text_backbone=text_backbone, dim=dim, hidden=hidden, logit_scale=logit_scale,
             strong_scale=strong_scale, smoothing=smoothing, optimizer=optimizer, schedule=schedule,
-            grad_cache=grad_cache, locked=locked,
+            grad_cache=grad_cache, locked=locked, positives=positives,
         )  # fmt: skip
         self.predictors = nn.ModuleList(projector(out, wide, out) for _ in widths)
         self.momentum = momentum
         self.target = EMA(self._followed()) if momentum is not None else None
 
     def _followed(self) -> nn.ModuleList:
-        return nn.ModuleList([self.backbone, self.text_backbone, self.heads])
+        """What the momentum encoder follows; a locked tower is its own target."""
+        return nn.ModuleList([self.heads, *(tower for tower in self._towers() if trained(tower))])
+
+    def _towers(self) -> tuple[nn.Module, nn.Module]:
+        return self.backbone, self.text_backbone
 
     def further(  # noqa: D102
         self, images: list[Encoding], texts: list[Encoding], strong: list[Tensor], batch: Batch
@@ -169,7 +178,8 @@ class SiamLIP(_Companion):
     @torch.no_grad()
     def _targets(self, batch: Batch) -> list[Tensor]:
         assert self.target is not None
-        *towers, heads = cast(nn.ModuleList, self.target.module)
+        heads, *following = cast(nn.ModuleList, self.target.module)
+        towers = [following.pop(0) if trained(tower) else tower for tower in self._towers()]
         sides = [
             [head(Encoding.of(tower(view)).pooled) for view in views]
             for views, tower, head in zip(
@@ -186,6 +196,11 @@ class SiamLIP(_Companion):
             self.target.update(self._followed(), self.momentum)
 
 
+def trained(module: nn.Module) -> bool:
+    """Whether any of its parameters learns."""
+    return any(p.requires_grad for p in module.parameters())
+
+
 class BYOLIP(SiamLIP):
     """SiamLIP with targets from a momentum encoder.
 
@@ -193,6 +208,7 @@ class BYOLIP(SiamLIP):
         backbone, text_backbone, dim, hidden, logit_scale, strong_scale, smoothing, companion_hidden, companion_out,
             optimizer, schedule, grad_cache, locked: as in SiamLIP.
         momentum: of the momentum encoder; paper 0.99, constant.
+        positives: as in CLIP.
     """
 
     def __init__(
@@ -211,10 +227,11 @@ class BYOLIP(SiamLIP):
         schedule: Schedule = Schedule(warmup_epochs=1, scaling="none"),
         grad_cache: int = 0,
         locked: Sequence[str] = (),
+        positives: Positives = "own",
     ) -> None:
         super().__init__(
             backbone, text_backbone, dim, hidden, logit_scale, strong_scale, smoothing, companion_hidden,
-            companion_out, momentum, optimizer, schedule, grad_cache, locked,
+            companion_out, momentum, optimizer, schedule, grad_cache, locked, positives,
         )  # fmt: skip
 
 
@@ -225,6 +242,7 @@ class BarLIP(_Companion):
         backbone, text_backbone, dim, hidden, logit_scale, strong_scale, smoothing, optimizer, schedule, grad_cache,
             locked: as in ImprovedCLIP.
         companion_hidden: width of the projectors' hidden layers; paper 3000. companion_out: paper 8192.
+        positives: as in CLIP.
     """
 
     def __init__(
@@ -242,6 +260,7 @@ class BarLIP(_Companion):
         schedule: Schedule = Schedule(warmup_epochs=1, scaling="none"),
         grad_cache: int = 0,
         locked: Sequence[str] = (),
+        positives: Positives = "own",
     ) -> None:
         widths = int(backbone.width), int(text_backbone.width)  # type: ignore[arg-type]
         heads = [projector(width, companion_hidden, companion_out, 3, last="batch") for width in widths]
@@ -249,7 +268,7 @@ class BarLIP(_Companion):
             objectives.BarLIP(), heads,
             backbone=backbone, text_backbone=text_backbone, dim=dim, hidden=hidden, logit_scale=logit_scale,
             strong_scale=strong_scale, smoothing=smoothing, optimizer=optimizer, schedule=schedule,
-            grad_cache=grad_cache, locked=locked,
+            grad_cache=grad_cache, locked=locked, positives=positives,
         )  # fmt: skip
 
     def further(  # noqa: D102
@@ -266,6 +285,7 @@ class SwALIP(ImprovedCLIP):
         backbone, text_backbone, dim, hidden, logit_scale, strong_scale, optimizer, schedule, grad_cache, locked: as in
             ImprovedCLIP. There is no label smoothing.
         weight: of the companion; paper 0.2.
+        positives: as in CLIP.
     """
 
     def __init__(
@@ -281,10 +301,11 @@ class SwALIP(ImprovedCLIP):
         schedule: Schedule = Schedule(warmup_epochs=1, scaling="none"),
         grad_cache: int = 0,
         locked: Sequence[str] = (),
+        positives: Positives = "own",
     ) -> None:
         super().__init__(
             backbone, text_backbone, dim, hidden, logit_scale, strong_scale, 0.0, "mean", optimizer, schedule,
-            grad_cache, locked,
+            grad_cache, locked, positives,
         )  # fmt: skip
         assert isinstance(self.objective, objectives.ImprovedCLIP)
         self.weight, self.companion = weight, objectives.SwALIP(self.objective.strong.scale)
@@ -305,6 +326,7 @@ class SLIP(ImageText):
         weight: of SimCLR's loss. temperature: of it.
         projector_hidden: width of its projector's hidden layers; paper 4096. projector_out: paper 256.
         logit_scale, optimizer, schedule, grad_cache, locked: as in CLIP.
+        positives: as in CLIP.
     """
 
     def __init__(
@@ -321,9 +343,10 @@ class SLIP(ImageText):
         schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
         grad_cache: int = 0,
         locked: Sequence[str] = (),
+        positives: Positives = "own",
     ) -> None:
         super().__init__(
-            backbone, text_backbone, objectives.SLIP(logit_scale, weight, temperature), dim,
+            backbone, text_backbone, objectives.SLIP(logit_scale, weight, temperature, positives), dim,
             optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
         )  # fmt: skip
         width = int(backbone.width)  # type: ignore[arg-type]

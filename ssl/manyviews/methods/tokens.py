@@ -16,6 +16,7 @@ from manyviews.heads import LatentPool, LogitScale, TokenLearner
 from manyviews.methods.imagetext import ADAMW, ImageText
 from manyviews.methods.method import Batch
 from manyviews.objectives import Objective
+from manyviews.objectives.clip import Positives
 from manyviews.optim import OptimizerFactory, Schedule
 from manyviews.similarity import unit
 from manyviews.tokens import late_interaction, masked_mean, transported
@@ -27,7 +28,6 @@ class TokenImageText(ImageText):
     Args:
         backbone, text_backbone, objective, dim, optimizer, schedule, grad_cache, locked: as in ImageText.
         reduce: patches to fewer tokens, (n, T, dim) to (n, T', dim); None: all patches.
-        joint: whether a pair is scored by the objective's own token similarity in evaluation, or by the cosine.
     """
 
     needs_tokens: ClassVar[bool] = True
@@ -102,6 +102,7 @@ class FILIP(TokenImageText):
         reduce: patches to fewer tokens (Wukong: `manyviews.heads.TokenLearner`); None: all.
         optimizer: paper: LAMB; here AdamW as CLIP's.
         schedule, grad_cache, locked: as in CLIP.
+        positives: as in CLIP.
     """
 
     def __init__(
@@ -116,8 +117,9 @@ class FILIP(TokenImageText):
         schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
         grad_cache: int = 0,
         locked: Sequence[str] = (),
+        positives: Positives = "own",
     ) -> None:
-        objective = objectives.FILIP(logit_scale, keep)
+        objective = objectives.FILIP(logit_scale, keep, positives)
         super().__init__(
             backbone, text_backbone, objective, dim, reduce, optimizer, schedule, grad_cache, locked
         )  # fmt: skip
@@ -139,6 +141,7 @@ class Wukong(FILIP):
         groups: of the reducing convolutions; paper 8.
         logit_scale, optimizer, schedule, grad_cache: as in FILIP.
         locked: the paper's [backbone].
+        positives: as in CLIP.
     """
 
     def __init__(
@@ -153,11 +156,13 @@ class Wukong(FILIP):
         schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
         grad_cache: int = 0,
         locked: Sequence[str] = ("backbone",),
+        positives: Positives = "own",
     ) -> None:
         reduce = TokenLearner(dim, tokens, groups)
         super().__init__(
-            backbone, text_backbone, dim, logit_scale, 1.0, reduce, optimizer, schedule, grad_cache, locked
-        )
+            backbone, text_backbone, dim, logit_scale, 1.0, reduce, optimizer, schedule, grad_cache, locked,
+            positives,
+        )  # fmt: skip
 
 
 class CGVLM(TokenImageText):
@@ -168,6 +173,7 @@ class CGVLM(TokenImageText):
         dim: of the joint space.
         logit_scale: s; default 1/0.07, learned, kept in [1, 100].
         optimizer, schedule, grad_cache, locked: as in CLIP. The paper locks the image tower.
+        positives: as in CLIP.
     """
 
     def __init__(
@@ -180,9 +186,18 @@ class CGVLM(TokenImageText):
         schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
         grad_cache: int = 0,
         locked: Sequence[str] = (),
+        positives: Positives = "own",
     ) -> None:
         super().__init__(
-            backbone, text_backbone, objectives.CGVLM(logit_scale), dim, None, optimizer, schedule, grad_cache, locked
+            backbone,
+            text_backbone,
+            objectives.CGVLM(logit_scale, positives),
+            dim,
+            None,
+            optimizer,
+            schedule,
+            grad_cache,
+            locked,
         )
         self.projector = self.text_projector = nn.Identity()
 
@@ -299,10 +314,11 @@ class FDT(ImageText):
 
     Args:
         backbone: image tower with tokens. text_backbone: text tower with tokens.
-        codes, temperature, pool, padding, logit_scale: see `manyviews.objectives.FDT`. dim: of a code.
+        codes, temperature, logit_scale: see `manyviews.objectives.FDT`. dim: of a code.
         optimizer: paper: AdamW 1e-3, betas (0.9, 0.98), weight decay 0.1.
         schedule: paper: 2,500 steps of warm-up, cosine.
         grad_cache, locked: as in CLIP.
+        positives: as in CLIP.
     """
 
     needs_tokens: ClassVar[bool] = True
@@ -319,9 +335,10 @@ class FDT(ImageText):
         schedule: Schedule = Schedule(warmup_steps=2500, scaling="none"),
         grad_cache: int = 0,
         locked: Sequence[str] = (),
+        positives: Positives = "own",
     ) -> None:
         widths = int(backbone.width), int(text_backbone.width)  # type: ignore[arg-type]
-        objective = objectives.FDT(widths, codes, dim, temperature, scale=logit_scale)
+        objective = objectives.FDT(widths, codes, dim, temperature, scale=logit_scale, positives=positives)
         super().__init__(
             backbone, text_backbone, objective, dim, nn.Identity(), nn.Identity(),
             optimizer, schedule, grad_cache, locked,
@@ -356,6 +373,7 @@ class COSMO(ImageText):
         dim: of the joint space; paper 512. heads: of the pooling attention.
         logit_scale: s; the paper starts at exp(0.2), learned and free.
         optimizer, schedule, grad_cache, locked: as in CLIP.
+        positives: as in CLIP.
     """
 
     needs_tokens: ClassVar[bool] = True
@@ -371,9 +389,10 @@ class COSMO(ImageText):
         schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
         grad_cache: int = 0,
         locked: Sequence[str] = (),
+        positives: Positives = "own",
     ) -> None:
         image, text = (LatentPool(int(tower.width), dim, heads) for tower in (backbone, text_backbone))  # type: ignore[arg-type]
-        objective = objectives.CLIP(logit_scale or LogitScale(math.exp(0.2), None))
+        objective = objectives.CLIP(logit_scale or LogitScale(math.exp(0.2), None), positives=positives)
         super().__init__(
             backbone, text_backbone, objective, dim, image, text, optimizer, schedule, grad_cache, locked
         )  # fmt: skip

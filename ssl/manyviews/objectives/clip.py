@@ -14,6 +14,10 @@ from manyviews.objectives.ntxent import softplus
 from manyviews.objectives.objective import Objective, choice, exactly_two
 from manyviews.similarity import image_ids, logsumexp, logsumexp_both, unit
 
+Positives = Literal["own", "group"]
+POSITIVES = ("own", "group")
+"""What pairs of equal `group` are to each other: no negatives (`own`), or further right answers in equal shares."""
+
 
 class CLIP(Objective):
     r"""Which text belongs to an image, and which image to a text, among all of the global batch.
@@ -37,7 +41,7 @@ class CLIP(Objective):
         self,
         scale: LogitScale | None = None,
         smoothing: float = 0.0,
-        positives: Literal["own", "group"] = "own",
+        positives: Positives = "own",
         directions: Literal["both", "first"] = "both",
         normalise: bool = True,
     ) -> None:
@@ -45,7 +49,7 @@ class CLIP(Objective):
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
         self.scale = scale or LogitScale()
-        self.smoothing, self.positives = smoothing, choice("positives", positives, ("own", "group"))
+        self.smoothing, self.positives = smoothing, choice("positives", positives, POSITIVES)
         self.directions, self.normalise = choice("directions", directions, ("both", "first")), normalise
 
     def loss(
@@ -108,11 +112,14 @@ class PairwiseCLIP(Objective):
     Args:
         scale: s; default 1/0.07, learned, in [1, 100].
         anchor: only pairs with this view (ImageBind: the image); None: all pairs.
+        positives: as in CLIP.
     """
 
-    def __init__(self, scale: LogitScale | None = None, anchor: int | None = None) -> None:
+    def __init__(
+        self, scale: LogitScale | None = None, anchor: int | None = None, positives: Positives = "own"
+    ) -> None:
         super().__init__()
-        self.clip, self.anchor = CLIP(scale), anchor
+        self.clip, self.anchor = CLIP(scale, positives=positives), anchor
 
     def loss(
         self, views: list[Tensor], rows: Rows, group: Tensor | None = None, present: Tensor | None = None, **_: Any
@@ -126,22 +133,37 @@ class PairwiseCLIP(Objective):
         return torch.stack(losses).mean()
 
 
-def contrast(a: Tensor, b: Tensor, rows: Rows, group: Tensor | None = None, bound: float | None = None) -> Tensor:
-    """The symmetric loss of rows a and b (n, D) as they are, any scale in them; equal groups are no negatives."""
-    ids, positive = image_ids(rows, group, a.device), (a * b).sum(1)
-    return torch.stack(
-        [rows.mean(softplus(negatives - positive)) for negatives in logsumexp_both(a, b, ids, ids, rows, bound)]
-    ).mean()
+def contrast(
+    a: Tensor,
+    b: Tensor,
+    rows: Rows,
+    group: Tensor | None = None,
+    bound: float | None = None,
+    positives: str = "own",
+) -> Tensor:
+    """The symmetric loss of rows a and b (n, D) as they are, any scale in them; `positives` as in `CLIP`."""
+    same, positive = image_ids(rows, group, a.device), (a * b).sum(1)
+    ids = same if positives == "own" else rows.index(a.device)
+    losses = []
+    for x, y, negatives in zip((a, b), (b, a), logsumexp_both(a, b, ids, ids, rows, bound), strict=True):
+        loss = softplus(negatives - positive)
+        if positives == "group":
+            twins, number = sums_of_equal(rows.gather_with_gradient(y), rows.gather(same), same)
+            loss = loss + positive - (x * twins).sum(1) / number
+        losses.append(rows.mean(loss))
+    return torch.stack(losses).mean()
 
 
-def pick_own(logits: Tensor, rows: Rows, group: Tensor | None = None) -> Tensor:
+def pick_own(logits: Tensor, rows: Rows, group: Tensor | None = None, positives: str = "own") -> Tensor:
     """Mean over local rows of the cross-entropy of `logits` (n, N), whose columns are the pairs of all ranks.
 
-    For similarities that are no product of two vectors. Pairs of equal group are no negatives.
+    For similarities that are no product of two vectors. `positives` as in `CLIP`.
     """
     ids, own = image_ids(rows, group, logits.device), rows.index(logits.device)
-    there = rows.gather(ids)
-    twin = (ids[:, None] == there) & (own[:, None] != torch.arange(rows.total, device=logits.device))
+    same = ids[:, None] == rows.gather(ids)
+    if positives == "group":
+        return rows.mean(logits.logsumexp(1) - (logits * same).sum(1) / same.sum(1))
+    twin = same & (own[:, None] != torch.arange(rows.total, device=logits.device))
     logits = logits.masked_fill(twin, -torch.inf)
     return rows.mean(logits.logsumexp(1) - logits.gather(1, own[:, None])[:, 0])
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from manyviews.distributed import Rows
 from manyviews.heads import LogitScale
-from manyviews.objectives.clip import contrast
+from manyviews.objectives.clip import POSITIVES, Positives, contrast
 from manyviews.objectives.objective import Objective, choice, positive
 from manyviews.similarity import full_precision
 
@@ -32,6 +32,7 @@ class FDT(Objective):
         pool: over tokens: `max`, or `mean`.
         padding: `out`: padding takes no part; `zero`: it counts as a token that fits every code by 0 (authors' code).
         scale: s of CLIP; default e^3, in [e^3, 100].
+        positives: as in `manyviews.objectives.CLIP`.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class FDT(Objective):
         pool: Literal["max", "mean"] = "max",
         padding: Literal["out", "zero"] = "out",
         scale: LogitScale | None = None,
+        positives: Positives = "own",
     ) -> None:
         super().__init__()
+        self.positives = choice("positives", positives, POSITIVES)
         self.temperature, self.pool = positive("temperature", temperature), choice("pool", pool, ("max", "mean"))
         self.padding = choice("padding", padding, ("out", "zero"))
         self.codes = nn.Parameter(torch.randn(codes, dim))
@@ -76,7 +79,7 @@ class FDT(Objective):
         self.diagnostics = {
             "logit_scale": s.detach(), "codes_used": used.float().mean(), "codes_a_sample": rows.mean(support),
         }  # fmt: skip
-        return contrast(s * a, b, rows, group, float(s.detach()))
+        return contrast(s * a, b, rows, group, float(s.detach()), self.positives)
 
     def weights(self, tokens: Tensor, mask: Tensor | None, modality: int) -> Tensor:
         """(n, K): how much of each code an image (modality 0) or a text (1) holds; rows sum to 1, most are 0."""

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from manyviews.distributed import Rows
 from manyviews.heads import LogitScale
-from manyviews.objectives.clip import contrast, pick_own
-from manyviews.objectives.objective import Objective
+from manyviews.objectives.clip import POSITIVES, Positives, contrast, pick_own
+from manyviews.objectives.objective import Objective, choice
 from manyviews.similarity import full_precision, unit
 from manyviews.tokens import late_interaction, masked_mean
 
@@ -30,10 +30,12 @@ class FILIP(Objective):
         scale: s; default 1/0.07, learned, in [1, 100].
         keep: share of its tokens by which an item is seen by the others, those most similar to its own pair's; 1: all.
             The paper gathers 25 %, chosen by the batch of the worker, which would depend on the number of ranks.
+        positives: as in `manyviews.objectives.CLIP`.
     """
 
-    def __init__(self, scale: LogitScale | None = None, keep: float = 1.0) -> None:
+    def __init__(self, scale: LogitScale | None = None, keep: float = 1.0, positives: Positives = "own") -> None:
         super().__init__()
+        self.positives = choice("positives", positives, POSITIVES)
         if not 0 < keep <= 1:
             raise ValueError(f"keep must be in (0, 1], got {keep}")
         self.scale, self.keep = scale or LogitScale(), keep
@@ -54,7 +56,7 @@ class FILIP(Objective):
         losses = []
         for (a, mask), (b, mask_b) in (((v, mask_v), seen_t), ((t, mask_t), seen_v)):
             everyone, there = rows.gather_with_gradient(b), rows.gather(mask_b.byte()).bool()
-            losses.append(pick_own(s * late_interaction(a, everyone, mask, there), rows, group))
+            losses.append(pick_own(s * late_interaction(a, everyone, mask, there), rows, group, self.positives))
         self.diagnostics = {"logit_scale": s.detach(), "patch_entropy": _argmax_entropy(v, t, mask_v, mask_t, rows)}
         return torch.stack(losses).mean()
 
@@ -77,11 +79,12 @@ class CGVLM(Objective):
 
     Args:
         scale: s; default 1/0.07, learned, in [1, 100].
+        positives: as in `manyviews.objectives.CLIP`.
     """
 
-    def __init__(self, scale: LogitScale | None = None) -> None:
+    def __init__(self, scale: LogitScale | None = None, positives: Positives = "own") -> None:
         super().__init__()
-        self.scale = scale or LogitScale()
+        self.scale, self.positives = scale or LogitScale(), choice("positives", positives, POSITIVES)
 
     def loss(
         self,
@@ -96,7 +99,8 @@ class CGVLM(Objective):
         (v, e), (mask_v, mask_e) = pair_of_tokens(self, tokens, masks)
         s = self.scale()
         self.diagnostics = {"logit_scale": s.detach()}
-        return contrast(s * masked_mean(v, mask_v), masked_mean(e, mask_e), rows, group, float(s.detach()))
+        a, b = s * masked_mean(v, mask_v), masked_mean(e, mask_e)
+        return contrast(a, b, rows, group, float(s.detach()), self.positives)
 
 
 def pair_of_tokens(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from manyviews.distributed import Rows
 from manyviews.heads import LogitScale
-from manyviews.objectives.clip import CLIP
+from manyviews.objectives.clip import CLIP, Positives
 from manyviews.objectives.objective import Objective, choice, paired
 from manyviews.objectives.swav import sinkhorn
 from manyviews.similarity import unit
@@ -32,6 +32,7 @@ class ImprovedCLIP(Objective):
         scale: of the weak views' cosines; default 1/0.07. strong_scale: of the strong ones'; default 10.
         smoothing: epsilon, on strong views only.
         reduction: `mean` over the two directions, or `sum`, twice that (the authors' setting but on CC3M).
+        positives: as in `manyviews.objectives.CLIP`.
     """
 
     def __init__(
@@ -40,9 +41,11 @@ class ImprovedCLIP(Objective):
         strong_scale: LogitScale | None = None,
         smoothing: float = 0.1,
         reduction: Literal["mean", "sum"] = "mean",
+        positives: Positives = "own",
     ) -> None:
         super().__init__()
-        self.weak, self.strong = CLIP(scale), CLIP(strong_scale or LogitScale(10.0), smoothing)
+        self.weak = CLIP(scale, positives=positives)
+        self.strong = CLIP(strong_scale or LogitScale(10.0), smoothing, positives)
         self.reduction = choice("reduction", reduction, ("mean", "sum"))
 
     def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None, **_: Any) -> Tensor:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manyviews.distributed import Rows
-from manyviews.objectives.clip import contrast
+from manyviews.objectives.clip import POSITIVES, Positives, contrast
 from manyviews.objectives.filip import pair_of_tokens
-from manyviews.objectives.objective import Objective, exactly_two, positive
+from manyviews.objectives.objective import Objective, choice, exactly_two, positive
 from manyviews.objectives.swav import sinkhorn
 from manyviews.similarity import unit
 
@@ -34,6 +34,7 @@ class MGCA(Objective):
         weights: lambda 1 to 3.
         temperature: of ITA. local_temperature: of CTA. prototype_temperature: of CPA. epsilon: of its Sinkhorn.
         frozen_epochs: epochs at the start in which prototypes stay as they are.
+        positives: as in `manyviews.objectives.CLIP`.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class MGCA(Objective):
         prototype_temperature: float = 0.2,
         epsilon: float = 0.05,
         frozen_epochs: int = 1,
+        positives: Positives = "own",
     ) -> None:
         super().__init__()
+        self.positives = choice("positives", positives, POSITIVES)
         self.weights, self.epsilon, self.frozen_epochs = weights, epsilon, frozen_epochs
         self.temperature = positive("temperature", temperature)
         self.local_temperature = positive("local_temperature", local_temperature)
@@ -74,7 +77,7 @@ class MGCA(Objective):
         if importance is None:
             importance = [mask_p.to(p.dtype), mask_w.to(w.dtype)]
         bound = 1 / self.temperature
-        instance = 2 * contrast(v * bound, t, rows, group, bound)
+        instance = 2 * contrast(v * bound, t, rows, group, bound, self.positives)
         word = rows.mean(self.local(w, p, mask_w, mask_p, importance[1]))
         patch = rows.mean(self.local(p, w, mask_p, mask_w, importance[0]))
         prototype = self._swapped(v, t, rows, epoch)

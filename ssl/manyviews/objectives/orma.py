@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from manyviews.distributed import Rows
 from manyviews.heads import LogitScale
-from manyviews.objectives.clip import contrast, pick_own
+from manyviews.objectives.clip import POSITIVES, Positives, contrast, pick_own
 from manyviews.objectives.filip import pair_of_tokens
-from manyviews.objectives.objective import Objective, exactly_two, positive
+from manyviews.objectives.objective import Objective, choice, exactly_two, positive
 from manyviews.similarity import unit
 from manyviews.tokens import transported
 
@@ -28,6 +28,7 @@ class ORMA(Objective):
     Args:
         weights: w1 and w2. epsilon: of the transport's entropy.
         detach: no gradient through the plan. tolerance: of the plan's column sums, relative.
+        positives: as in `manyviews.objectives.CLIP`.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class ORMA(Objective):
         epsilon: float = 0.5,
         detach: bool = True,
         tolerance: float = 1e-4,
+        positives: Positives = "own",
     ) -> None:
         super().__init__()
+        self.positives = choice("positives", positives, POSITIVES)
         self.weights, self.epsilon, self.detach = weights, positive("epsilon", epsilon), detach
         self.tolerance = positive("tolerance", tolerance)
         self.scales = nn.ModuleList(LogitScale() for _ in range(3))
@@ -61,9 +64,9 @@ class ORMA(Objective):
         from_text = transported(t, r_all, mask_t, there_r, *how)  # (n, N) each
         from_image = [x.T for x in transported(t_all, r, there_t, mask_r, *how)]
         cost, multi = (
-            (pick_own(scale * x, rows, group) + pick_own(scale * y, rows, group)) / 2
+            (pick_own(scale * x, rows, group, self.positives) + pick_own(scale * y, rows, group, self.positives)) / 2
             for scale, x, y in zip(s[1:], from_text, from_image, strict=True)
         )
         self.diagnostics = {"transport_cost": -rows.mean(from_text[0].detach().diagonal(rows.offset))}
-        whole = contrast(s[0] * a, b, rows, group, float(s[0].detach()))
+        whole = contrast(s[0] * a, b, rows, group, float(s[0].detach()), self.positives)
         return whole + self.weights[0] * multi + self.weights[1] * cost

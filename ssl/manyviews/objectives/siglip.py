@@ -39,7 +39,8 @@ class SigLIP(Objective):
         assert beta is not None
         a, b = unit(a) * s, unit(b)
         everything = softplus_sums(a, b, beta, rows)
-        if group is None:
+        # The texts of all ranks are only gathered where some pair has a twin.
+        if group is None or not rows.sum((group >= 0).any().to(a.dtype)) > 0:
             right = (a * b).sum(1) + beta
         else:
             right = self._right(a, b, beta, group, rows)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from manyviews.distributed import Rows
 from manyviews.heads import LogitScale
-from manyviews.objectives.clip import CLIP
+from manyviews.objectives.clip import CLIP, Positives
 from manyviews.objectives.ntxent import NTXent
 from manyviews.objectives.objective import Objective
 from manyviews.similarity import full_precision
@@ -21,12 +21,18 @@ class SLIP(Objective):
     .. math:: L = \mathrm{CLIP}(u, w) + \lambda\, \mathrm{NTXent}(h_1, h_2)
 
     Args:
-        scale: of CLIP. weight: lambda, paper 1. temperature: of NT-Xent, paper 0.1.
+        scale, positives: of CLIP. weight: lambda, paper 1. temperature: of NT-Xent, paper 0.1.
     """
 
-    def __init__(self, scale: LogitScale | None = None, weight: float = 1.0, temperature: float = 0.1) -> None:
+    def __init__(
+        self,
+        scale: LogitScale | None = None,
+        weight: float = 1.0,
+        temperature: float = 0.1,
+        positives: Positives = "own",
+    ) -> None:
         super().__init__()
-        self.clip, self.ntxent, self.weight = CLIP(scale), NTXent(temperature), weight
+        self.clip, self.ntxent, self.weight = CLIP(scale, positives=positives), NTXent(temperature), weight
 
     def loss(
         self,
