@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,18 +34,23 @@ class CloudFolder(Folder):
 class Hdf5(Source):
     """A folder of HDF5 files with `data` (n, N, 3) and `label` (n,): ModelNet40's and ScanObjectNN's.
 
-    A file with `test` in its name is `test`, with `val` or `train` that, any other `train`. Class names come from
-    `shape_names.txt` beside the files, one a line, if it is there.
+    A file with `train`, `val` or `test` in its name is that, any other `train`; parts of a set differ by a number.
+    Class names come from `shape_names.txt` beside the files, one a line, if it is there.
     """
 
     def __init__(self, root: Path) -> None:
         h5py = _needed("h5py", root)
         self.root, self.name = root, root.resolve().name.replace(".", "_")
         names = root / "shape_names.txt"
-        classes = names.read_text().split() if names.is_file() else []
+        classes = names.read_text().splitlines() if names.is_file() else []
         self._files, self.samples, self._places = [], [], []
         highest = -1
-        for number, path in enumerate(sorted(root.glob("*.h5"))):
+        paths = sorted(root.glob("*.h5"))
+        kinds = {re.sub(r"\d+$", "", path.stem) for path in paths}
+        splits = [next((s for s in SPLITS if s in path.stem), "train") for path in paths]
+        if len(kinds) > len(set(splits)):  # ScanObjectNN's variants lie side by side
+            raise ValueError(f"{root}: files of several sets, {', '.join(sorted(kinds))}: put those of one in a folder")
+        for number, path in enumerate(paths):
             file = h5py.File(path, "r")
             missing = {"data", "label"} - set(file)
             if missing or file["data"].ndim != 3:
@@ -52,7 +58,7 @@ class Hdf5(Source):
             clouds, labels = file["data"][:], file["label"][:].reshape(-1).astype(int)
             highest = max(highest, int(labels.max()))
             self._files.append((clouds, labels))
-            split = next((s for s in SPLITS if s in path.stem), "train")
+            split = splits[number]
             for i in range(len(clouds)):
                 self.samples.append((f"{path.stem.replace('.', '_')}-{i:06d}", split))
                 self._places.append((number, i))
@@ -129,18 +135,21 @@ def cloud_file(path: Path, points: int = SAMPLED) -> tuple[str, bytes]:
         ValueError: if there are no points in it.
     """
     extension = path.suffix.lower()
-    if extension == ".npy":
-        return "points.npy", array_bytes(_kept(np.load(path, allow_pickle=False)))
-    if extension == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            name = "points" if "points" in arrays else arrays.files[0]
-            return "points.npy", array_bytes(_kept(arrays[name]))
+    if extension in ARRAYS:
+        try:
+            found = np.load(path, allow_pickle=False)
+            if extension == ".npz":
+                found = found["points" if "points" in found else found.files[0]]
+        except Exception as error:  # damaged archives fail in their own ways
+            raise ValueError(f"{path.name} is no readable {extension} file: {error}") from error
+        return "points.npy", array_bytes(_kept(found))
     trimesh = _needed("trimesh", path)
     try:
-        found = trimesh.load(path, process=False)
+        loaded = trimesh.load(path, process=False)
     except Exception as error:  # every format fails in its own way
         raise ValueError(f"{path.name} is no readable {extension} file: {error}") from error
-    mesh = found.to_geometry() if hasattr(found, "to_geometry") else found
+    mesh = loaded.to_geometry() if hasattr(loaded, "to_geometry") else loaded
+    cloud: Any
     if len(getattr(mesh, "faces", ())):
         seed = int(generator(2024, *path.name.encode()).integers(2**31))
         cloud, _ = trimesh.sample.sample_surface(mesh, points, seed=seed)

@@ -246,7 +246,8 @@ class Table(Source):
         rows, files = self.groups[sample], {}
         for row in {row[self.column]: row for row in rows}.values():
             extension, data = _content(self.path.parent / row[self.column])
-            files[f"{row['view']}.{extension}" if "view" in row else extension] = data
+            plain = extension.rpartition(".")[2]
+            files[f"{row['view']}.{plain}" if "view" in row else extension] = data
         first = rows[0]
         if first.get("tracks"):
             files["traj.npz"] = (self.path.parent / first["tracks"]).read_bytes()

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from manyviews import objectives as o
-from tests.manyviews.objectives_table import Case, draw
+from tests.manyviews.objectives_table import Case, draw, labels
 
 GROUP_SIZE = 2
 
@@ -47,8 +47,14 @@ def cmae(**options):
     return lambda d: o.PointCMAE(GROUP_SIZE, "l2", 10.0, 3.0, **options)
 
 
+def cross_entropy(views, label, **_):
+    rows = [-torch.log_softmax(row, 0)[c] for row, c in zip(views[0], label.tolist(), strict=True) if c >= 0]
+    return sum(rows) / len(rows)
+
+
 SHARED = {"grouped": False, "width": 12, "exactly_two": False}
 CASES = [
+    Case("CrossEntropy", lambda d: o.CrossEntropy(), cross_entropy, context=labels, views=1, keeps="shuffle", grouped=False),
     Case("PointMAE", lambda d: o.PointMAE(GROUP_SIZE), pointmae, keeps="shuffle swap", **SHARED),
     Case("PointMAE-l1", lambda d: o.PointMAE(GROUP_SIZE, "l1"), pointmae, keeps="shuffle swap", **SHARED),
     Case("PointCMAE", cmae(), pointcmae, context=branches, views=4, keeps="shuffle", **SHARED),

@@ -23,7 +23,7 @@ from manyviews.backbones.points import (
 )
 from manyviews.distributed import simulate
 from manyviews.evaluation import Accuracy, Features, FewShotSVM, LinearSVM
-from manyviews.evaluation.svm import svm
+from manyviews.evaluation.svm import Machine
 from manyviews.methods.pointmae import kept
 from manyviews.objectives.chamfer import chamfer
 from manyviews.optim import Schedule
@@ -236,9 +236,38 @@ def test_masks():
         orders = torch.cdist(places, places).argsort(1)[:, :4]
         assert any(set(order.tolist()) == set(row.nonzero()[:, 0].tolist()) for order in orders)
     assert m.PointMAE(PointTransformer(depth=1), decoder_depth=1).masked == 38
-    for ratio in (0.0, 1.0):
+    for ratio in (0.0, 0.9, 1.0):
         with pytest.raises(ValueError, match="hides"):
             m.PointMAE(PointTransformer(**TINY), mask_ratio=ratio)
+
+
+def test_reconstruction_and_agreement_are_learnt():
+    """The card: below the level of predicting all zeros; and with a weight of 50 the branches agree."""
+    method, seen = make("PointCMAE"), []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, *_):
+            seen.append({name: value.item() for name, value in module.readings.items()})
+
+    fit(method, 200, [Watch()], Clouds(1))
+    patches, _, (mask, _) = given(method)
+    zeros = chamfer(torch.zeros_like(patches.relative[mask]), patches.relative[mask]).mean().item()
+    assert seen[-1]["chamfer_1000"] < 1000 * zeros and seen[0]["chamfer_1000"] > 1000 * zeros
+    assert seen[0]["disagreement"] > 0.5 and seen[-1]["disagreement"] < 0.1
+
+
+@pytest.mark.parametrize("name", ["PointMAE", "PointCMAE", "SimCLR"])
+def test_half_precision_and_missing_points(name):
+    """Geometry is float32 under autocast, losses are, and a padded cloud gives no NaN to anything."""
+    method, batch = make(name), Clouds()[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        patches = method.backbone.group(batch["points"][1])
+        loss = method.training_step({**batch, "points": batch["points"][::-1]}, 0)["loss"]
+    assert patches.relative.dtype == patches.centres.dtype == loss.dtype == torch.float32
+    whole = method.backbone.group(batch["points"][1])
+    assert torch.equal(whole.relative, patches.relative)
+    loss.backward()
+    assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in method.parameters() if p.grad is not None)
 
 
 def test_hidden_patches_do_not_reach_the_encoder():
@@ -342,14 +371,12 @@ def test_a_picture_of_what_was_found():
 
 
 def test_the_support_vector_machine_of_the_card():
-    """Separable in one dimension: w = 4C / (1 + 4C) by symmetry, so the score at x is w x."""
+    """Separable in one dimension: w = 4C / (1 + 4C) and no bias, by symmetry."""
     x, y = torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1])
     for c, w in ((1.0, 0.8), (0.01, 0.0384615)):
-        from sklearn.svm import LinearSVC
-
-        machine = LinearSVC(C=c, tol=1e-9, max_iter=100_000).fit(x.numpy(), y.numpy())
-        assert machine.coef_.item() == pytest.approx(w, abs=1e-5)
-    assert svm(x, y, torch.tensor([[0.3], [-2.0]]), 1.0).tolist() == [1, 0]
+        machine = Machine(x, y, c)
+        assert machine.weight.item() == pytest.approx(w, abs=1e-4) and machine.bias.item() == pytest.approx(0, abs=1e-4)
+    assert machine.converged and machine(torch.tensor([[0.3], [-2.0]])).tolist() == [1, 0]
 
 
 def dataset(n, seed, classes=6):
@@ -367,7 +394,7 @@ def test_the_machines_protocol():
     moved = Features(train.views * 7 - 3, train.label, train.index, train.group)
     again = LinearSVM().evaluate(moved, Features(val.views * 7 - 3, val.label, val.index, val.group))
     assert again.scores == found.scores  # standardised on train
-    assert LinearSVM().describe() == {"protocol": "LinearSVM", "c": 0.01}
+    assert LinearSVM().describe() == {"protocol": "LinearSVM", "c": 0.01} and found.details["converged"]
 
 
 def test_few_shots_over_folds(tmp_path):
@@ -384,6 +411,11 @@ def test_few_shots_over_folds(tmp_path):
     assert again.details["per_fold"] == found.details["per_fold"]
     other = FewShotSVM(ways=4, shots=5, queries=7, seed=8).evaluate(train, val)
     assert other.details["folds"] != found.details["folds"]
+    with pytest.raises(ValueError, match="fold 0 has 4 classes and 20 shots, not 5 and 50"):
+        FewShotSVM(folds=str(path)).evaluate(train, val)
+    with pytest.raises(ValueError, match="names sample .*, which train does not have"):
+        FewShotSVM(ways=4, shots=5, folds=str(path)).evaluate(dataset(30, 2), val)
+    assert FewShotSVM(8, 20).title != FewShotSVM(5, 10).title and LinearSVM(1.0).title != LinearSVM().title
     with pytest.raises(ValueError, match=r"needs 7 classes .* there are 6"):
         FewShotSVM(ways=7).evaluate(train, val)
 
@@ -398,6 +430,14 @@ def test_a_head_on_a_frozen_backbone():
     batch = Clouds()[0]
     batch["label"] = torch.full((16,), -1)
     assert method.training_step(batch, 0)["loss"].item() == 0
+
+    class Named:
+        classes = list("abcde")
+
+    method._trainer = method.trainer
+    method.trainer.datamodule = Named()
+    with pytest.raises(ValueError, match="model.classes is 4, but the label field has 5 classes"):
+        method.on_fit_start()
     with pytest.raises(ValueError, match="SimCLR does not classify"):
         Accuracy().measure(make("SimCLR"), None)
 

@@ -83,10 +83,18 @@ def test_files_of_modelnet_and_scanobjectnn(tmp_path):
     files = shards.read(number)
     np.testing.assert_array_equal(decode("points.npy", files["points.npy"]), cloud(25, seed=2))
     assert files["cls"] == b"2"
-    (root / "shape_names.txt").write_text("chair\ntable\nlamp\n")
-    assert packed(root, tmp_path / "named").labels == {"cls": ["chair", "table", "lamp"]}
-    with h5py.File(root / "bad.h5", "w") as file:
+    (root / "shape_names.txt").write_text("chair\nrange hood\nlamp\n")
+    assert packed(root, tmp_path / "named").labels == {"cls": ["chair", "range hood", "lamp"]}
+    (root / "training_objectdataset_augmentedrot.h5").write_bytes((root / "training_objectdataset.h5").read_bytes())
+    with pytest.raises(ValueError, match="files of several sets, .*put those of one in a folder"):
+        packed(root, tmp_path / "mixed")
+    (root / "training_objectdataset_augmentedrot.h5").rename(root / "training_objectdataset2.h5")
+    assert sum(x.samples for x in packed(root, tmp_path / "parts").splits["train"]) == 12
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    with h5py.File(bad / "bad.h5", "w") as file:
         file["points"] = cloud()
+    root = bad
     with pytest.raises(ValueError, match=r"bad.h5: expected data \(n, N, 3\) and label \(n,\); it has points"):
         packed(root, tmp_path / "other")
 
@@ -135,6 +143,20 @@ def test_what_is_no_cloud_is_refused(tmp_path, capsys):
     (tmp_path / "mesh/x.obj").write_text("nothing")
     assert main(["pack", str(tmp_path / "mesh"), str(tmp_path / "mesh-out")]) == 2
     assert "x" in capsys.readouterr().err
+    for name, data in (("empty.npy", b""), ("cut.npz", b"PK nothing")):
+        (tmp_path / name[:3]).mkdir()
+        (tmp_path / name[:3] / name).write_bytes(data)
+        assert main(["pack", str(tmp_path / name[:3]), str(tmp_path / f"{name}-out")]) == 2
+        assert f"{name} is no readable" in capsys.readouterr().err
+    inside = tmp_path / "modelnet/chair/test"
+    inside.mkdir(parents=True)
+    np.save(inside / "a.npy", cloud())
+    assert main(["pack", str(tmp_path / "modelnet"), str(tmp_path / "m")]) == 2
+    assert "splits below classes; the layout is SPLIT/CLASS/FILE" in capsys.readouterr().err
+    assert main(["pack", str(inside), str(tmp_path / "s"), "--split-by", "family"]) == 2
+    assert "--split-by is for tables" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="are at least 0"):
+        PointAugmentation(jitter=-0.1)
     (tmp_path / "empty").mkdir()
     assert main(["pack", str(tmp_path / "empty"), str(tmp_path / "e")]) == 2
     assert "nothing to pack below it" in capsys.readouterr().err
@@ -225,6 +247,13 @@ def test_augmentations():
     assert (points[gone] @ normal).mean() > (points[~gone] @ normal).mean()
     thinned = np.isnan(of(drop=0.8)[:, 0])
     assert 0 < thinned.mean() < 0.9
+
+
+def test_map_coordinates_keep_their_digits(tmp_path):
+    far = cloud(30).astype(np.float64) + np.array([4.5e6, 2e5, 0])
+    np.save(tmp_path / "a.npy", far)
+    stored = decode("npy", cloud_file(tmp_path / "a.npy")[1])
+    np.testing.assert_allclose(stored, far - far.mean(0), atol=1e-6)
 
 
 def test_any_turn_is_as_likely():

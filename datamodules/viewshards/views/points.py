@@ -20,7 +20,7 @@ Cloud = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class PointAugmentation:
-    """Random changes of a normalised cloud, in the order of the attributes. The defaults are Point-MAE's.
+    """Random changes of a normalised cloud: scale, turn, tilt, flip, shift, jitter, crop, drop. Defaults: Point-MAE's.
 
     Attributes:
         scale: range of a factor for each axis.
@@ -48,6 +48,8 @@ class PointAugmentation:
             raise ValueError(f"turn is none, up or any, and up is x, y or z; got {self.turn!r}, {self.up!r}")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale must be 0 < low <= high, got {self.scale}")
+        if min(self.shift, self.tilt, self.jitter) < 0:
+            raise ValueError(f"shift, tilt and jitter are at least 0, got {self.shift}, {self.tilt}, {self.jitter}")
         for name in ("flip", "crop", "drop"):
             if not 0 <= getattr(self, name) < 1 + (name == "flip"):
                 raise ValueError(f"{name} is a share below 1, got {getattr(self, name)}")
@@ -145,14 +147,18 @@ class PlainPoints:
 def checked(cloud: NDArray[np.generic]) -> Cloud:
     """(N, 3) float32 of an array of points, further columns (normals, colours) left out.
 
+    Double precision far from the origin is centred first, so that it does not lose its digits.
+
     Raises:
         ValueError: if it is no cloud.
     """
     if cloud.ndim != 2 or cloud.shape[1] < 3 or not len(cloud) or cloud.dtype.kind != "f":
         raise ValueError(f"a cloud is an array (N, 3) of floats, got {cloud.shape} of {cloud.dtype}")
-    out = cloud[:, :3].astype(np.float32)
-    if not np.isfinite(out).all():
+    if not np.isfinite(cloud[:, :3].astype(np.float32)).all():
         raise ValueError("a cloud with coordinates that are not finite")
+    if np.abs(cloud[:, :3]).max() > 1e4 and cloud.dtype == np.float64:  # map coordinates would be rounded away
+        cloud = cloud[:, :3] - cloud[:, :3].mean(0)
+    out: Cloud = cloud[:, :3].astype(np.float32)
     return out
 
 
@@ -200,9 +206,10 @@ def turned(quaternion: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def drawn(cloud: Cloud, side: int = 96) -> NDArray[np.uint8]:
-    """(side, side, 3): a cloud in the unit ball seen from above at a slant, near points dark; to look at."""
+    """(side, side, 3): a cloud seen from above at a slant, near points dark; what leaves the ball is squeezed in."""
     points = cloud[np.isfinite(cloud).all(1)].astype(float) @ (about(0, np.pi / 3) @ about(2, np.pi / 6)).T
     image = np.full((side, side, 3), 255, np.uint8)
+    points /= max(1.0, float(np.linalg.norm(points, axis=1).max(initial=0)) / 1.1)
     depth = (points[:, 2] - points[:, 2].min()) / max(float(np.ptp(points[:, 2])), 1e-6) if len(points) else points
     for k in np.argsort(depth):
         place = (side / 2 + points[k, 0] * side * 0.45, side / 2 - points[k, 1] * side * 0.45)

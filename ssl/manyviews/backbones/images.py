@@ -128,8 +128,10 @@ class ConvNet(nn.Module):
 
 
 class Pixels(nn.Module):
-    """The raw pixels as features: the baseline that every image encoder has to beat."""
+    """The raw pixels as features: the baseline that every image encoder has to beat; of a clip its mean frame."""
 
     def forward(self, images: Tensor) -> Encoding:
-        """(B, 3, H, W) to (B, 3 H W)."""
+        """(B, 3, H, W), or clips (B, T, 3, H, W), to (B, 3 H W)."""
+        if images.ndim == 5:
+            images = images[:, :, :3].mean(1)
         return Encoding(torch.flatten(images, 1))

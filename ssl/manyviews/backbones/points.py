@@ -150,7 +150,7 @@ class PointTransformer(nn.Module):
         drop_path: float = 0.1,
     ) -> None:
         super().__init__()
-        self.dim, self.heads, self.groups, self.group_size = dim, heads, groups, group_size
+        self.dim, self.heads, self.groups, self.group_size, self.drop_path = dim, heads, groups, group_size, drop_path
         self.tokens, self.position = MiniPointNet(dim), position_mlp(dim)
         self.blocks, self.norm = blocks(dim, depth, heads, drop_path), nn.LayerNorm(dim)
         self.width = 2 * dim
@@ -185,15 +185,15 @@ class PointDecoder(nn.Module):
     """From visible tokens back to the points of masked patches, whose centres are given.
 
     Args:
-        dim, heads, group_size: of the encoder. depth: blocks; paper 4.
+        dim, heads, group_size, drop_path: of the encoder. depth: blocks; paper 4.
     """
 
-    def __init__(self, dim: int, heads: int, group_size: int, depth: int = 4) -> None:
+    def __init__(self, dim: int, heads: int, group_size: int, depth: int = 4, drop_path: float = 0.1) -> None:
         super().__init__()
         self.mask_token = nn.Parameter(torch.zeros(dim))
-        self.position, self.blocks, self.norm = position_mlp(dim), blocks(dim, depth, heads), nn.LayerNorm(dim)
+        self.position, self.norm = position_mlp(dim), nn.LayerNorm(dim)
+        self.blocks = blocks(dim, depth, heads, drop_path).apply(_started_evenly)
         self.head = nn.Linear(dim, 3 * group_size)
-        self.apply(_started_evenly)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, visible: Tensor, centres: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,7 +223,7 @@ def _started(module: nn.Module) -> None:
 
 
 def _started_evenly(module: nn.Module) -> None:
-    """The decoder's start: Glorot's."""
+    """The start of the decoder's transformer: Glorot's."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

@@ -9,6 +9,7 @@ COMMANDS = {
     "fit": "train, or go on with a run: fit --config RECIPE.yaml [--run FOLDER] [--model.temperature 0.2 ...]",
     "probe": "linear probe (and logistic regression on small sets) of a checkpoint",
     "knn": "k-nearest-neighbour accuracy of a checkpoint",
+    "accuracy": "accuracy on val of a Classifier's own head",
     "svm": "linear SVM on a checkpoint's frozen features, of all of train or of N ways and K shots over folds",
     "retrieve": "cross-view retrieval of a checkpoint: natural views, or images and captions",
     "zeroshot": "classification by class names, of a checkpoint or of an open_clip model from disk",
@@ -76,7 +77,19 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     made = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
     joint = ("zeroshot", "composition", "transfer", "mine", "search")
-    for name in ("probe", "knn", "svm", "retrieve", "fewshot", "outliers", "report", "embed", "export", *joint):
+    for name in (
+        "probe",
+        "knn",
+        "svm",
+        "accuracy",
+        "retrieve",
+        "fewshot",
+        "outliers",
+        "report",
+        "embed",
+        "export",
+        *joint,
+    ):
         which = made[name].add_mutually_exclusive_group(required=True)
         which.add_argument("--checkpoint", metavar="C", help="a checkpoint file")
         which.add_argument("--run", metavar="FOLDER", help="a run's folder: its newest checkpoint")
@@ -84,11 +97,22 @@ def _parser() -> argparse.ArgumentParser:
             which.add_argument("--pretrained", metavar="P", help="an open_clip folder, or a weights file with --model")
             made[name].add_argument("--model", metavar="NAME", help="open_clip's name of what --pretrained is")
         made[name].add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
-    for name in ("probe", "knn", "svm", "retrieve", "fewshot", "outliers", "report", "embed", *joint):
+    for name in ("probe", "knn", "svm", "accuracy", "retrieve", "fewshot", "outliers", "report", "embed", *joint):
         made[name].add_argument("--data", metavar="D", help="folder of shards (default: those of the run)")
         made[name].add_argument("--label", help="label field (default: the run's)")
         made[name].add_argument("--workers", type=int, help="loader processes")
-    for name in ("probe", "knn", "svm", "retrieve", "fewshot", "outliers", "zeroshot", "composition", "transfer"):
+    for name in (
+        "probe",
+        "knn",
+        "svm",
+        "accuracy",
+        "retrieve",
+        "fewshot",
+        "outliers",
+        "zeroshot",
+        "composition",
+        "transfer",
+    ):
         made[name].add_argument("--json", metavar="FILE", help="default: RUN/evaluations/NAME-step-N.json")
     made["probe"].add_argument("--epochs", type=int, default=50, help="of the linear probe (default: %(default)s)")
     made["probe"].add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
@@ -96,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     made["knn"].add_argument("--temperature", type=float, nargs="+", default=[0.07, 0.1], help="one for each k")
     made["svm"].add_argument("--c", type=float, default=0.01, help="of the SVM (default: %(default)s)")
     made["svm"].add_argument("--ways", type=int, help="few-shot over ten folds: classes of a fold")
-    made["svm"].add_argument("--shots", type=int, default=10, help="of each class (default: %(default)s)")
+    made["svm"].add_argument("--shots", type=int, help="of each class, with --ways (default: 10)")
     made["svm"].add_argument("--folds", metavar="JSON", help="result whose folds are taken again")
     made["fewshot"].add_argument("--ways", type=int, default=5, help="classes of an episode (default: %(default)s)")
     made["fewshot"].add_argument("--shots", type=int, default=1, help="labelled samples a class (default: %(default)s)")

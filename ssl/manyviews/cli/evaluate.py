@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,14 @@ from jsonargparse import ArgumentParser, Namespace
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from manyviews.backbones import Encoding, Pixels, views_of
+from manyviews.backbones import Encoding, Pixels, ShapeStatistics, views_of
+from manyviews.distributed import LOCAL
 from manyviews.evaluation import (
     KNN,
+    Accuracy,
     FewShot,
     FewShotSVM,
     LinearProbe,
@@ -33,7 +38,7 @@ from manyviews.evaluation import (
     plots,
 )
 from manyviews.evaluation.callback import features_of
-from manyviews.evaluation.features import Features
+from manyviews.evaluation.features import Features, prepared
 from manyviews.evaluation.protocol import about, result_path, save
 from manyviews.methods import ImageText, Method
 from manyviews.monitoring import pictures
@@ -134,13 +139,21 @@ def knn(arguments: argparse.Namespace) -> None:
 
 def svm(arguments: argparse.Namespace) -> None:
     """Linear SVM on all of train, or on few shots over folds."""
+    if not arguments.ways and (arguments.shots or arguments.folds):
+        raise ValueError("--shots and --folds are of the few-shot protocol: give --ways")
     protocol = (
-        FewShotSVM(arguments.ways, arguments.shots, c=arguments.c, folds=arguments.folds)
+        FewShotSVM(arguments.ways, arguments.shots or 10, c=arguments.c, folds=arguments.folds)
         if arguments.ways
         else LinearSVM(arguments.c)
     )
     trained = bring_up(arguments)
     show(trained, protocol, protocol.evaluate(trained.features("train"), trained.features("val")), arguments.json)
+
+
+def accuracy(arguments: argparse.Namespace) -> None:
+    """Accuracy of a classifier's own head."""
+    trained = bring_up(arguments)
+    show(trained, Accuracy(), Accuracy().measure(trained.method, trained.data), arguments.json)
 
 
 def retrieve(arguments: argparse.Namespace) -> None:
@@ -186,12 +199,12 @@ def show(trained: Trained, protocol: Protocol, result: Result, target: str | Non
         print(f"confusion matrix: {picture}")
 
 
-class _PixelMethod(Method):
-    """Raw pixels in the place of a method."""
+class _Unlearnt(Method):
+    """What can be read off the views without learning, in the place of a method."""
 
-    def __init__(self) -> None:
+    def __init__(self, backbone: nn.Module) -> None:
         pl.LightningModule.__init__(self)
-        self.backbone = Pixels()
+        self.backbone = backbone
 
     def embed(self, batch: dict[str, Any]) -> list[Encoding]:
         return [self.backbone(view) for view in views_of(batch)]
@@ -200,15 +213,17 @@ class _PixelMethod(Method):
 def report(arguments: argparse.Namespace) -> None:
     """Trained against untrained against raw pixels, in one table, and a run with texts beside; a picture of neighbours.
 
-    Of methods with texts also zero-shot classification and the retrieval of images by their captions.
+    Of methods with texts also zero-shot classification and the retrieval of images by their captions. In the place of
+    pixels clouds have statistics of their shape, and a linear SVM beside; clips have the pixels of their mean frame.
     """
     trained = bring_up(arguments)
     untrained, _ = instantiate(trained.config)
     device = trained.method.device
+    name, floor = UNLEARNT[trained.data.plain.modality]
     rows = {
         "trained encoder": trained,
-        "untrained encoder": replace(trained, method=untrained.to(device)),
-        "raw pixels": replace(trained, method=_PixelMethod().to(device)),
+        "untrained encoder": replace(trained, method=calibrated(untrained.to(device), trained.data)),
+        name: replace(trained, method=_Unlearnt(floor()).to(device)),
     }
     if arguments.texts:
         beside = argparse.Namespace(**{**vars(arguments), "checkpoint": None, "run": arguments.texts})
@@ -218,6 +233,8 @@ def report(arguments: argparse.Namespace) -> None:
     for name, row in rows.items():
         train, val = row.features("train"), row.features("val")
         protocols: list[Protocol] = [KNN(), REPORT_PROBE, *([Retrieval()] if len(val.views) > 1 else [])]
+        if row.data.plain.modality == "points":
+            protocols.append(LinearSVM())
         scores[name] = {k: v for p in protocols for k, v in p.evaluate(train, val).scores.items()}
         if isinstance(row.method, ImageText):
             joint = [TextRetrieval(), *([ZeroShot(arguments.bank)] if row.data.classes else [])]
@@ -237,11 +254,33 @@ def report(arguments: argparse.Namespace) -> None:
     print(f"curves and pictures:  .venv/bin/tensorboard --logdir {trained.run}")
 
 
+UNLEARNT: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+    "image": ("raw pixels", Pixels),
+    "points": ("shape statistics", ShapeStatistics),
+    "video": ("pixels of the mean frame", Pixels),
+}
+"""What stands below an encoder in a report, by what it sees."""
+
+
+@torch.no_grad()
+def calibrated(method: Method, data: Any) -> Method:
+    """A fresh method whose BatchNorm layers know the data: one pass over train without a step.
+
+    Without it their running statistics would be those of no data at all, and random features worse than they are.
+    """
+    if any(isinstance(module, _BatchNorm) for module in method.backbone.modules()):
+        for batch in prepared(method, data, "train", LOCAL):
+            method.backbone.train()
+            method.embed(batch)
+    return method.eval()
+
+
 # A coarser grid than the probe command's, so that the table takes a minute also for 3,072 raw pixels.
 REPORT_PROBE = LinearProbe(lr=(0.003, 0.03, 0.3), weight_decay=(0.0, 1e-3, 1e-2), epochs=30)
 COLUMNS = {
     "knn20": "kNN (k 20)",
     "linear": "linear probe",
+    "svm": "linear SVM",
     "retrieval_r1": "cross-view R@1",
     "zeroshot_top1": "zero-shot",
     "t2i_r1": "text-image R@1",

@@ -52,12 +52,12 @@ class Evaluation(pl.Callback):
         found: dict[str, tuple[Protocol, Result]] = {}
         for protocol in self.protocols:
             if isinstance(protocol, JointProtocol):  # all ranks take part
-                found[protocol.name] = protocol, protocol.measure(pl_module, data)
+                found[protocol.title] = protocol, protocol.measure(pl_module, data)
         frozen = [protocol for protocol in self.protocols if not protocol.joint]
         if frozen:
             train, val = (features_of(pl_module, data, split) for split in ("train", "val"))
         if trainer.is_global_zero:
-            found |= {protocol.name: (protocol, protocol.evaluate(train, val)) for protocol in frozen}
+            found |= {protocol.title: (protocol, protocol.evaluate(train, val)) for protocol in frozen}
             scores = {f"val/{name}": score for _, result in found.values() for name, score in result.scores.items()}
             self._write(trainer, found, scores)
         else:

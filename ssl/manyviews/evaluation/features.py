@@ -77,6 +77,8 @@ def extract(module: nn.Module, embed: Embed, batches: Iterable[Batch], gather: G
         stacked, keys = rows.gather(stacked), []
         columns = {name: rows.gather(column) for name, column in columns.items()}
     keep = torch.nonzero(columns["weight"] > 0)[:, 0]
+    if not bool(torch.isfinite(stacked[keep]).all()):
+        raise FloatingPointError("features are not finite: the weights have diverged, or the encoder reads padding")
     order = keep[torch.argsort(columns["index"][keep])]
     return Features(
         stacked[order].transpose(0, 1).contiguous(),

@@ -34,6 +34,10 @@ class FewShot(Protocol):
     seed: int = 0
     name = "fewshot"
 
+    @property
+    def title(self) -> str:  # noqa: D102
+        return f"fewshot_{self.ways}way_{self.shots}shot" + ("_opta" if self.transport else "")
+
     def evaluate(self, train: Features, val: Features) -> Result:  # noqa: D102
         _, val = need_labels("few-shot", train, val)
         z, label = unit(val.views.mean(0)), val.label
@@ -58,9 +62,8 @@ class FewShot(Protocol):
             right = torch.arange(self.ways).repeat_interleave(self.queries)
             accuracies.append(((queries @ means.T).argmax(1) == right).float().mean())
         each = torch.stack(accuracies)
-        name = f"fewshot_{self.ways}way_{self.shots}shot" + ("_opta" if self.transport else "")
         error = (each.std() / self.episodes**0.5).item() if self.episodes > 1 else float("nan")
-        return Result({name: each.mean().item()}, {"standard_error": error, "classes": len(fitting)})
+        return Result({self.title: each.mean().item()}, {"standard_error": error, "classes": len(fitting)})
 
 
 def transported(means: Tensor, queries: Tensor, epsilon: float) -> Tensor:

@@ -41,6 +41,11 @@ class Protocol(ABC):
     joint: ClassVar[bool] = False
     """Whether it asks the towers of an image-text method (see `JointProtocol`), not frozen features alone."""
 
+    @property
+    def title(self) -> str:
+        """What a result is filed under: the name, and what tells one setting of the protocol from another."""
+        return self.name
+
     def check(self, batch: dict[str, Any]) -> None:
         """Raises ValueError if a batch of the data shows that the protocol cannot be evaluated on it."""
         if self.labels and not (batch["label"] >= 0).any():
@@ -48,7 +53,7 @@ class Protocol(ABC):
         if len(views_of(batch)) < self.views:
             raise ValueError(
                 f"{type(self).__name__} needs samples with {self.views} or more natural views, these have "
-                f"{len(batch['image'])}"
+                f"{len(views_of(batch))}"
             )
 
     @abstractmethod
@@ -62,9 +67,9 @@ class Protocol(ABC):
 
 
 def result_path(run: Path, protocol: Protocol, data: Any, step: int) -> Path:
-    """`RUN/evaluations/NAME-SHARDS-LABEL-step-N.json`: results on other shards or labels stand beside each other."""
+    """`RUN/evaluations/TITLE-SHARDS-LABEL-step-N.json`: results on other shards or labels stand beside each other."""
     shards = str(data.root).rstrip("/").rpartition("/")[2]
-    return run / "evaluations" / f"{protocol.name}-{shards}-{data.label}-step-{step:08d}.json"
+    return run / "evaluations" / f"{protocol.title}-{shards}-{data.label}-step-{step:08d}.json"
 
 
 def about(data: Any, step: int) -> dict[str, Any]:
@@ -83,6 +88,8 @@ def save(path: Path, protocol: Protocol, result: Result, about: dict[str, Any]) 
     """Writes scores, details, protocol and provenance to a JSON file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"scores": result.scores, "protocol": protocol.describe(), "details": result.details, **about}
+    if protocol.joint:
+        content["features"] = "the method's own space, eval mode, float32"
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 

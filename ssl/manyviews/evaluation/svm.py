@@ -29,20 +29,27 @@ class LinearSVM(Protocol):
     c: float = 0.01
     name = "svm"
 
+    @property
+    def title(self) -> str:  # noqa: D102
+        return f"svm_c{self.c:g}"
+
     def evaluate(self, train: Features, val: Features) -> Result:  # noqa: D102
         train, val = need_labels("linear SVM", train, val)
-        predicted, label = svm(*train.flat(), val.flat()[0], self.c), val.flat()[1]
+        machine, label = Machine(*train.flat(), self.c), val.flat()[1]
+        predicted = machine(val.flat()[0])
         classes = int(torch.cat([train.label, label]).max()) + 1
         confusion = torch.bincount(label * classes + predicted, minlength=classes**2).view(classes, classes)
-        return Result({"svm": (predicted == label).double().mean().item()}, {"c": self.c}, confusion)
+        details = {"converged": machine.converged}
+        return Result({"svm": (predicted == label).double().mean().item()}, details, confusion)
 
 
 @dataclass
 class FewShotSVM(Protocol):
     """N-way K-shot over folds: K training samples and some test samples of N classes, a linear SVM on each fold.
 
-    The split of the papers (ModelNet40 few-shot): classes are drawn, shots are of train, queries of val. The folds are
-    in the result's details, and are read from `folds` where a file of theirs is given.
+    Classes are drawn, shots are of train, queries of val, as the papers split ModelNet40; but the papers fine-tune the
+    whole encoder on each fold, and here it is frozen. The folds are in the result's details, and are read from `folds`
+    where a file of theirs is given.
 
     Attributes:
         ways: N. shots: K. queries: of each class, or as many as val has. repeats: folds. c: of the SVM. seed: of the
@@ -58,20 +65,42 @@ class FewShotSVM(Protocol):
     folds: str | None = None
     name = "fewshot_svm"
 
+    @property
+    def title(self) -> str:  # noqa: D102
+        return f"fewshot_{self.ways}way_{self.shots}shot_svm"
+
     def evaluate(self, train: Features, val: Features) -> Result:  # noqa: D102
         train, val = need_labels("few-shot", train, val)
         folds = self.drawn(train, val)
-        place_train, place_val = ({int(i): k for k, i in enumerate(part.index)} for part in (train, val))
-        scores = []
-        for fold in folds:
-            shots = train.subset(torch.tensor([place_train[i] for i in fold["train"]]))
-            queries = val.subset(torch.tensor([place_val[i] for i in fold["val"]]))
-            predicted = svm(*shots.flat(), queries.flat()[0], self.c)
-            scores.append((predicted == queries.flat()[1]).double().mean())
+        places = [{int(i): k for k, i in enumerate(part.index)} for part in (train, val)]
+        scores, converged = [], True
+        for number, fold in enumerate(folds):
+            self._check(fold, places, number)
+            shots, queries = (
+                part.subset(torch.tensor([place[i] for i in fold[name]]))
+                for name, part, place in zip(("train", "val"), (train, val), places, strict=True)
+            )
+            machine = Machine(*shots.flat(), self.c)
+            converged &= machine.converged
+            scores.append((machine(queries.flat()[0]) == queries.flat()[1]).double().mean())
         each = torch.stack(scores)
-        name = f"fewshot_{self.ways}way_{self.shots}shot_svm"
-        details = {"std_over_folds": each.std().item(), "per_fold": each.tolist(), "folds": folds}
-        return Result({name: each.mean().item()}, details)
+        details = {
+            "std_over_folds": each.std().item() if len(each) > 1 else 0.0, "per_fold": each.tolist(),
+            "converged": converged, "folds": folds,
+        }  # fmt: skip
+        return Result({self.title: each.mean().item()}, details)
+
+    def _check(self, fold: dict[str, list[int]], places: list[dict[int, int]], number: int) -> None:
+        """A fold from a file is what is asked for, and of these shards."""
+        if len(fold["classes"]) != self.ways or len(fold["train"]) != self.ways * self.shots:
+            raise ValueError(
+                f"{self.folds}: fold {number} has {len(fold['classes'])} classes and {len(fold['train'])} shots, not "
+                f"{self.ways} and {self.ways * self.shots}: give the ways and shots it was made with"
+            )
+        for name, place in zip(("train", "val"), places, strict=True):
+            strange = [i for i in fold[name] if i not in place]
+            if strange:
+                raise ValueError(f"{self.folds}: fold {number} names sample {strange[0]}, which {name} does not have")
 
     def drawn(self, train: Features, val: Features) -> list[dict[str, list[int]]]:
         """Folds: classes, and the index of the samples of train and val.
@@ -102,11 +131,25 @@ class FewShotSVM(Protocol):
         return folds
 
 
-def svm(x: Tensor, y: Tensor, test: Tensor, c: float) -> Tensor:
-    """(m,) classes of test features (m, D), of a machine trained on x (n, D) with classes y (n,)."""
-    mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
-    machine = LinearSVC(C=c, max_iter=10_000, random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        machine.fit(((x - mean) / std).double().numpy(), y.numpy())
-    return torch.from_numpy(machine.predict(((test - mean) / std).double().numpy()))
+class Machine:
+    """A one-against-rest linear SVM on standardised features.
+
+    Args:
+        x: (n, D). y: (n,) classes. c: C.
+
+    Attributes:
+        weight: (C or 1, D), bias: of standardised features. converged: whether the solver reached its end.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, c: float) -> None:
+        self.mean, self.std = x.mean(0), x.std(0, correction=0).clamp(min=1e-6)
+        self._solver = LinearSVC(C=c, max_iter=10_000, random_state=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # said in the result instead
+            self._solver.fit(((x - self.mean) / self.std).double().numpy(), y.numpy())
+        self.weight, self.bias = (torch.from_numpy(part) for part in (self._solver.coef_, self._solver.intercept_))
+        self.converged = bool(self._solver.n_iter_ < self._solver.max_iter)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(m,) classes of features (m, D)."""
+        return torch.from_numpy(self._solver.predict(((x - self.mean) / self.std).double().numpy()))

@@ -4,32 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manyviews import distributed
+from manyviews import objectives
 from manyviews.backbones import Encoding
 from manyviews.methods.method import Batch, Method
-from manyviews.objectives import Objective
 from manyviews.optim import OptimizerFactory, Schedule
-
-
-class CrossEntropy(Objective):
-    """Mean over labelled samples of minus log softmax of the scores (n, C); samples of label -1 take no part."""
-
-    batch_coupled: ClassVar[bool] = False
-    fewest: ClassVar[int] = 1
-
-    def loss(self, views: list[Tensor], rows: distributed.Rows, label: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
-        """`label`: (n,)."""
-        known = (label >= 0).to(views[0].dtype)
-        each = F.cross_entropy(views[0], label.clamp(min=0), reduction="none")
-        right = (views[0].argmax(1) == label).to(views[0].dtype)
-        self.diagnostics = {"accuracy": rows.mean(right, weight=known).detach()}
-        return rows.mean(each, weight=known)
 
 
 class Classifier(Method):
@@ -40,8 +22,8 @@ class Classifier(Method):
     Args:
         backbone: such as `manyviews.backbones.Exported`.
         classes: how many labels.
-        hidden: widths of the head's hidden layers (BatchNorm, ReLU, dropout); none: a linear head. Point-MAE's
-            fine-tuning has [256, 256].
+        hidden: widths of the head's hidden layers (BatchNorm, ReLU, dropout); none: a linear head. [256, 256]
+            as in Point-MAE's fine-tuning, which however reads a new class token and the maximum.
         dropout: in the head.
         head_only: train the head only.
         optimizer: Point-MAE: AdamW 5e-4, weight decay 0.05. schedule: 10 epochs of warm-up, cosine.
@@ -62,7 +44,7 @@ class Classifier(Method):
             layers += [nn.Linear(width, wide), nn.BatchNorm1d(wide), nn.ReLU(), nn.Dropout(dropout)]
             width = wide
         super().__init__(
-            backbone, nn.Sequential(*layers, nn.Linear(width, classes)), CrossEntropy(), optimizer, schedule
+            backbone, nn.Sequential(*layers, nn.Linear(width, classes)), objectives.CrossEntropy(), optimizer, schedule
         )
         self.classes, self.head_only = classes, head_only
         backbone.requires_grad_(not head_only)
@@ -74,6 +56,13 @@ class Classifier(Method):
         if self.head_only:
             self.backbone.eval()
         return self
+
+    def on_fit_start(self) -> None:
+        """Refuses labels that the head has no score for."""
+        super().on_fit_start()
+        names = getattr(getattr(self.trainer, "datamodule", None), "classes", [])
+        if len(names) > self.classes:
+            raise ValueError(f"model.classes is {self.classes}, but the label field has {len(names)} classes")
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss of the first view; monitoring sees its features and scores."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from manyviews import distributed, objectives
+from manyviews.backbones import views_of
 from manyviews.methods.method import Batch, Method
 from manyviews.optim import OptimizerFactory, Schedule
 
@@ -47,7 +48,7 @@ class MECO(Method):
 
     def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Energies of the images against those of as many noise images."""
-        images = batch["image"][0]
+        images = views_of(batch)[0]
         sample = torch.randn_like(images) * self.noise
         energy = self.projector(self._pooled(sample))[:, 0]
         # p = e^f q / Z: the density of the noise stands on both sides and falls out of the weights.

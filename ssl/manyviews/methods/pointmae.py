@@ -38,8 +38,11 @@ class MaskedPoints(Method):
     ) -> None:
         super().__init__(backbone, nn.Identity(), objective, optimizer, schedule)
         self.mask, self.masked = choice("mask", mask, ("random", "block")), int(mask_ratio * backbone.groups)
-        if not 0 < self.masked < backbone.groups:
-            raise ValueError(f"mask_ratio {mask_ratio} hides {self.masked} of {backbone.groups} patches")
+        if not 0 < self.masked < backbone.groups - 1:
+            raise ValueError(
+                f"mask_ratio {mask_ratio} hides {self.masked} of {backbone.groups} patches: some must be hidden, and "
+                "two or more left"
+            )
         self._seen: tuple[Patches, Tensor, Tensor] | None = None
 
     def patches(self, batch: Batch) -> tuple[Patches, Tensor]:
@@ -106,7 +109,7 @@ class PointMAE(MaskedPoints):
     ) -> None:
         objective = objectives.PointMAE(backbone.group_size, norm)
         super().__init__(backbone, objective, mask_ratio, mask, optimizer, schedule)
-        self.decoder = PointDecoder(backbone.dim, backbone.heads, backbone.group_size, decoder_depth)
+        self.decoder = decoder_of(backbone, decoder_depth)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss of a batch; monitoring sees two halves of the visible tokens as views of the cloud."""
@@ -145,12 +148,9 @@ class PointCMAE(MaskedPoints):
     ) -> None:
         objective = objectives.PointCMAE(backbone.group_size, norm, reconstruction_weight, contrast_weight, contrast)
         super().__init__(backbone, objective, mask_ratio, mask, optimizer, schedule)
-        dim = backbone.dim
-        self.decoders = nn.ModuleList(
-            PointDecoder(dim, backbone.heads, backbone.group_size, decoder_depth) for _ in range(2)
-        )
+        self.decoders = nn.ModuleList(decoder_of(backbone, decoder_depth) for _ in range(2))
         # A class token of each branch, and its position; evaluation leaves them out.
-        self.branch, self.branch_position = (nn.Parameter(0.02 * torch.randn(2, dim)) for _ in range(2))
+        self.branch, self.branch_position = (nn.Parameter(0.02 * torch.randn(2, backbone.dim)) for _ in range(2))
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss of a batch; monitoring sees the two branches' visible tokens as views of the cloud."""
@@ -176,8 +176,13 @@ class PointCMAE(MaskedPoints):
         return self.ended(views, [pooled(x) for x in encoded], {"tokens": features, "masks": masks})
 
     def no_weight_decay(self) -> list[str]:
-        """The class tokens, as in the release."""
+        """The class tokens, as in the release, and their positions."""
         return ["branch", "branch_position"]
+
+
+def decoder_of(backbone: PointTransformer, depth: int) -> PointDecoder:
+    """A decoder that fits the encoder."""
+    return PointDecoder(backbone.dim, backbone.heads, backbone.group_size, depth, backbone.drop_path)
 
 
 def kept(x: Tensor, mask: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from manyviews import distributed, objectives
-from manyviews.backbones import Encoding
+from manyviews.backbones import Encoding, views_of
 from manyviews.methods.method import Batch, Method
 from manyviews.optim import OptimizerFactory, Schedule
 
@@ -50,7 +50,7 @@ class SepCLR(Method):
     def embed(self, batch: Batch) -> list[Encoding]:
         """Features of one encoder, or of both side by side."""
         codes = []
-        for view in batch["image"]:
+        for view in views_of(batch):
             parts = []
             if self.embedding != "salient":
                 parts.append(Encoding.of(self.backbone(view)).pooled)
@@ -61,7 +61,7 @@ class SepCLR(Method):
 
     def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Common codes are the projections; salient ones are made here."""
-        both = self.salient_projector(Encoding.of(self.salient_backbone(torch.cat(batch["image"]))).pooled)
-        salient = list(both.chunk(len(batch["image"])))
+        both = self.salient_projector(Encoding.of(self.salient_backbone(torch.cat(views_of(batch)))).pooled)
+        salient = list(both.chunk(len(views_of(batch))))
         gather = distributed.current()
         return self.objective(projections, salient=salient, gather=gather, **self.context(batch)), projections

@@ -9,6 +9,7 @@ from manyviews.objectives.chamfer import PointCMAE, PointMAE
 from manyviews.objectives.clip import CLIP, PairwiseCLIP
 from manyviews.objectives.cmim import CMIM
 from manyviews.objectives.cpl import CPL
+from manyviews.objectives.crossentropy import CrossEntropy
 from manyviews.objectives.dcl import DCL
 from manyviews.objectives.deepcluster import DeepCluster
 from manyviews.objectives.fdt import FDT
@@ -72,6 +73,7 @@ __all__ = [
     "BaCon",
     "BarLIP",
     "BarlowTwins",
+    "CrossEntropy",
     "DeepCluster",
     "GroupWhitened",
     "Hallucinator",
