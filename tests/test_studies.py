@@ -1,6 +1,8 @@
 """Claims and leaderboard: their files parse and build, a small study runs, is resumed, and its verdicts are honest."""
 
 import json
+import subprocess
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from manyviews.cli.export import export_backbone
 from manyviews.evaluation import Features
 from manyviews.methods import Method
 from manyviews.similarity import unit
-from tests.recipe import recipe, run, write
+from tests.recipe import command, environment, recipe, run, write
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 STUDIES = sorted(p for folder in ("claims", "leaderboard") for p in (EXPERIMENTS / folder).glob("*.yaml"))
@@ -155,3 +157,31 @@ def test_what_is_wrong_with_a_study_is_said(small):
     (small / "studies/steps.yaml").write_text(yaml.safe_dump(raw))
     skipped = run("claims", "--studies", small / "studies", "--out", small / "out2")
     assert skipped.returncode == 0 and "skipped: steps needs {data}/set: give --data-dir" in skipped.stderr
+
+
+def members(session):
+    """Processes of a session that are still there."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(stat.parent.name)
+    return found
+
+
+@pytest.mark.slow
+def test_a_stopped_study_leaves_nothing_running(small):
+    arguments = command("claims", "--studies", small / "studies", "--out", small / "out9")
+    process = subprocess.Popen(arguments, env=environment(), start_new_session=True, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not list((small / "out9").rglob("log.txt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(120) == 130
+    while members(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not members(process.pid)
+    process.stderr.close()

@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
             getattr(evaluate, arguments.command)(arguments)
     except KeyboardInterrupt:
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"manyviews {arguments.command}: {error}", file=sys.stderr)
         return 2
     return 0

@@ -14,11 +14,13 @@ import multiprocessing
 import os
 import resource
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,8 @@ KEYS = {
     "banks",
 }
 RESULT = "result.json"
+Job = tuple[str, int]
+"""Variant and seed."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ def run(study: Study, out: Path, data: Path | None, workers: int) -> dict[str, l
     Raises:
         ValueError: if a run failed; its log is named.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's way of saying ctrl-C
     prepare(study, data)
     jobs = [(name, seed) for seed in study.seeds for name in study.variants]
     folders = {job: out / study.name / f"{job[0]}-seed{job[1]}" for job in jobs}
@@ -120,20 +125,23 @@ def run(study: Study, out: Path, data: Path | None, workers: int) -> dict[str, l
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["manyviews.cli.fit", "manyviews.cli.evaluate"])
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
-    with ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
-        futures = {
-            pool.submit(_one, study.variants[name], seed, folders[name, seed], study.folder, labels, threads, banks): (
-                name,
-                seed,
-            )
-            for name, seed in todo
-        }
-        try:
-            for number, future in enumerate(as_completed(futures), 1):
-                name, seed = futures[future]
-                error = future.result()
-                passed = time.monotonic() - started
-                left = passed / number * (len(todo) - number)
+    process: BaseProcess
+    waiting, number = list(todo), 0
+    running: dict[Any, tuple[BaseProcess, Job]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                name, seed = job = waiting.pop(0)
+                options = study.variants[name], seed, folders[job], study.folder, labels, threads, banks
+                process = context.Process(target=_one, args=options)
+                process.start()
+                running[process.sentinel] = process, job
+            for sentinel in wait(list(running)):
+                process, (name, seed) = running.pop(sentinel)
+                process.join()
+                error = _error(folders[name, seed], process.exitcode)
+                number += 1
+                left = (time.monotonic() - started) / number * (len(todo) - number)
                 state = "FAILED" if error else "done"
                 print(
                     f"{study.name}: {number}/{len(todo)} {name} seed {seed} {state}, about {left / 60:.0f} min left",
@@ -141,15 +149,27 @@ def run(study: Study, out: Path, data: Path | None, workers: int) -> dict[str, l
                 )
                 if error:
                     failed.append(f"{name} seed {seed}: {error} (see {folders[name, seed] / 'log.txt'})")
-        except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)
-            raise
+    except KeyboardInterrupt:
+        for process, _ in running.values():  # each saves at its next batch, and goes on from there
+            process.terminate()
+        for process, _ in running.values():
+            process.join()
+        raise
     if failed:
         raise ValueError(f"{study.name}: {len(failed)} of {len(jobs)} runs failed; " + "; ".join(failed))
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in study.variants}
     for name, seed in jobs:
         results[name].append(json.loads((folders[name, seed] / RESULT).read_text()))
     return results
+
+
+def _error(folder: Path, code: int | None) -> str | None:
+    """What went wrong in a run that has ended, if it left no result."""
+    if (folder / RESULT).exists():
+        return None
+    log = folder / "log.txt"
+    lines = log.read_text().strip().splitlines() if log.exists() else []
+    return lines[-1] if code == 0 and lines else f"ended with exit code {code}"
 
 
 def prepare(study: Study, data: Path | None) -> None:
