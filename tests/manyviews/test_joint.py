@@ -15,7 +15,7 @@ from manyviews.backbones import Encoding
 from manyviews.distributed import simulate
 from manyviews.evaluation import Accuracy, Composition, TextRetrieval, TextToImage, ZeroShot
 from manyviews.evaluation.close import MeanShift, ModalityGapNoise, _features
-from manyviews.evaluation.composition import Bigrams, _captions, aro, arranged, verdict
+from manyviews.evaluation.composition import ARO, Bigrams, _captions, arranged, verdict
 from manyviews.evaluation.joint import embed_texts
 from manyviews.evaluation.linear import split
 from manyviews.mining import neighbour_cells, owner_cells
@@ -319,15 +319,18 @@ def test_files_of_the_aro_benchmark(tmp_path):
     ]  # fmt: skip
     path = tmp_path / "relation.json"
     path.write_text(json.dumps(relation))
-    found = aro(Colour(), Told(at(0, 0)), path, tmp_path)
-    assert found.scores == {"aro_macro": 0.75, "aro": pytest.approx(2 / 3)}
-    assert aro(Colour(), Told(at(0, 0)), path, tmp_path, ["on"]).scores["aro_macro"] == 1.0
+    data = Told(at(0, 0), captions=[[10.0], [80.0]])
+    found = ARO(str(path), str(tmp_path)).measure(Colour(), data)
+    assert found.scores["aro_macro"] == 0.75 and found.scores["aro"] == pytest.approx(2 / 3)
+    assert {"aro_macro_text_only", "aro_text_only"} < found.scores.keys() and found.details["ties"] == 0
+    assert ARO(str(path), str(tmp_path), ("on",)).measure(Colour(), data).scores["aro_macro"] == 1.0
     order = tmp_path / "order.json"
     order.write_text(json.dumps([{"image_path": "b.png", "captions": ["10", "80", "90"]}]))
-    assert aro(Colour(), Told(at(0, 0)), order, tmp_path).scores == {"aro_macro": 1.0, "aro": 1.0}
+    scores = ARO(str(order), str(tmp_path)).measure(Colour(), data).scores
+    assert scores["aro_macro"] == scores["aro"] == 1.0
     order.write_text(json.dumps([{"image_path": "gone.png", "captions": ["10", "80"]}]))
     with pytest.raises(ValueError, match=r"order.json: entry 0 cannot be used"):
-        aro(Colour(), Told(at(0, 0)), order, tmp_path)
+        ARO(str(order), str(tmp_path)).measure(Colour(), data)
 
 
 # Learning on texts, running on images.

@@ -15,8 +15,7 @@ from PIL import Image
 from manyviews.backbones import views_of
 from manyviews.cli.evaluate import Trained, bring_up, instantiate, pixels_of, show
 from manyviews.distributed import LOCAL
-from manyviews.evaluation import Composition, JointProtocol, TextToImage, ZeroShot
-from manyviews.evaluation.composition import aro
+from manyviews.evaluation import ARO, Composition, JointProtocol, TextToImage, ZeroShot
 from manyviews.evaluation.features import prepared
 from manyviews.methods import ImageText
 from manyviews.mining import neighbour_cells, owner_cells
@@ -100,12 +99,8 @@ def composition(arguments: argparse.Namespace) -> None:
     """True against false captions: of a split's own cases, or of ARO's files."""
     if not arguments.aro:
         return _measure(arguments, Composition(arguments.split))
-    trained, method = image_text(arguments)
     excluded = json.loads(Path(arguments.exclude).read_text()) if arguments.exclude else []
-    result = aro(method, trained.data, Path(arguments.aro), Path(arguments.images), excluded)
-    target = arguments.json or str(trained.run / "evaluations" / f"{Path(arguments.aro).stem}.json")
-    show(trained, Composition(), result, target)
-    return None
+    return _measure(arguments, ARO(arguments.aro, arguments.images, tuple(excluded)))
 
 
 def transfer(arguments: argparse.Namespace) -> None:

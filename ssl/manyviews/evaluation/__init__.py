@@ -2,7 +2,7 @@
 
 from manyviews.evaluation.callback import Evaluation
 from manyviews.evaluation.close import TextToImage
-from manyviews.evaluation.composition import Composition
+from manyviews.evaluation.composition import ARO, Composition
 from manyviews.evaluation.features import Features, extract
 from manyviews.evaluation.fewshot import FewShot
 from manyviews.evaluation.joint import Accuracy, JointProtocol, TextRetrieval, ZeroShot
@@ -14,6 +14,7 @@ from manyviews.evaluation.retrieval import Retrieval
 from manyviews.evaluation.svm import FewShotSVM, LinearSVM
 
 __all__ = [
+    "ARO",
     "KNN",
     "Accuracy",
     "Composition",

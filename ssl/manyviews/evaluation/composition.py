@@ -147,45 +147,72 @@ def _captions(data: Any) -> list[str]:
     return found
 
 
-def aro(module: Any, data: Any, cases: Path, images: Path, excluded: Sequence[str] = (), fewest: int = 25) -> Result:
+@dataclass
+class ARO(JointProtocol):
     """The benchmark's own files: VG-Relation, VG-Attribution, or captions with perturbations, scored as it does.
 
-    Args:
-        module: with `embed_image`, `embed_text`, `similarity`. data: a data module, for tokens and the view.
+    Scores are `aro_macro`, the mean over relations or attribute pairs, and `aro`, over cases; beside each what a bigram
+    model of the training captions reaches. Ties stand in the details.
+
+    Attributes:
         cases: JSON list of {image_path, true_caption, false_caption, and relation_name or attributes, bbox_x, bbox_y,
             bbox_w, bbox_h} (the image is cropped to the box), or of {image_path, captions}, the true one first.
         images: the folder image_path is in.
         excluded: relations that the macro mean leaves out (the benchmark excludes symmetric ones).
         fewest: cases an attribute pair must have to take part in the macro mean.
-
-    Returns:
-        `aro_macro` (mean over relations or attribute pairs), `aro` (over cases), ties in the details.
-
-    Raises:
-        ValueError: naming the entry that lacks something.
+        smoothing: added to every count of the bigram model.
     """
-    content = json.loads(cases.read_text())
-    right: dict[str, list[float]] = defaultdict(list)
-    ties = 0.0
-    with frozen(module):
-        for number, case in enumerate(content):
-            try:
-                texts, true, group = _read(case)
-                view = data.of_picture(_crop(images / case["image_path"], case))
-            except (KeyError, OSError) as error:
-                raise ValueError(f"{cases}: entry {number} cannot be used: {error!r}") from error
-            with torch.no_grad():
-                image = module.embed_image(view.to(module.device))
-                score, tie = verdict(choose(module, data, image, [texts])[0], true)
-            right[group].append(score)
-            ties += tie
-    kept = [v for g, v in right.items() if g not in excluded and (not g.startswith("(") or len(v) >= fewest)]
-    every = [score for scores in right.values() for score in scores]
-    macro = sum(sum(v) / len(v) for v in kept) / len(kept) if kept else float("nan")
-    return Result(
-        {"aro_macro": macro, "aro": sum(every) / len(every)},
-        {"cases": len(every), "groups": len(right), "groups_in_macro": len(kept), "ties": int(ties)},
-    )
+
+    cases: str
+    images: str = "."
+    excluded: tuple[str, ...] = ()
+    fewest: int = 25
+    smoothing: float = 0.1
+    name = "aro"
+    texts = False
+
+    @property
+    def title(self) -> str:  # noqa: D102
+        return f"aro_{Path(self.cases).stem}"
+
+    @torch.no_grad()
+    def measure(self, module: Any, data: Any) -> Result:
+        """The numbers of the file.
+
+        Raises:
+            ValueError: naming the entry that lacks something.
+        """
+        blind = Bigrams(_captions(data), self.smoothing)
+        found: dict[str, list[list[float]]] = defaultdict(list)
+        with frozen(module):
+            for number, case in enumerate(json.loads(Path(self.cases).read_text())):
+                try:
+                    texts, true, group = _read(case)
+                    view = data.of_picture(_crop(Path(self.images) / case["image_path"], case))
+                except (KeyError, OSError) as error:
+                    raise ValueError(f"{self.cases}: entry {number} cannot be used: {error!r}") from error
+                score = choose(module, data, module.embed_image(view.to(module.device)), [texts])[0]
+                says = torch.tensor([blind(text) for text in texts])
+                found[group].append([*verdict(score, true), verdict(says, true)[0]])
+        if not found:
+            raise ValueError(f"{self.cases}: no cases in it")
+        means = {group: torch.tensor(rows, dtype=torch.float64).mean(0) for group, rows in found.items()}
+        kept = [means[g] for g, rows in found.items() if g not in self.excluded and self._enough(g, rows)]
+        every = torch.tensor([row for rows in found.values() for row in rows], dtype=torch.float64)
+        macro = torch.stack(kept).mean(0) if kept else every.new_full((3,), float("nan"))
+        scores = {"aro_macro": macro[0], "aro": every[:, 0].mean()}
+        scores |= {"aro_macro_text_only": macro[2], "aro_text_only": every[:, 2].mean()}
+        details = {
+            "cases": len(every),
+            "groups": len(found),
+            "groups_in_macro": len(kept),
+            "ties": int(every[:, 1].sum()),
+        }
+        return Result({name: score.item() for name, score in scores.items()}, details)
+
+    def _enough(self, group: str, rows: Sequence[Any]) -> bool:
+        """Relations always; pairs of attributes with enough cases."""
+        return not group.startswith("(") or len(rows) >= self.fewest
 
 
 def _read(case: Mapping[str, Any]) -> tuple[list[str], int, str]:
