@@ -59,7 +59,7 @@ def test_each_method_has_its_three_recipes():
 def runs(tmp_path_factory):
     """What recipes name below `runs/`: the built-in sets, packed, and two towers, exported untrained."""
     folder = tmp_path_factory.mktemp("runs")
-    for name in ("emoji", "digits", "salient", "hands", "volumes", "shapes", "solids"):
+    for name in ("emoji", "digits", "salient", "hands", "volumes", "shapes", "solids", "moving"):
         pack(open_source(f"builtin:{name}"), folder / "data" / name, Encoding(), workers=2, console=QUIET)
     tower = {"class_path": "manyviews.backbones.ConvNet", "init_args": {"widths": [4, 8, 16]}}
     how = {"init_args": {"backbone": tower}}

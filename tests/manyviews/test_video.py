@@ -14,6 +14,7 @@ from manyviews.backbones import ConvNet, FrameMean, TrajViT, ViT3D, ViViT, views
 from manyviews.backbones.encoding import with_tracks
 from manyviews.backbones.spacetime import Attention, Block, TokenLearner, merged
 from manyviews.backbones.trajvit import sines, trajectories
+from manyviews.evaluation import Cost
 from manyviews.optim import Schedule
 from tests.manyviews.test_image_methods import Reseed, state
 from tests.manyviews.test_methods import fit
@@ -246,6 +247,39 @@ def test_frames_one_by_one():
     torch.testing.assert_close(found.tokens, each, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.pooled, each.mean(1), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(FrameMean(net, "middle")(video).pooled, each[:, 2], atol=1e-5, rtol=1e-4)
+
+
+# What it costs.
+
+
+class Fed:
+    """A data module of a single batch."""
+
+    def __init__(self, batch):
+        self.batch = {**batch, "weight": torch.ones(len(batch["index"])), "replaced": []}
+
+    def evaluation_loader(self, split, world=1, rank=0):
+        return [self.batch]
+
+    def transfer_batch_to_device(self, batch, device, _):
+        return batch
+
+    def on_after_batch_transfer(self, batch, _):
+        return batch
+
+
+def test_tokens_and_operations():
+    """Attention of n tokens of width d: 2 n n d for the scores and as many for the mixture, in each block."""
+    method = m.CLIP(BACKBONES["ViT3D"](), Words(), dim=12, **FAST)
+    found = Cost().measure(method, Fed(Clips()[0])).scores
+    n, d, depth = 2 * 4 + 1, 24, 2
+    assert found["tokens"] == 8 and found["attention_gflops"] == pytest.approx(depth * 4 * n * n * d / 1e9)
+    linear = depth * 2 * n * (3 * d * d + d * d + 8 * d * d) / 1e9
+    assert found["gflops"] > found["attention_gflops"] + linear and found["milliseconds"] > 0
+    method = m.CLIP(BACKBONES["TrajViT"](), Words(), dim=12, **FAST)
+    batch = Clips()[0]
+    expected = sum(len(set(ids.flatten().tolist()) - {0}) for ids in batch["tracks"][0]) / 12
+    assert Cost().measure(method, Fed(batch)).scores["tokens"] == pytest.approx(expected)
 
 
 # Methods: those for images and for images with texts, on other backbones.

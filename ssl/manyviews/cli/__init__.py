@@ -10,6 +10,7 @@ COMMANDS = {
     "probe": "linear probe (and logistic regression on small sets) of a checkpoint",
     "knn": "k-nearest-neighbour accuracy of a checkpoint",
     "accuracy": "accuracy on val of a Classifier's own head",
+    "cost": "tokens, operations and time of a checkpoint's backbone for one sample",
     "svm": "linear SVM on a checkpoint's frozen features, of all of train or of N ways and K shots over folds",
     "retrieve": "cross-view retrieval of a checkpoint: natural views, or images and captions",
     "zeroshot": "classification by class names, of a checkpoint or of an open_clip model from disk",
@@ -97,7 +98,19 @@ def _parser() -> argparse.ArgumentParser:
             which.add_argument("--pretrained", metavar="P", help="an open_clip folder, or a weights file with --model")
             made[name].add_argument("--model", metavar="NAME", help="open_clip's name of what --pretrained is")
         made[name].add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
-    for name in ("probe", "knn", "svm", "accuracy", "retrieve", "fewshot", "outliers", "report", "embed", *joint):
+    for name in (
+        "probe",
+        "knn",
+        "svm",
+        "accuracy",
+        "cost",
+        "retrieve",
+        "fewshot",
+        "outliers",
+        "report",
+        "embed",
+        *joint,
+    ):
         made[name].add_argument("--data", metavar="D", help="folder of shards (default: those of the run)")
         made[name].add_argument("--label", help="label field (default: the run's)")
         made[name].add_argument("--workers", type=int, help="loader processes")

@@ -24,6 +24,7 @@ from manyviews.distributed import LOCAL
 from manyviews.evaluation import (
     KNN,
     Accuracy,
+    Cost,
     FewShot,
     FewShotSVM,
     LinearProbe,
@@ -154,6 +155,12 @@ def accuracy(arguments: argparse.Namespace) -> None:
     """Accuracy of a classifier's own head."""
     trained = bring_up(arguments)
     show(trained, Accuracy(), Accuracy().measure(trained.method, trained.data), arguments.json)
+
+
+def cost(arguments: argparse.Namespace) -> None:
+    """Tokens, operations and time of the backbone."""
+    trained = bring_up(arguments)
+    show(trained, Cost(), Cost().measure(trained.method, trained.data), arguments.json)
 
 
 def retrieve(arguments: argparse.Namespace) -> None:

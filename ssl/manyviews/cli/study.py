@@ -55,8 +55,8 @@ class Study:
         name: of the file. folder: it lies in.
         content: title, source, scale (what it can and cannot show), effects, curve, columns, sort.
         variants: the resolved recipe of each. seeds: of each variant.
-        needs: folders, and what makes each of them: a source for `viewshards pack` and its options, or for a trained
-            tower `export:RECIPE` and options of fit.
+        needs: folders, and what makes each of them: a source for `viewshards pack` and its options; for a trained tower
+            `export:RECIPE` and options of fit; for trajectories `tracks:FOLDER` and options of `viewshards tracks`.
     """
 
     name: str
@@ -188,6 +188,11 @@ def prepare(study: Study, data: Path | None) -> None:
             _call("manyviews", "fit", "--config", study.folder / recipe, "--run", run, *options)
             _call("manyviews", "export", "--run", run, "--out", folder)
             continue
+        if source.startswith("tracks:"):
+            raw, *options = shlex.split(source.removeprefix("tracks:"))
+            print(f"{study.name}: tracking {raw}", file=sys.stderr)
+            _call("viewshards", "tracks", raw, folder, *options)
+            continue
         raw, *options = shlex.split(source)
         if "{data}" in raw:
             if data is None or not Path(raw.format(data=data)).exists():
@@ -270,9 +275,9 @@ def _one(
 def measure(runs: list[Path], labels: list[str | None], banks: dict[str, str]) -> dict[str, Any]:
     """Scores of finished runs, their features side by side: kNN, linear probe, cross-view retrieval, and diagnostics.
 
-    On point clouds also linear SVMs, on all and on few shots. Of an image-text method also retrieval of texts,
-    zero-shot classification, and composition where there are cases. With several labels each is probed, and its scores
-    end in `_LABEL`.
+    On point clouds also linear SVMs, on all and on few shots; of clips tokens, operations and time. Of an image-text
+    method also retrieval of texts, zero-shot classification, and composition where there are cases. With several labels
+    each is probed, and its scores end in `_LABEL`.
 
     Args:
         runs: folders. labels: fields, None the run's own. banks: of class names for zero-shot, by label field.
@@ -281,6 +286,7 @@ def measure(runs: list[Path], labels: list[str | None], banks: dict[str, str]) -
     from manyviews.evaluation import (
         KNN,
         Composition,
+        Cost,
         FewShotSVM,
         JointProtocol,
         LinearSVM,
@@ -304,14 +310,15 @@ def measure(runs: list[Path], labels: list[str | None], banks: dict[str, str]) -
             protocols += [LinearSVM(), FewShotSVM()]
         found = {name: value for p in protocols for name, value in p.evaluate(train, val).scores.items()}
         method, data = trained[-1].method, trained[-1].data
+        joint: list[JointProtocol] = [Cost()] if data.views.modality == "video" else []
         if isinstance(method, ImageText):
-            joint: list[JointProtocol] = [TextRetrieval()]
+            joint.append(TextRetrieval())
             if data.classes:
                 joint.append(ZeroShot(banks.get(data.label, "plain")))
             if "composition" in data.train_set.manifest.splits:
                 joint.append(Composition("composition"))
-            found |= {name: value for p in joint for name, value in p.measure(method, data).scores.items()}
-            protocols += joint
+        found |= {name: value for p in joint for name, value in p.measure(method, data).scores.items()}
+        protocols += joint
         found["rankme"] = diagnostics.rankme(val.views[0]).item()
         found["uniformity"] = diagnostics.uniformity(val.views[0]).item()
         found["tolerance"] = diagnostics.tolerance(val.views[0], val.label).item()

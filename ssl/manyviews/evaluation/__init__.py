@@ -3,6 +3,7 @@
 from manyviews.evaluation.callback import Evaluation
 from manyviews.evaluation.close import TextToImage
 from manyviews.evaluation.composition import ARO, Composition
+from manyviews.evaluation.cost import Cost
 from manyviews.evaluation.features import Features, extract
 from manyviews.evaluation.fewshot import FewShot
 from manyviews.evaluation.joint import Accuracy, JointProtocol, TextRetrieval, ZeroShot
@@ -18,6 +19,7 @@ __all__ = [
     "KNN",
     "Accuracy",
     "Composition",
+    "Cost",
     "Evaluation",
     "Features",
     "FewShot",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,7 +90,7 @@ def extract(module: nn.Module, embed: Embed, batches: Iterable[Batch], gather: G
 
 
 @torch.no_grad()
-def prepared(module: Any, data: Any, split: str, gather: Gather) -> Iterator[Batch]:
+def prepared(module: Any, data: Any, split: str, gather: Gather) -> Generator[Batch]:
     """This rank's un-augmented batches of a split on the module's device, normalised, the module in eval mode.
 
     Args:
