@@ -101,6 +101,8 @@ def _pack(arguments: argparse.Namespace) -> int:
     source = open_source(
         arguments.source, arguments.root, arguments.val_fraction, labels, arguments.split_by, arguments.kind
     )
+    for note in source.notes:
+        print(f"note: {note}", file=sys.stderr)
     encoding = Encoding(arguments.resize, arguments.quality, arguments.skip_broken)
     manifest = pack(
         source, arguments.out, encoding, arguments.shard_mb, arguments.shard_samples, max(1, arguments.workers)

@@ -33,7 +33,10 @@ class Source(ABC):
         name: of the data set; shards are called `name-split-000000.tar`.
         samples: (key, split) of each sample; keys are unique, without dots.
         labels: class names by label field (`cls`, or a field of the samples' `.json`).
+        notes: what a user should know before packing.
     """
+
+    notes: Sequence[str] = ()
 
     name: str
     samples: list[tuple[str, str]]
@@ -235,6 +238,13 @@ class Table(Source):
             (key, self._split(key, rows[0], split_by, val_fraction))
             for key, rows in zip(keys, self.groups, strict=True)
         ]
+
+        silent = sum(not _captions(rows) for rows in self.groups)
+        if 0 < silent < len(self.groups):
+            self.notes = [
+                f"{silent} of {len(self.groups)} samples have no caption: methods that read texts cannot use them and "
+                "stop, unless data.max_broken allows that share; remove the rows, or give them captions"
+            ]
 
     @staticmethod
     def _split(key: str, row: dict[str, Any], split_by: str | None, val_fraction: float) -> str:

@@ -10,6 +10,7 @@ import torch
 from tests.conftest import QUIET
 from tests.viewshards.test_pack import packed, picture
 from viewshards import Captions, ShardDataModule, TextAugmentation
+from viewshards.cli import main
 from viewshards.generated import Shapes
 from viewshards.order import CellBatches, generator
 from viewshards.pack import Encoding, pack
@@ -69,6 +70,21 @@ def test_lists_in_jsonl_and_bad_ones(tmp_path):
         packed(tmp_path / "t.jsonl", tmp_path / "other")
 
 
+def test_samples_without_a_caption_are_told_of(tmp_path, capsys):
+    for name in "abc":
+        picture(tmp_path / f"{name}.png")
+    lines = [
+        {"image": f"{name}.png", "caption": said, "split": "train"}
+        for name, said in zip("abc", ("one", "", "two"), strict=True)
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert main(["pack", str(tmp_path / "t.jsonl"), str(tmp_path / "out")]) == 0
+    assert "note: 1 of 3 samples have no caption" in capsys.readouterr().err
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({**line, "caption": "x"}) for line in lines))
+    assert main(["pack", str(tmp_path / "t.jsonl"), str(tmp_path / "all")]) == 0
+    assert "note:" not in capsys.readouterr().err
+
+
 FIELDS = {
     "txt": "a cat",
     "json": {
@@ -83,6 +99,7 @@ FIELDS = {
 def test_where_captions_come_from():
     assert list(Captions().of(FIELDS)) == ["a cat", "un chat", "a small cat"]
     assert list(Captions(language="fr", fields=["captions"]).of(FIELDS)) == ["un chat"]
+    assert list(Captions(language="fr").of(FIELDS)) == ["un chat"]  # `.txt` does not say what it is in
     assert list(Captions(fields=["txt", "keywords"]).of(FIELDS)) == ["a cat", "pet", "animal"]
     assert Captions().of(FIELDS)["a small cat"] == ["small a cat", "a cat small"]
     with pytest.raises(ValueError, match=r"no caption in language 'de' in captions"):

@@ -107,7 +107,14 @@ class MoCoOp(ImageText):
 
     @torch.no_grad()
     def on_fit_start(self) -> None:
-        """Features of the hand-written templates, the constants that prompts and router are held to."""
+        """Features of the hand-written templates, the constants that prompts and router are held to.
+
+        Raises:
+            ValueError: if the data's classes are others, or in another order.
+        """
+        there = [name.replace("_", " ") for name in getattr(getattr(self.trainer, "datamodule", None), "classes", [])]
+        if there and there != [name.replace("_", " ") for name in self.classnames]:
+            raise ValueError(f"classnames must be those of the data, in their order: {', '.join(there[:20])}")
         super().on_fit_start()
         for g, group in enumerate(self.templates):
             each = []
