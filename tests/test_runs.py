@@ -30,16 +30,17 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def start_and_signal(folder, config, number, step, extra=()):
-    """Starts a run, sends it a signal once its checkpoint of `step` is there; returns the process, ended."""
+def start_and_signal(folder, config, number, step, extra=(), group=False):
+    """Starts a run, sends it (or its group) a signal once its checkpoint of `step` is there; returns it, ended."""
     arguments = ["fit", "--config", write(folder / "recipe.yaml", config), "--run", folder / "run", *extra]
-    process = subprocess.Popen(command(*arguments), env=environment(), stderr=subprocess.PIPE, text=True)
+    options = {"stderr": subprocess.PIPE, "text": True, "start_new_session": group}
+    process = subprocess.Popen(command(*arguments), env=environment(), **options)
     deadline = time.monotonic() + 120
     while not (folder / f"run/checkpoints/step-{step:08d}.ckpt").exists():
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
         time.sleep(0.005)
     time.sleep(0.05)
-    process.send_signal(number)
+    os.killpg(process.pid, number) if group else process.send_signal(number)
     process.err = process.communicate(timeout=120)[1]
     return process
 
@@ -112,9 +113,14 @@ def test_resuming_exactly_at_the_end_of_an_epoch(digits, tmp_path, workers):
         assert name.startswith("speed/") or ours[name] == theirs[name], name
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_at_a_batch_boundary_and_tells_by_the_exit_code(digits, tmp_path, undisturbed, number, code):
-    process = start_and_signal(tmp_path, recipe(digits), number, 20)
+@pytest.mark.parametrize(
+    ("number", "code", "group"), [(signal.SIGTERM, 143, False), (signal.SIGTERM, 143, True), (signal.SIGINT, 130, True)]
+)
+def test_a_signal_saves_at_a_batch_boundary_and_tells_by_the_exit_code(
+    digits, tmp_path, undisturbed, number, code, group
+):
+    """To the process, or to its whole group, loaders included, as a terminal and batch systems send it."""
+    process = start_and_signal(tmp_path, recipe(digits, data__workers=2 if group else 0), number, 20, group=group)
     assert process.returncode == code, process.err
     assert "saved; the same command goes on" in process.err
     assert not (tmp_path / "run/finished.json").exists()

@@ -174,7 +174,10 @@ def members(session):
 
 @pytest.mark.slow
 def test_a_stopped_study_leaves_nothing_running(small):
-    arguments = command("claims", "--studies", small / "studies", "--out", small / "out9")
+    (small / "alone").mkdir()
+    long = {"title": "long", "recipe": "../studies/base.txt", "variants": {"long": {"trainer": {"max_steps": 9000}}}}
+    (small / "alone/long.yaml").write_text(yaml.safe_dump(long))
+    arguments = command("claims", "--studies", small / "alone", "--out", small / "out9")
     process = subprocess.Popen(arguments, env=environment(), start_new_session=True, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not list((small / "out9").rglob("log.txt")) and time.monotonic() < deadline:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from viewshards.cache import ShardCache
-from viewshards.dataset import Sample, ShardDataset, collate, prepare_worker
+from viewshards.dataset import Sample, ShardDataset, collate, prepare_worker, start_worker
 from viewshards.index import BrokenShard
 from viewshards.order import CellBatches, ClusterBatches, EvalBatches, TrainBatches, default_lanes
 from viewshards.shards import ShardSet
@@ -310,7 +310,7 @@ class ShardDataModule(pl.LightningDataModule):
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=collate,
-            worker_init_fn=prepare_worker,
+            worker_init_fn=start_worker,
             persistent_workers=keep and workers > 0,
             prefetch_factor=4 if workers else None,
             pin_memory=torch.cuda.is_available(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -203,7 +204,17 @@ def _stack_clips(clips: Sequence[NDArray[np.uint8]]) -> Tensor:
 STACKS = {"image": _stack_pictures, "points": _stack, "video": _stack_clips, "tracks": _stack}
 
 
-def prepare_worker(_: int = 0) -> None:
+def start_worker(_: int = 0) -> None:
+    """First call in a loader process, which leaves the group of the process that trains.
+
+    Ctrl-C in a terminal, `timeout` and batch systems signal whole groups. The trainer stops at a batch boundary and
+    saves; a loader that died before would take that from it. A loader whose parent is gone ends by itself.
+    """
+    os.setpgrp()
+    prepare_worker()
+
+
+def prepare_worker() -> None:
     """One thread a worker: libraries that each start as many as there are cores slow all of them down."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
