@@ -138,6 +138,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
     for name, value in inspect(arguments.root, arguments.split).items():
         if isinstance(value, dict):
+            if not value:
+                continue
             print(f"{name}:")
             for key, count in value.items():
                 print(f"  {key:<28} {count}")
