@@ -1,12 +1,15 @@
 """A recipe small enough for tests: digits, two convolutions with dropout, a few steps; and how it is run."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import lightning.pytorch as pl
+import pytest
 import torch
 import yaml
 from torch import nn
@@ -60,6 +63,69 @@ class StopInside(pl.Callback):
         if trainer.global_step == self.step and not self.once.exists():
             self.once.touch()
             trainer.should_stop = True
+
+
+class Slow(pl.Callback):
+    """Seconds of nothing after each step, so that a test can meet the run in the middle."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_train_batch_end(self, *_):
+        time.sleep(self.seconds)
+
+
+class Ids(pl.Callback):
+    """Writes down in the run's folder which samples each rank was given, a line a step."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        path = Path(trainer.logger.log_dir) / f"ids-{trainer.global_rank}.txt"
+        with path.open("a") as f:
+            f.write(f"{trainer.global_step} {batch['index'].tolist()}\n")
+
+
+class Fault(pl.Callback):
+    """Before a step one rank raises, dies, or falls silent."""
+
+    def __init__(self, step: int, rank: int, kind: str) -> None:
+        self.step, self.rank, self.kind = step, rank, kind
+
+    def on_train_batch_start(self, trainer, *_):
+        if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
+            if self.kind == "raise":
+                raise RuntimeError("injected")
+            if self.kind == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(10_000)
+
+
+class FillDisk(pl.Callback):
+    """Fills the small disk that the run lies on before one step, and makes room before another."""
+
+    def __init__(self, full: int, free: int) -> None:
+        self.full, self.free = full, free
+
+    def on_train_batch_start(self, trainer, *_):
+        ballast = Path(trainer.logger.log_dir).parent / "ballast"
+        if trainer.global_step == self.full:
+            assert shutil.disk_usage(ballast.parent).total < 1e7, "this is no disk made to be filled"
+            with pytest.raises(OSError, match="No space left"), ballast.open("wb", buffering=0) as f:
+                while True:
+                    f.write(b"0" * 4096)
+        if trainer.global_step == self.free:
+            ballast.unlink()
+
+
+class CutShard(pl.Callback):
+    """Cuts a tar between the first epoch and the second, the first time only."""
+
+    def __init__(self, path: str, size: int, once: str) -> None:
+        self.path, self.size, self.once = path, size, Path(once)
+
+    def on_train_epoch_start(self, trainer, *_):
+        if trainer.current_epoch == 1 and not self.once.exists():
+            self.once.touch()
+            os.truncate(self.path, self.size)
 
 
 def recipe(root: Path, **changes) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -204,13 +205,20 @@ def _stack_clips(clips: Sequence[NDArray[np.uint8]]) -> Tensor:
 STACKS = {"image": _stack_pictures, "points": _stack, "video": _stack_clips, "tracks": _stack}
 
 
-def start_worker(_: int = 0) -> None:
-    """First call in a loader process, which leaves the group of the process that trains.
+GRACE = 30
+"""Seconds between SIGTERM and SIGKILL by Slurm's default (KillWait)."""
 
-    Ctrl-C in a terminal, `timeout` and batch systems signal whole groups. The trainer stops at a batch boundary and
-    saves; a loader that died before would take that from it. A loader whose parent is gone ends by itself.
+
+def start_worker(_: int = 0) -> None:
+    """First call in a loader process, which outlives the signals that tell the training process to stop.
+
+    Ctrl-C and `timeout` signal the whole group, Slurm every process of a step. The trainer stops at a batch boundary
+    and saves; a loader that died before would take that from it. So it leaves the group, and ends GRACE seconds after
+    a SIGTERM if nobody ended it before; a loader whose parent is gone ends by itself.
     """
     os.setpgrp()
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     prepare_worker()
 
 

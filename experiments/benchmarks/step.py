@@ -29,7 +29,7 @@ from torch import nn
 from manyviews.methods import SimCLR
 from manyviews.monitoring import CollapseAlarm, Monitor
 from manyviews.optim import Schedule, decay_groups
-from manyviews.runs import FiniteGuard, RandomState, StopOnSignal
+from manyviews.runs import FiniteGuard, Ledger, RandomState, StopOnSignal
 
 WINDOW = 50
 """Steps between two readings of the clock; the monitor reads as often."""
@@ -125,8 +125,11 @@ def main() -> None:
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
+    folder = Path(tempfile.mkdtemp())
+
     def everything() -> list[pl.Callback]:
-        return [Monitor(WINDOW, 0), CollapseAlarm(), StopOnSignal(), FiniteGuard(), RandomState()]
+        ours = [Monitor(WINDOW, 0), CollapseAlarm(), StopOnSignal(), FiniteGuard(), RandomState()]
+        return [*ours, Ledger(folder, WINDOW)]
 
     contestants = {
         "bare PyTorch loop": bare,

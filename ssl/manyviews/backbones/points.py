@@ -6,7 +6,9 @@ precision of the rest, in plain torch; a row of NaN in a cloud is no point and i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from timm.models.vision_transformer import Block
@@ -237,22 +239,33 @@ class ShapeStatistics(nn.Module):
 
     Args:
         bins: of each histogram. up: the vertical axis. pairs: of points that are looked at.
+        parts: which of `extents`, `distances`, `heights`.
     """
 
-    def __init__(self, bins: int = 32, up: int = 2, pairs: int = 4096) -> None:
+    def __init__(
+        self,
+        bins: int = 32,
+        up: int = 2,
+        pairs: int = 4096,
+        parts: Sequence[Literal["extents", "distances", "heights"]] = ("extents", "distances", "heights"),
+    ) -> None:
         super().__init__()
-        self.bins, self.up, self.pairs = bins, up, pairs
-        self.width = 3 + 2 * bins
+        self.bins, self.up, self.pairs, self.parts = bins, up, pairs, tuple(parts)
+        self.width = sum(3 if part == "extents" else bins for part in parts)
 
     def forward(self, points: Tensor) -> Encoding:
-        """(B, N, 3) to (B, 3 + 2 bins)."""
+        """(B, N, 3) to (B, width): 3 extents and the histograms' bins."""
         generator = torch.Generator().manual_seed(0)
         i, j = torch.randint(points.shape[1], (2, self.pairs), generator=generator).to(points.device)
         distance = (points[:, i] - points[:, j]).norm(dim=2)
         most, least = (way.nan_to_num(nan=-torch.inf).amax(1) for way in (points, -points))
         height = points[..., self.up]
-        histograms = [self._histogram(distance, 0.0, 2.0), self._histogram(height, -1.0, 1.0)]
-        return Encoding(torch.cat([(most + least).sort(1).values, *histograms], 1))
+        found = {
+            "extents": (most + least).sort(1).values,
+            "distances": self._histogram(distance, 0.0, 2.0),
+            "heights": self._histogram(height, -1.0, 1.0),
+        }
+        return Encoding(torch.cat([found[part] for part in self.parts], 1))
 
     def _histogram(self, values: Tensor, low: float, high: float) -> Tensor:
         """(B, bins) shares of the values that are numbers."""

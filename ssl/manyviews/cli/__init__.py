@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+
+from manyviews import signals
 
 COMMANDS = {
     "fit": "train, or go on with a run: fit --config RECIPE.yaml [--run FOLDER] [--model.temperature 0.2 ...]",
@@ -26,6 +29,9 @@ COMMANDS = {
     "multistage": "MCL: train in stages, each within the clusters of those before; probe all stages' features",
     "claims": "the papers' headline effects, small: runs experiments/claims, tables, plots, verdicts",
     "leaderboard": "all methods on one data set, one backbone: a sorted table and a scatter plot",
+    "submit": "queue a job of slurm/: submit pretrain RECIPE.yaml [--nodes 4 --gpus-per-node 8 --then probe zeroshot]",
+    "grid": "the points of a sweep's grid, or one point's arguments",
+    "doctor": "what would break before a long job is queued: GPUs, NCCL, file system, shards, Slurm, versions",
     "list": "methods, objectives, backbones, protocols, views and data sets, a line each",
 }
 
@@ -34,12 +40,16 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns the exit code: 0 fine, 2 bad input, 128 + n after signal n."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["fit"]:
-        from manyviews.cli.fit import fit
+        before = signals.listen(signal.SIGTERM, signals.WARNING)  # importing takes seconds
+        try:
+            from manyviews.cli.fit import fit
 
-        return fit(argv[1:])
+            return fit(argv[1:])
+        finally:
+            signals.restore(before)
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command != "multistage":  # whose rest goes to fit
+    if rest and arguments.command not in ("multistage", "submit"):  # whose rest goes to fit
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.command == "list":
         from manyviews.cli.catalogue import catalogue
@@ -51,6 +61,18 @@ def main(argv: list[str] | None = None) -> int:
             from manyviews.cli import claims
 
             getattr(claims, arguments.command)(arguments)
+        elif arguments.command == "submit":
+            from manyviews.cli import slurm
+
+            slurm.submit(arguments, rest)
+        elif arguments.command == "grid":
+            from manyviews.cli import slurm
+
+            slurm.grid(arguments)
+        elif arguments.command == "doctor":
+            from manyviews.cli.doctor import doctor
+
+            return doctor(arguments)
         elif arguments.command == "multistage":
             from manyviews.cli import multistage
 
@@ -76,7 +98,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="manyviews", description="Self-supervised pretraining whose runs can be trusted."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    made = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
+    made = {
+        name: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        for name, text in COMMANDS.items()
+    }
     joint = ("zeroshot", "composition", "transfer", "mine", "search")
     for name in (
         "probe",
@@ -170,6 +195,22 @@ def _parser() -> argparse.ArgumentParser:
     made["multistage"].add_argument("--stages", type=int, default=3, help="how many (default: %(default)s)")
     made["multistage"].add_argument("--k", type=int, default=10, help="clusters a stage (default: %(default)s)")
     made["multistage"].add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    made["submit"].add_argument("job", choices=("pretrain", "sweep", "probe"))
+    made["submit"].add_argument("target", help="recipe, grid, or checkpoint or run; then what else manyviews fit takes")
+    made["submit"].add_argument("--nodes", type=int, default=1, help="(default: %(default)s)")
+    made["submit"].add_argument("--gpus-per-node", type=int, help="one task each (default: none)")
+    made["submit"].add_argument("--tasks-per-node", type=int, help="ranks on CPUs (default: 1)")
+    made["submit"].add_argument("--cpus-per-task", type=int, help="for the loaders of a rank")
+    made["submit"].add_argument("--time", help="limit of one start; the job goes on in another one")
+    made["submit"].add_argument("--partition", help="of the cluster")
+    made["submit"].add_argument("--sbatch", default="", metavar="OPTIONS", help="more for sbatch, in one word")
+    made["submit"].add_argument("--at-once", type=int, help="tasks of a sweep that run at a time")
+    made["submit"].add_argument("--then", nargs="+", default=[], metavar="PROTOCOL", help="evaluations that follow")
+    made["submit"].add_argument("--dry-run", action="store_true", help="print the commands, submit nothing")
+    made["grid"].add_argument("grid", metavar="GRID.yaml", help="recipe, and lists of values by dotted key")
+    made["grid"].add_argument("--task", type=int, help="only this point, an argument a line")
+    made["doctor"].add_argument("--data", metavar="FOLDER", help="shards to try")
+    made["doctor"].add_argument("--run", default="runs", metavar="FOLDER", help="where runs go (default: %(default)s)")
     for name, folder in (("claims", "experiments/claims"), ("leaderboard", "experiments/leaderboard")):
         made[name].add_argument("names", nargs="*", metavar="NAME", help="which of them (default: all)")
         made[name].add_argument("--studies", default=folder, metavar="FOLDER", help="their YAML (default: %(default)s)")

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import platform
 import sys
 import traceback
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import yaml
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 
 import manyviews.evaluation  # short class names in YAML are those of imported classes
 import manyviews.methods  # noqa: F401
+from manyviews import signals
 from manyviews.cli.errors import explain
-from manyviews.monitoring import CollapseAlarm, Monitor
+from manyviews.monitoring import Board, CollapseAlarm, Monitor
 from manyviews.runs import (
     AtomicCheckpointIO,
     Checkpoints,
     FiniteGuard,
+    Ledger,
     RandomState,
     RunFolder,
     StopOnSignal,
@@ -32,8 +39,10 @@ from manyviews.runs import (
 )
 from manyviews.runs.checkpoints import NAME
 from manyviews.runs.folder import CONFIG_KEY, provenance
+from manyviews.runs.ledger import goodput
 
 FINISHED = "finished.json"
+ERROR = "error.txt"
 
 
 class FitCLI(LightningCLI):
@@ -45,6 +54,7 @@ class FitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Our arguments beside Lightning's."""
         parser.add_argument("--run", type=str | None, help="folder of the run (default: runs/NAME of the config file)")
+        parser.add_argument("--timeout", type=float, default=300.0, help="seconds after which a silent rank ends all")
         parser.add_lightning_class_args(Monitor, "monitor")
         parser.add_lightning_class_args(CollapseAlarm, "collapse")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
@@ -62,6 +72,8 @@ class FitCLI(LightningCLI):
         dumped = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         self.resolved: dict[str, Any] = {k: v for k, v in dumped.items() if k != "config"}
         self.folder.check(self.resolved)
+        if self.folder.config_file.exists() and not getattr(rank_zero_only, "rank", 0):
+            self.folder.lock()  # before it is looked at what is there
         self.resume_from = newest_whole(self.folder.checkpoints)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -71,18 +83,25 @@ class FitCLI(LightningCLI):
             # Events after the checkpoint, written before the run died, are taken back.
             match = NAME.fullmatch(self.resume_from.name) if self.resume_from else None
             purge = int(match[1]) + 1 if match else 0
-            logger = TensorBoardLogger(self.folder.path, name="", version="", purge_step=purge)  # type: ignore[assignment]
+            logger = Board(self.folder.path, name="", version="", purge_step=purge)  # type: ignore[assignment]
+        # Lightning's own requeueing saves inside the handler, and takes the checkpoint of any earlier job.
+        environment = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+        self.ledger = Ledger(self.folder.path / "attempts", self.config.monitor.every_n_steps)
         extra: list[pl.Callback] = [RandomState(), _Config(self.folder, self.resolved)]
         if sys.stderr.isatty() and self.config.trainer.enable_progress_bar is not False:
             extra.append(RichProgressBar(refresh_rate=20))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return super().instantiate_trainer(
+            trainer = super().instantiate_trainer(
                 **({"logger": logger} if logger is not True else {}),
                 callbacks=[*(self.config_init.trainer.callbacks or []), *extra],
-                plugins=[AtomicCheckpointIO()],
+                plugins=[AtomicCheckpointIO(), *environment],
                 **kwargs,
             )
+        trainer.callbacks.append(self.ledger)  # type: ignore[attr-defined]  # after the checkpoints
+        if isinstance(trainer.strategy, DDPStrategy | FSDPStrategy):
+            trainer.strategy._timeout = timedelta(seconds=self.config.timeout)
+        return trainer
 
 
 class _Config(pl.Callback):
@@ -99,12 +118,21 @@ class _Config(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             self.folder.write(self.config)
+        first = trainer.strategy.broadcast(trainer.global_step)
+        if first != trainer.global_step:
+            raise OSError(
+                f"rank {trainer.global_rank} found step {trainer.global_step} in {self.folder.checkpoints}, rank 0 "
+                f"found step {first}: is it on a file system that all nodes share?"
+            )
         if trainer.logger is not None and trainer.ckpt_path is None:
             trainer.logger.log_hyperparams({key: self.config[key] for key in ("model", "data", "seed_everything")})
 
 
 def fit(argv: list[str]) -> int:
-    """Trains from the command line. Exit codes: 0 done, 2 bad input, 128 + n stopped by signal n (saved)."""
+    """Trains from the command line.
+
+    Exit codes: 0 done, or saved and to be queued again; 1 a fault, 2 bad input, 128 + n stopped by signal n.
+    """
     _quiet()
     try:
         cli = FitCLI(
@@ -142,24 +170,61 @@ def fit(argv: list[str]) -> int:
         return 0
     if cli.resume_from is not None:
         print(f"{cli.folder.path}: going on from {cli.resume_from.name}", file=sys.stderr)
+    if cli.trainer.is_global_zero:
+        try:
+            cli.folder.lock()
+        except ValueError as error:
+            print(f"manyviews fit: {error}", file=sys.stderr)
+            return 2
+        (cli.folder.path / ERROR).unlink(missing_ok=True)
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.resume_from, weights_only=True)
     except Stopped as stop:
-        print(f"stopped by {stop} at step {cli.trainer.global_step}, saved; the same command goes on", file=sys.stderr)
-        return stop.code
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"manyviews fit: {error}", file=sys.stderr)
-        if cli.folder.config_file.exists():  # it had started: where it broke is of interest
-            trace = cli.folder.path / "error.txt"
-            trace.write_text(traceback.format_exc())
-            print(f"traceback: {trace}", file=sys.stderr)
-        return 2
-    if cli.trainer.is_global_zero and _is_complete(cli.trainer):
-        scores = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
-        finished.write_text(
-            json.dumps({"steps": cli.trainer.global_step, "scores": scores, **provenance()}, indent=1) + "\n"
-        )
+        return _stopped(cli, stop)
+    except Exception as error:
+        _failed(cli, error)
+        return 2 if isinstance(error, ValueError | OSError | FloatingPointError) else 1
+    if cli.trainer.is_global_zero:
+        if _is_complete(cli.trainer):
+            scores = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+            content = {"steps": cli.trainer.global_step, "scores": scores, "goodput": goodput(cli.ledger.all())}
+            finished.write_text(json.dumps(content | provenance(), indent=1) + "\n")
+        print(cli.ledger.summary(), file=sys.stderr)
     return 0
+
+
+def _stopped(cli: FitCLI, stop: Stopped) -> int:
+    """What is said and done after a signal. Returns the exit code."""
+    marker = os.environ.get("MANYVIEWS_REQUEUE")
+    requeue = stop.saved and stop.signum == signals.WARNING and marker
+    if cli.trainer.is_global_zero:
+        saved = "saved" if stop.saved else "NOT saved"
+        then = "the job asks to be queued again" if requeue else "the same command goes on"
+        print(f"stopped by {stop} at step {cli.trainer.global_step}, {saved}; {then}", file=sys.stderr)
+        print(cli.ledger.summary(), file=sys.stderr)
+        if requeue and marker:  # the batch script looks for it: containers have no scontrol
+            Path(marker).touch()
+    return 0 if requeue else 128 + stop.signum
+
+
+def _failed(cli: FitCLI, error: Exception) -> None:
+    """Says what happened, on which rank. The traceback of the first rank that failed is kept in the run's folder."""
+    rank, world = cli.trainer.global_rank, cli.trainer.world_size
+    who = f"rank {rank} of {world} on {platform.node()}: " if world > 1 else ""
+    print(f"manyviews fit: {who}{error if str(error) else repr(error)}", file=sys.stderr)
+    trace = cli.folder.path / ERROR
+    if not cli.folder.config_file.exists():  # it never started
+        if not isinstance(error, ValueError | OSError):
+            traceback.print_exc()
+        return
+    try:
+        with trace.open("x") as f:
+            f.write(f"{who}step {cli.trainer.global_step}\n{traceback.format_exc()}")
+        print(f"traceback: {trace}", file=sys.stderr)
+    except FileExistsError:  # of an earlier rank
+        print(f"the first error was that of {trace.read_text().partition(chr(10))[0]}: {trace}", file=sys.stderr)
+    except OSError:  # the disk is full, say
+        traceback.print_exception(error)
 
 
 def _is_complete(trainer: pl.Trainer) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor
 from manyviews.backbones import views_of
 from manyviews.monitoring import diagnostics, pictures
 from manyviews.runs.faults import FiniteGuard
+from manyviews.runs.ledger import Ledger
 
 LOOKED_AT = 512
 """Images of a batch that the diagnostics look at."""
@@ -45,13 +46,8 @@ class Monitor(pl.Callback):
     def __init__(self, every_n_steps: int = 50, pictures_every_n_steps: int = 1000) -> None:
         self.every_n_steps, self.pictures_every_n_steps = every_n_steps, pictures_every_n_steps
         self._buffer: dict[str, list[Any]] = {}
-        self._replaced = self._total_images = 0
-        self._started = 0.0
-        self._restart_clock()
-
-    def _restart_clock(self) -> None:
-        self._mark = self._batch_end = time.perf_counter()
-        self._waited, self._images = 0.0, 0
+        self._replaced = 0
+        self._mark = (0.0, 0, 0.0)  # time, samples, seconds waited for data
 
     def state_dict(self) -> dict[str, Any]:
         """Readings not yet written, so that curves go on without a seam."""
@@ -63,13 +59,7 @@ class Monitor(pl.Callback):
         self._replaced = state_dict["replaced"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
-        self._started, self._first_step = time.perf_counter(), trainer.global_step
-        self._restart_clock()
-
-    def on_train_batch_start(  # noqa: D102
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._waited += time.perf_counter() - self._batch_end
+        self._mark = (time.perf_counter(), 0, 0.0)
 
     def on_train_batch_end(  # noqa: D102
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -86,22 +76,16 @@ class Monitor(pl.Callback):
         self._buffer.setdefault("train/loss", []).append(outputs["loss"].detach())
         for name, value in readings.items():
             self._buffer.setdefault(f"train/{name}", []).append(value)
-        self._images += len(batch["index"]) * trainer.world_size
-        self._total_images += len(batch["index"]) * trainer.world_size
         if due:
             self._flush(trainer, pl_module, outputs)
         n = self.pictures_every_n_steps
         if step == 1 or (n and step % n == 0):
             self._draw(trainer, pl_module, outputs, batch)
-        self._batch_end = time.perf_counter()
 
     def _flush(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any) -> None:
         metrics = {name: sum(values) / len(values) for name, values in self._fetched().items()}
-        passed = time.perf_counter() - self._mark
-        metrics |= self._look(module, outputs)
+        metrics |= self._look(module, outputs) | self._speed(trainer)
         metrics["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        metrics["speed/images_per_second"] = self._images / passed
-        metrics["speed/data_wait_share"] = self._waited / passed
         metrics["data/replaced_samples"] = self._replaced_everywhere
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, FiniteGuard):
@@ -115,13 +99,19 @@ class Monitor(pl.Callback):
             ):
                 board.add_histogram(f"similarity/{name}", values.cpu(), trainer.global_step)
         if not sys.stderr.isatty():  # batch jobs: a line in place of a bar
-            speed, loss = metrics["speed/images_per_second"], metrics["train/loss"]
-            print(
-                f"step {trainer.global_step:>7}  epoch {trainer.current_epoch:>4}  loss {loss:8.4f} {speed:8.0f} img/s",
-                file=sys.stderr,
-                flush=True,
-            )
-        self._restart_clock()
+            step, epoch, loss = trainer.global_step, trainer.current_epoch, metrics["train/loss"]
+            speed = metrics.get("speed/images_per_second", float("nan"))
+            line = f"step {step:>7}  epoch {epoch:>4}  loss {loss:8.4f} {speed:8.0f} img/s"
+            print(line, file=sys.stderr, flush=True)
+
+    def _speed(self, trainer: pl.Trainer) -> dict[str, float]:
+        """Since the last readings, if the run keeps a ledger."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Ledger) and callback.now is not None:
+                before, self._mark = self._mark, (time.perf_counter(), callback.now.samples, callback.now.waited)
+                passed, samples, waited = (now - then for now, then in zip(self._mark, before, strict=True))
+                return {"speed/images_per_second": samples / passed, "speed/data_wait_share": waited / passed}
+        return {}
 
     def _fetched(self) -> dict[str, list[float]]:
         fetched = {name: _fetch(values) for name, values in self._buffer.items()}
@@ -168,11 +158,8 @@ class Monitor(pl.Callback):
         if trainer.logger is not None and self._buffer:  # what came after the last readings
             rest = {name: sum(values) / len(values) for name, values in self._fetched().items()}
             trainer.logger.log_metrics(rest, step=trainer.global_step)
-        passed = time.perf_counter() - self._started
-        steps = trainer.global_step - self._first_step
         table = Table(title="run", show_header=False)
-        table.add_row("steps", f"{steps} (to {trainer.global_step}), {trainer.current_epoch} epochs")
-        table.add_row("time", f"{passed:.0f} s, {self._total_images / max(passed, 1e-9):.0f} images/s")
+        table.add_row("steps", f"{trainer.global_step}, {trainer.current_epoch} epochs")
         for name, value in trainer.callback_metrics.items():
             table.add_row(name, f"{float(value):.4f}")
         table.add_row("replaced samples", str(self._replaced))

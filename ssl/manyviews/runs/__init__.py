@@ -3,12 +3,14 @@
 from manyviews.runs.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole
 from manyviews.runs.faults import FiniteGuard, StopOnSignal, Stopped
 from manyviews.runs.folder import RunFolder
+from manyviews.runs.ledger import Ledger
 from manyviews.runs.random import RandomState
 
 __all__ = [
     "AtomicCheckpointIO",
     "Checkpoints",
     "FiniteGuard",
+    "Ledger",
     "RandomState",
     "RunFolder",
     "StopOnSignal",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Saves a checkpoint dict at `path`."""
+        """Saves a checkpoint dict at `path`.
+
+        Raises:
+            OSError: if the disk has no room for it, before anything is written.
+        """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
+        needed, free = size_of(checkpoint), shutil.disk_usage(target.parent).free
+        if free < needed:
+            raise OSError(
+                errno.ENOSPC, f"no room: the checkpoint takes {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free"
+            )
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
             with open(part, "wb") as f:
@@ -48,6 +59,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Loads tensors and plain types only: a checkpoint cannot run code."""
         return load(path)
+
+
+def size_of(content: Any) -> int:
+    """Bytes of all tensors in nested dicts and lists, each storage once."""
+    storages: dict[int, int] = {}
+
+    def walk(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, dict):
+            for child in value.values():
+                walk(child)
+        elif isinstance(value, list | tuple):
+            for child in value:
+                walk(child)
+
+    walk(content)
+    return sum(storages.values())
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -124,7 +154,7 @@ class Checkpoints(Checkpoint):
         self.monitor, self.sign, self.max_failures = monitor, 1 if mode == "max" else -1, max_failures
         self.best: float | None = None
         self.failures = 0
-        self._saved_step = -1
+        self._saved_step = self._failed_step = -1
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far."""
@@ -167,8 +197,17 @@ class Checkpoints(Checkpoint):
             elif better and path is not None and trainer.is_global_zero:
                 _link(path, self.folder / BEST)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
-        self.save(trainer)
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The run's last checkpoint.
+
+        Raises:
+            OSError: if it could not be saved: the run is not finished then.
+        """
+        if self.save(trainer) is None:
+            raise OSError(
+                f"step {trainer.global_step}, the last one, could not be saved in {self.folder}; make room and run the "
+                "same command again"
+            )
 
     def save(self, trainer: pl.Trainer, epoch_ended: bool = False) -> Path | None:
         """Saves now, on all ranks together, unless this step is saved already. Returns the path, None if it failed.
@@ -180,7 +219,8 @@ class Checkpoints(Checkpoint):
         path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
         if trainer.global_step == self._saved_step:
             return path
-        if not _all_finite(trainer.lightning_module):
+        # Under FSDP a rank sees its shard of the weights only: all of them decide together.
+        if not trainer.strategy.reduce_boolean_decision(_all_finite(trainer.lightning_module), all=True):
             logger.error("step %d: weights are not finite; not saved", trainer.global_step)
             return None
         problem: Exception | None = None
@@ -192,7 +232,8 @@ class Checkpoints(Checkpoint):
             problem = error
         # Only the rank that writes knows; Trainer.save_checkpoint would leave the others waiting for it.
         if trainer.strategy.reduce_boolean_decision(problem is not None, all=False):
-            self.failures += 1
+            self.failures += self._failed_step != trainer.global_step
+            self._failed_step = trainer.global_step
             logger.error("checkpoint %s not saved (%s); failure %d in a row", path, problem, self.failures)
             if self.failures >= self.max_failures:
                 raise OSError(f"{path}: {self.failures} saves in a row failed") from problem

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from manyviews import signals
 from manyviews.runs.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
@@ -83,38 +83,40 @@ class FiniteGuard(pl.Callback):
 
 
 class Stopped(BaseException):
-    """Training was stopped by a signal; a checkpoint was saved. `code` is the exit code to leave with."""
+    """Training was stopped by a signal at a batch boundary.
 
-    def __init__(self, signum: int) -> None:
+    Args:
+        signum: of the signal.
+        saved: whether a checkpoint holds all that was done.
+    """
+
+    def __init__(self, signum: int, saved: bool) -> None:
         super().__init__(signal.Signals(signum).name)
-        self.code = 128 + signum
+        self.signum, self.saved = signum, saved
 
 
 class StopOnSignal(pl.Callback):
-    """SIGINT and SIGTERM only set a flag; at the next batch boundary all ranks agree, save and leave.
+    """SIGINT, SIGTERM and SIGUSR1 only set a flag; at the next batch boundary all ranks agree, save and leave.
 
-    A second signal of the same kind does what it always did.
+    It does not matter which of the ranks get the signal. A second SIGINT breaks off at once.
 
     Args:
         every_n_steps: how often ranks ask each other; one process looks after every step.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
     def __init__(self, every_n_steps: int = 10) -> None:
         self.every_n_steps = every_n_steps
-        self.received: int | None = None
         self._before: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes over the handlers, also Lightning's, set just before: that one calls collectives and can hang."""
-        for number in self.SIGNALS:
-            self._before[number] = signal.signal(number, self._note)
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Takes over the handlers. Lightning's own call collectives inside the handler, and hang."""
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        self._before = signals.listen(*signals.ALL)
 
-    def _note(self, number: int, frame: Any) -> None:
-        self.received = number
-        os.write(2, b"stopping after this step and saving; once more to break off at once\n")
-        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A signal that came while the run was being set up: nothing has to be saved."""
+        if self._agree(trainer, pl_module):
+            raise self._stopped(saved=True)
 
     def on_train_batch_end(  # noqa: D102
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -127,20 +129,28 @@ class StopOnSignal(pl.Callback):
         self._leave(trainer, pl_module, epoch_ended=trainer.is_last_batch)
 
     def _leave(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch_ended: bool) -> None:
-        if trainer.world_size > 1:
-            flag = torch.tensor(self.received or 0, device=pl_module.device)
-            self.received = int(trainer.strategy.reduce(flag, reduce_op="max")) or None
-        if self.received is not None:
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, Checkpoints):
-                    callback.save(trainer, epoch_ended)
-            raise Stopped(self.received)
+        if self._agree(trainer, pl_module):
+            kept = [c.save(trainer, epoch_ended) for c in trainer.callbacks if isinstance(c, Checkpoints)]  # type: ignore[attr-defined]
+            raise self._stopped(saved=bool(kept) and all(path is not None for path in kept))
+
+    def _agree(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        if trainer.world_size == 1:
+            return signals.received is not None
+        flag = torch.tensor(signals.received or 0, device=pl_module.device)
+        highest = int(trainer.strategy.reduce(flag, reduce_op="max"))
+        if highest:  # otherwise left alone: a signal that came during the reduction counts next time
+            signals.received = highest
+        return highest > 0
+
+    def _stopped(self, saved: bool) -> Stopped:
+        number, signals.received = signals.received, None
+        assert number is not None
+        return Stopped(number, saved)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: D102
         self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Gives the handlers back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
+        signals.restore(self._before)
+        self._before = {}

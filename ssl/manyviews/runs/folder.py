@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import logging
+import os
 import platform
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
+
+logger = logging.getLogger(__name__)
 
 CONFIG_KEY = "manyviews_config"
 """Where a checkpoint holds the resolved configuration of its run."""
@@ -39,7 +45,7 @@ FREE = {
     },
     "data.init_args": {"root", "workers", "cache_dir", "cache_gb", "max_broken"},
 }
-WATCHING = {"run", "monitor", "collapse", "checkpoints", "stop", "finite"}
+WATCHING = {"run", "timeout", "monitor", "collapse", "checkpoints", "stop", "finite"}
 
 
 @dataclass
@@ -51,6 +57,7 @@ class RunFolder:
     """
 
     path: Path
+    _lock: IO[str] | None = field(default=None, repr=False)
 
     @property
     def config_file(self) -> Path:
@@ -61,6 +68,30 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
+
+    def lock(self) -> None:
+        """Holds the folder for this process until it ends, however it ends; called again it does nothing.
+
+        Raises:
+            ValueError: if another process holds it, naming that one.
+        """
+        if self._lock is not None:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = open(self.path / "lock", "a+")  # noqa: SIM115  # held as long as the process lives
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which forked loaders would keep
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                logger.warning("%s: no locks on this file system (%s): start one job in it only", self.path, error)
+                return
+            lock.seek(0)
+            raise ValueError(f"{self.path} is in use by {lock.read().strip()}: give another --run folder") from None
+        lock.truncate(0)
+        job = f", job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
+        lock.write(f"process {os.getpid()} on {platform.node()}{job}\n")
+        lock.flush()
+        self._lock = lock
 
     def check(self, config: dict[str, Any]) -> None:
         """Checks that the folder is new or holds this experiment.

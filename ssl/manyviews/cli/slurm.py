@@ -1,0 +1,134 @@
+"""`manyviews submit` and `manyviews grid`: the scripts of slurm/ in the queue. Needs no torch."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SCRIPTS = Path("slurm")
+OUTPUT = Path("runs/slurm")
+
+
+def points(path: Path) -> list[list[str]]:
+    """The arguments of `manyviews fit` for each point of a grid, the last key changing fastest.
+
+    A grid is a YAML of `recipe` (relative to its folder) and `grid`, which maps dotted keys to lists of values.
+
+    Raises:
+        ValueError: naming the file and what is wrong in it.
+    """
+    content = yaml.safe_load(path.read_text())
+    if not isinstance(content, dict) or content.keys() != {"recipe", "grid"}:
+        raise ValueError(f"{path}: a grid has the keys recipe and grid, no others")
+    recipe = path.parent / content["recipe"]
+    if not recipe.exists():
+        raise ValueError(f"{path}: recipe {recipe} does not exist")
+    grid: dict[str, list[Any]] = content["grid"] or {}
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"{path}: grid.{key} must be a list of values, got {values!r}")
+    given = [
+        [
+            f"--{key}={yaml.safe_dump(value, default_flow_style=True, width=1_000_000).splitlines()[0]}"
+            for value in values
+        ]
+        for key, values in grid.items()
+    ]
+    return [[f"--config={recipe}", *point] for point in itertools.product(*given)]
+
+
+def grid(arguments: argparse.Namespace) -> None:
+    """Prints one point's arguments, one a line, or all points."""
+    found = points(Path(arguments.grid))
+    if arguments.task is None:
+        for number, point in enumerate(found):
+            print(number, shlex.join(point))
+    elif not 0 <= arguments.task < len(found):
+        raise ValueError(f"{arguments.grid} has {len(found)} points, 0 to {len(found) - 1}; got task {arguments.task}")
+    else:
+        print("\n".join(found[arguments.task]))
+
+
+def submit(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """Queues a job, an array, or a chain, or with --dry-run prints the commands that would."""
+    if not (SCRIPTS / "job.sh").exists():
+        raise ValueError(f"{SCRIPTS.absolute()} has no job scripts: run this in the project's root")
+    target = Path(arguments.target)
+    if not target.exists():
+        raise ValueError(f"{target} does not exist")
+    if arguments.then and arguments.job != "pretrain":
+        raise ValueError("--then follows a pretrain job")
+    # As the scripts name a run: experiments/clip/emoji.yaml is clip-emoji.
+    parts = target.with_suffix("").parts
+    name = "-".join(parts[parts.index("experiments") + 1 :] if "experiments" in parts else parts[-1:])
+    options, given = _options(arguments), [str(target), *rest]
+    if arguments.job == "sweep":
+        count, at_once = len(points(target)), f"%{arguments.at_once}" if arguments.at_once else ""
+        options = [f"--array=0-{count - 1}{at_once}", f"--output={OUTPUT}/%x-%A_%a.out", *options]
+    else:
+        options = [f"--output={OUTPUT}/%x-%j.out", *options]
+    if not arguments.dry_run:
+        checked = points(target)[0] if arguments.job == "sweep" else [f"--config={target}"]
+        if arguments.job != "probe":
+            _check([*checked, *rest])
+        OUTPUT.mkdir(parents=True, exist_ok=True)
+
+    def variable(job: str) -> str | None:
+        return job if arguments.dry_run else None
+
+    script = str(SCRIPTS / f"{arguments.job}.sbatch")
+    job = _sbatch(variable(arguments.job), f"--job-name={name}", *options, script, *given)
+    words = [part for word in rest for part in word.split("=", 1)]
+    run = next((value for key, value in itertools.pairwise(words) if key == "--run"), f"runs/{name}-{job}")
+    for protocol in arguments.then:
+        after = [f"--dependency=afterok:{job}", f"--job-name={protocol}-{name}", f"--output={OUTPUT}/%x-%j.out"]
+        one = [option for option in options if option.startswith(("--partition", "--account", "--qos"))]
+        gpu = ["--gpus=1"] if arguments.gpus_per_node else []
+        job = _sbatch(variable(protocol), *after, *one, *gpu, str(SCRIPTS / "probe.sbatch"), run, protocol)
+
+
+def _options(arguments: argparse.Namespace) -> list[str]:
+    """Of sbatch; a task a GPU, or as many as asked for."""
+    tasks = arguments.tasks_per_node or arguments.gpus_per_node or 1
+    options = [f"--nodes={arguments.nodes}", f"--ntasks-per-node={tasks}"]
+    for name in ("gpus_per_node", "cpus_per_task", "time", "partition"):
+        if value := getattr(arguments, name):
+            options.append(f"--{name.replace('_', '-')}={value}")
+    return options + shlex.split(arguments.sbatch)
+
+
+def _check(given: list[str]) -> None:
+    """Lets `manyviews fit` read its arguments now, rather than after a night in the queue.
+
+    Raises:
+        ValueError: with what it says.
+    """
+    code = "import sys; from manyviews.cli import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code, "fit", *given, "--print_config"], capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(done.stderr.strip().removeprefix("manyviews fit: "))
+
+
+def _sbatch(variable: str | None, *given: str) -> str:
+    """Submits and returns the job's number; with a shell variable to hold it, prints the command and returns that."""
+    command = ["sbatch", "--parsable", *given]
+    if variable:
+        # Variables of earlier jobs have to stay open to the shell that this is pasted into.
+        print(f"{variable}=$({' '.join(word if '$' in word else shlex.quote(word) for word in command)})")
+        return f"${variable}"
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise ValueError("sbatch is not here: submit on a login node of a Slurm cluster, or see --dry-run") from None
+    if done.returncode:
+        raise ValueError(f"{shlex.join(command)}: {done.stderr.strip()}")
+    job = done.stdout.strip().partition(";")[0]
+    print(f"{job}  {shlex.join(given)}")
+    return job

@@ -1,0 +1,244 @@
+"""What goes wrong on clusters, brought about on purpose: signals, dead and silent ranks, full disks, damaged files."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from manyviews.runs import newest_whole
+from manyviews.runs.checkpoints import load
+from manyviews.runs.ledger import Attempt, goodput
+from tests.recipe import command, environment, recipe, run, scalars, weights, write
+
+slow = pytest.mark.slow
+TWO_RANKS = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+
+
+def await_(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, "ended or silent too early"
+        time.sleep(0.005)
+
+
+@slow
+def test_signals_to_any_subset_of_ranks(digits, tmp_path):
+    """Twenty times SIGTERM, SIGUSR1 or SIGINT at a random moment to rank 0, rank 1 or both: never a hang, and the
+    weights in the end are those of a run that was never stopped."""
+    times, rng = 20, random.Random(0)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    where = environment() | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    arguments = [str(tmp_path), str(digits), str(times)]
+    ranks = [
+        subprocess.Popen([sys.executable, "-m", "tests.interrupted", str(rank), *arguments], env=where, stderr=log)
+        for rank in (0, 1)
+        for log in [(tmp_path / f"{rank}.log").open("w")]
+    ]
+    subsets = [(0,), (1,), (0, 1)]
+    try:
+        for number in range(times):
+            await_(lambda n=number: all((tmp_path / f"begun-{n}-{rank}").exists() for rank in (0, 1)), ranks[0])
+            time.sleep(rng.uniform(0, 0.3))
+            kind = rng.choice((signal.SIGTERM, signal.SIGUSR1, signal.SIGINT))
+            for rank in subsets[number % 3]:
+                ranks[rank].send_signal(kind)
+            await_(lambda n=number: all((tmp_path / f"left-{n}-{rank}").exists() for rank in (0, 1)), ranks[0])
+        assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["equal"] and result["steps"] == sorted(result["steps"])
+
+
+@slow
+@pytest.mark.parametrize("kind", ["raise", "kill", "silent"])
+def test_one_faulty_rank_ends_the_run_and_is_named(digits, tmp_path, kind):
+    """Rank 1 at step 12. Without Slurm: gloo's closed connection, or the timeout of collectives, ends rank 0."""
+    fault = {"class_path": "tests.recipe.Fault", "init_args": {"step": 12, "rank": 1, "kind": kind}}
+    config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__callbacks=[fault]))
+    script = Path(sys.executable).with_name("manyviews")
+    given = [script, "fit", "--config", config, "--run", tmp_path / "run", *TWO_RANKS, "--timeout", "10"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, given)], env=environment(), stderr=log, start_new_session=True
+        )
+        try:
+            code = process.wait(timeout=120)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    said = (tmp_path / "log").read_text()
+    assert code != 0, said
+    if kind == "raise":
+        first, *rest = (tmp_path / "run/error.txt").read_text().splitlines()
+        assert first.startswith("rank 1 of 2 on ") and first.endswith("step 12") and "injected" in rest[-1]
+        assert "manyviews fit: rank 1 of 2" in said and "injected" in said
+    assert newest_whole(tmp_path / "run/checkpoints").name == "step-00000010.ckpt"
+
+
+@slow
+def test_a_second_job_in_the_same_folder_is_refused(digits, tmp_path):
+    pause = {"class_path": "tests.recipe.Slow", "init_args": {"seconds": 0.5}}
+    config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__callbacks=[pause]))
+    arguments = ["fit", "--config", config, "--run", tmp_path / "run"]
+    first = subprocess.Popen(command(*arguments), env=environment(), stderr=subprocess.PIPE, text=True)
+    try:
+        await_(lambda: (tmp_path / "run/checkpoints/step-00000010.ckpt").exists(), first)
+        second = run(*arguments)
+        assert second.returncode == 2, second.stderr
+        assert f"is in use by process {first.pid} on" in second.stderr and "give another --run" in second.stderr
+        assert not (tmp_path / "run/error.txt").exists()
+    finally:
+        first.kill()
+        first.communicate()
+    assert run(*arguments, "--trainer.max_time", "00:00:00:01").returncode == 0  # a killed job holds nothing
+
+
+@slow
+def test_a_full_disk_is_survived(digits, tmp_path):
+    """A tmpfs of 2 MB is full from step 15 to 35: the saves of steps 20 and 30 fail, the older ones stay, training goes
+    on, and the run ends as the undisturbed one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.strip()}")
+    try:
+        fill = {"class_path": "tests.recipe.FillDisk", "init_args": {"full": 15, "free": 35}}
+        config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__callbacks=[fill]))
+        done = run("fit", "--config", config, "--run", disk / "run")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("not saved") == 2 and "failure 2 in a row" in done.stderr
+        names = {path.name for path in (disk / "run/checkpoints").iterdir()}
+        assert names == {f"step-{n:08d}.ckpt" for n in (40, 50, 60)}
+        whole = write(tmp_path / "whole.yaml", recipe(digits))
+        assert run("fit", "--config", whole, "--run", tmp_path / "undisturbed").returncode == 0
+        ours, theirs = weights(disk / "run"), weights(tmp_path / "undisturbed")
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert scalars(disk / "run")["train/loss"][-1] == scalars(tmp_path / "undisturbed")["train/loss"][-1]
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+@slow
+def test_a_last_checkpoint_that_cannot_be_saved_leaves_the_run_unfinished(digits, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.strip()}")
+    try:
+        fill = {"class_path": "tests.recipe.FillDisk", "init_args": {"full": 55, "free": 1000}}
+        config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__callbacks=[fill]))
+        done = run("fit", "--config", config, "--run", disk / "run")
+        assert done.returncode == 2 and "could not be saved" in done.stderr, done.stderr
+        assert not (disk / "run/finished.json").exists()
+        assert newest_whole(disk / "run/checkpoints").name == "step-00000050.ckpt"
+        (disk / "ballast").unlink()
+        again = run("fit", "--config", write(tmp_path / "plain.yaml", recipe(digits)), "--run", disk / "run")
+        assert again.returncode == 0 and (disk / "run/finished.json").exists(), again.stderr
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+@slow
+@pytest.mark.parametrize("where", ["header", "data", "between members", "closing blocks"])
+def test_a_tar_cut_between_two_epochs(digits, tmp_path, where):
+    """Either the run ends and names the shard, and with the tar restored goes on exactly; or nothing was lost."""
+    import tarfile
+
+    shards = shutil.copytree(digits, tmp_path / "digits")
+    tar = sorted(shards.glob("*-train-*.tar"))[1]
+    whole = tar.read_bytes()
+    with tarfile.open(tar) as t:
+        member = t.getmembers()[len(t.getmembers()) // 2]
+        end = t.getmembers()[-1]
+    after = end.offset_data + -(-end.size // 512) * 512
+    size = {
+        "header": member.offset + 100,
+        "data": member.offset_data + max(1, member.size // 2),
+        "between members": member.offset,
+        "closing blocks": after,
+    }[where]
+    cut = {"path": str(tar), "size": size, "once": str(tmp_path / "cut")}
+    callbacks = [{"class_path": "tests.recipe.CutShard", "init_args": cut}]
+    config = write(tmp_path / "recipe.yaml", recipe(shards, trainer__callbacks=callbacks))
+    done = run("fit", "--config", config, "--run", tmp_path / "run")
+    assert tar.stat().st_size == size
+    if where == "closing blocks":
+        assert done.returncode == 0, done.stderr  # no sample is in them
+        refused = run("fit", "--config", config, "--run", tmp_path / "other")
+        assert refused.returncode == 2 and tar.name in refused.stderr
+    else:
+        assert done.returncode == 2 and tar.name in done.stderr, done.stderr
+        assert newest_whole(tmp_path / "run/checkpoints") is not None
+        tar.write_bytes(whole)
+        again = run("fit", "--config", config, "--run", tmp_path / "run")
+        assert again.returncode == 0, again.stderr
+    tar.write_bytes(whole)
+    plain = write(tmp_path / "plain.yaml", recipe(shards))
+    assert run("fit", "--config", plain, "--run", tmp_path / "plain").returncode == 0
+    ours, theirs = weights(tmp_path / "run"), weights(tmp_path / "plain")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_damaged_byte_of_a_checkpoint_never_gives_other_weights(tmp_path):
+    """300 places of the file, one byte each: told of, or without effect. So no checksum is needed beside the file's own."""
+    state = {"state_dict": {f"w{i}": torch.randn(40, 7) for i in range(5)}, "epoch": 3, "text": "some text"}
+    path = tmp_path / "step-00000001.ckpt"
+    torch.save(state, path)
+    whole, rng, told = path.read_bytes(), random.Random(0), 0
+    for _ in range(300):
+        data = bytearray(whole)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        try:
+            found = load(path)
+        except (ValueError, RuntimeError):
+            told += 1
+            continue
+        assert found["epoch"] == 3 and found["text"] == "some text"
+        assert all(torch.equal(found["state_dict"][name], state["state_dict"][name]) for name in state["state_dict"])
+    assert told > 100
+    for size in range(0, len(whole), 97):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="not a whole checkpoint"):
+            load(path)
+
+
+def test_goodput():
+    assert goodput([Attempt(0, 2, step=100)]) == 1.0
+    assert goodput([Attempt(0, 2, step=100), Attempt(80, 2, step=200)]) == pytest.approx(200 / 220)
+    assert goodput([Attempt(0, 1, step=0)]) == 1.0
+
+
+@slow
+def test_a_killed_start_is_accounted_for(digits, tmp_path):
+    """Killed after step 30, resumed at 30: the steps since are made twice, and the last line says so."""
+    pause = {"class_path": "tests.recipe.Slow", "init_args": {"seconds": 0.02}}
+    changes = {"trainer__callbacks": [pause], "checkpoints__every_n_steps": 30}
+    config = write(tmp_path / "recipe.yaml", recipe(digits, **changes))
+    arguments = ["fit", "--config", config, "--run", tmp_path / "run"]
+    first = subprocess.Popen(command(*arguments), env=environment(), stderr=subprocess.DEVNULL)
+    account = tmp_path / "run/attempts/0001.json"
+    await_(lambda: account.exists() and json.loads(account.read_text())["step"] >= 40, first)
+    first.kill()
+    first.wait()
+    made = json.loads(account.read_text())
+    again = run(*arguments)
+    assert again.returncode == 0
+    expected = 60 / (made["step"] + 30)
+    assert json.loads((tmp_path / "run/finished.json").read_text())["goodput"] == pytest.approx(expected)
+    assert f"starts: 2, goodput {100 * expected:.1f} %" in again.stderr and "device hours" in again.stderr
+    assert made["samples"] == 64 * made["step"] and 0 <= made["waited"] < made["seconds"]
