@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: quickstart test fast check clean
+.PHONY: quickstart test fast check slurm clean
 
 quickstart: $(READY)  ## environment, embedded data set, pretraining on images and on images with names, table, picture
 	$(BIN)/viewshards pack builtin:emoji runs/data/emoji
@@ -30,6 +30,9 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $(READY)
+
+slurm:  ## as root on Debian or Ubuntu: the packages with which `make test` runs its own Slurm cluster
+	tests/slurm_cluster.sh install
 
 clean:  ## removes the environment and the caches, never runs/
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache dist

@@ -193,9 +193,8 @@ def environment() -> dict[str, str]:
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess:
     """Runs `manyviews ...` to its end in a process of its own."""
-    return subprocess.run(
-        command(*arguments), env=environment(), capture_output=True, text=True, timeout=300, **options
-    )
+    options = {"env": environment(), "capture_output": True, "text": True, "timeout": 300} | options
+    return subprocess.run(command(*arguments), **options)
 
 
 def weights(run_folder: Path) -> dict[str, torch.Tensor]:

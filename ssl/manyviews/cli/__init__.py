@@ -203,7 +203,9 @@ def _parser() -> argparse.ArgumentParser:
     made["submit"].add_argument("--cpus-per-task", type=int, help="for the loaders of a rank")
     made["submit"].add_argument("--time", help="limit of one start; the job goes on in another one")
     made["submit"].add_argument("--partition", help="of the cluster")
-    made["submit"].add_argument("--sbatch", default="", metavar="OPTIONS", help="more for sbatch, in one word")
+    made["submit"].add_argument(
+        "--sbatch", default="", metavar="OPTIONS", help='more for sbatch: --sbatch="--account=x --mem=64G"'
+    )
     made["submit"].add_argument("--at-once", type=int, help="tasks of a sweep that run at a time")
     made["submit"].add_argument("--then", nargs="+", default=[], metavar="PROTOCOL", help="evaluations that follow")
     made["submit"].add_argument("--dry-run", action="store_true", help="print the commands, submit nothing")

@@ -87,21 +87,26 @@ def submit(arguments: argparse.Namespace, rest: list[str]) -> None:
     job = _sbatch(variable(arguments.job), f"--job-name={name}", *options, script, *given)
     words = [part for word in rest for part in word.split("=", 1)]
     run = next((value for key, value in itertools.pairwise(words) if key == "--run"), f"runs/{name}-{job}")
+    gpu = ["--gpus=1"] if arguments.gpus_per_node else []
     for protocol in arguments.then:
-        after = [f"--dependency=afterok:{job}", f"--job-name={protocol}-{name}", f"--output={OUTPUT}/%x-%j.out"]
-        one = [option for option in options if option.startswith(("--partition", "--account", "--qos"))]
-        gpu = ["--gpus=1"] if arguments.gpus_per_node else []
-        job = _sbatch(variable(protocol), *after, *one, *gpu, str(SCRIPTS / "probe.sbatch"), run, protocol)
+        after = [f"--dependency=afterok:{job}", "--kill-on-invalid-dep=yes", f"--job-name={protocol}-{name}"]
+        where = [f"--output={OUTPUT}/%x-%j.out", *gpu, *_site(arguments)]
+        job = _sbatch(variable(protocol), *after, *where, str(SCRIPTS / "probe.sbatch"), run, protocol)
 
 
 def _options(arguments: argparse.Namespace) -> list[str]:
     """Of sbatch; a task a GPU, or as many as asked for."""
     tasks = arguments.tasks_per_node or arguments.gpus_per_node or 1
     options = [f"--nodes={arguments.nodes}", f"--ntasks-per-node={tasks}"]
-    for name in ("gpus_per_node", "cpus_per_task", "time", "partition"):
+    for name in ("gpus_per_node", "cpus_per_task", "time"):
         if value := getattr(arguments, name):
             options.append(f"--{name.replace('_', '-')}={value}")
-    return options + shlex.split(arguments.sbatch)
+    return options + _site(arguments)
+
+
+def _site(arguments: argparse.Namespace) -> list[str]:
+    """What all jobs need here, whatever their size."""
+    return ([f"--partition={arguments.partition}"] if arguments.partition else []) + shlex.split(arguments.sbatch)
 
 
 def _check(given: list[str]) -> None:

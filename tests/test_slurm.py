@@ -1,0 +1,222 @@
+"""Jobs on a real Slurm cluster of one node: time limits, requeues, arrays, chains, dead ranks.
+
+The cluster is started here, as root; `tests/slurm_cluster.sh install` brings the packages on Debian and Ubuntu.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from manyviews.cli import main
+from tests.recipe import environment, recipe, run, scalars, weights, write
+
+ROOT = Path(__file__).parents[1]
+CLUSTER = ROOT / "tests/slurm_cluster.sh"
+DAEMONS = ("munged", "slurmctld", "slurmd")
+MISSING = [name for name in DAEMONS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
+pytestmark = pytest.mark.slow
+slurm = pytest.mark.skipif(
+    bool(MISSING) or os.geteuid() != 0,
+    reason=f"a Slurm cluster of its own wants root and {', '.join(DAEMONS)}: tests/slurm_cluster.sh install",
+)
+
+
+class Site:
+    """A project's root as on a cluster: the scripts, recipes, and where runs go."""
+
+    def __init__(self, folder: Path, digits: Path) -> None:
+        self.folder, self.digits = folder, digits
+        (folder / "slurm").symlink_to(ROOT / "slurm")
+        self.environment = environment() | {"MANYVIEWS_BIN": str(Path(sys.executable).parent)}
+
+    def recipe(self, name: str, seconds: float, **changes) -> Path:
+        """Writes a recipe whose steps take that long and which writes down the samples it saw."""
+        callbacks = [{"class_path": "tests.recipe.Ids"}]
+        if seconds:
+            callbacks.append({"class_path": "tests.recipe.Slow", "init_args": {"seconds": seconds}})
+        return write(self.folder / name, recipe(self.digits, trainer__callbacks=callbacks, **changes))
+
+    def submit(self, *arguments: str, sbatch: str = "") -> list[str]:
+        """`manyviews submit`; returns the numbers of the jobs. The environment is passed on, for the tests' classes."""
+        given = ["submit", *map(str, arguments), f"--sbatch=--export=ALL {sbatch}"]
+        done = run(*given, cwd=self.folder, env=self.environment)
+        assert done.returncode == 0, done.stderr
+        return [line.split()[0] for line in done.stdout.splitlines()]
+
+    def call(self, *command: str) -> str:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout
+
+    def state(self, job: str) -> dict[str, str]:
+        shown = self.call("scontrol", "show", "job", "-o", job)
+        return dict(part.split("=", 1) for part in shown.split() if "=" in part)
+
+    def await_end(self, job: str, seconds: float = 300) -> dict[str, str]:
+        deadline = time.monotonic() + seconds
+        while (found := self.state(job))["JobState"] in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"):
+            assert time.monotonic() < deadline, f"job {job}: {found['JobState']}\n{self.log(job)}"
+            time.sleep(0.3)
+        return found
+
+    def await_file(self, path: str, job: str, seconds: float = 200) -> None:
+        deadline = time.monotonic() + seconds
+        while not (self.folder / path).exists():
+            assert time.monotonic() < deadline, f"{path} of job {job}\n{self.log(job)}"
+            time.sleep(0.1)
+
+    def log(self, job: str) -> str:
+        return "".join(path.read_text() for path in (self.folder / "runs/slurm").glob(f"*-{job}.out"))
+
+    def ids(self, run_name: str, ranks: int) -> list[str]:
+        return [(self.folder / f"runs/{run_name}/ids-{rank}.txt").read_text() for rank in range(ranks)]
+
+    def equal(self, one: str, other: str, ranks: int) -> None:
+        """Weights, samples of each rank, and curves, with no step twice and none left out."""
+        a, b = (weights(self.folder / "runs" / name) for name in (one, other))
+        assert all(torch.equal(a[name], b[name]) for name in b)
+        assert self.ids(one, ranks) == self.ids(other, ranks)
+        a, b = (scalars(self.folder / "runs" / name) for name in (one, other))
+        assert all(a[name] == b[name] for name in b if not name.startswith("speed/"))
+
+
+@pytest.fixture(scope="module")
+def site(digits, tmp_path_factory):
+    folder, before = tmp_path_factory.mktemp("site"), os.environ.get("SLURM_CONF")
+    where = tmp_path_factory.mktemp("cluster")
+    started = subprocess.run([CLUSTER, "start", where], capture_output=True, text=True)
+    assert started.returncode == 0, started.stderr
+    os.environ["SLURM_CONF"] = started.stdout.strip()
+    yield Site(folder, digits)
+    subprocess.run([CLUSTER, "stop", where], capture_output=True)
+    os.environ.pop("SLURM_CONF")
+    if before:
+        os.environ["SLURM_CONF"] = before
+
+
+@pytest.fixture(scope="module")
+def undisturbed(site):
+    """The same recipe on two ranks without Slurm, from start to end."""
+    config = site.recipe("plain.yaml", 0.0)
+    script = site.environment["MANYVIEWS_BIN"] + "/manyviews"
+    command = [sys.executable, script, "fit", "--config", config, "--run", "runs/undisturbed"]
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    done = subprocess.run([*command, *two], cwd=site.folder, env=site.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return "undisturbed"
+
+
+@slurm
+def test_the_time_limit_saves_requeues_and_goes_on(site, undisturbed):
+    """Slurm's own USR1, 35 s before a limit of one minute, on two ranks: again and again until the run is done."""
+    site.recipe("limited.yaml", 0.5)
+    options = ("--tasks-per-node", "2", "--time", "1")
+    (job,) = site.submit("pretrain", "limited.yaml", *options, sbatch="--signal=USR1@35")
+    ended = site.await_end(job, seconds=400)
+    log = site.log(job)
+    assert ended["JobState"] == "COMPLETED" and int(ended["Restarts"]) >= 1, log
+    assert "stopped by SIGUSR1" in log and "the job asks to be queued again" in log and "goodput 100.0 %" in log
+    site.equal(f"limited-{job}", undisturbed, 2)
+    assert json.loads((site.folder / f"runs/limited-{job}/finished.json").read_text())["goodput"] == 1.0
+
+
+@slurm
+def test_a_job_and_a_task_of_an_array_are_requeued(site, undisturbed):
+    """`scontrol requeue` of a job of two ranks, and of one task of an array: each goes on in its own folder."""
+    site.recipe("requeued.yaml", 0.15, data__workers=2)
+    site.recipe("point.yaml", 0.15)
+    write(site.folder / "grid.yaml", {"recipe": "point.yaml", "grid": {"model.temperature": [0.2, 0.5]}})
+    (job,) = site.submit("pretrain", "requeued.yaml", "--tasks-per-node", "2")
+    (array,) = site.submit("sweep", "grid.yaml")
+    for name, number in ((f"requeued-{job}", job), (f"grid-{array}_1", f"{array}_1")):
+        site.await_file(f"runs/{name}/checkpoints/step-00000010.ckpt", number)
+        site.call("scontrol", "requeue", number)
+    ended = [site.await_end(number) for number in (job, f"{array}_0", f"{array}_1")]
+    assert [e["JobState"] for e in ended] == ["COMPLETED"] * 3, site.log(job)
+    assert [int(e["Restarts"]) for e in ended] == [1, 0, 1]
+    assert "stopped by SIGTERM" in site.log(job), site.log(job)
+    site.equal(f"requeued-{job}", undisturbed, 2)
+    done = run(
+        "fit", "--config", "point.yaml", "--run", "runs/alone", "--model.temperature", "0.5",
+        cwd=site.folder, env=site.environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    site.equal(f"grid-{array}_1", "alone", 1)
+    assert {path.name for path in (site.folder / "runs").glob("grid-*")} == {f"grid-{array}_0", f"grid-{array}_1"}
+
+
+@slurm
+def test_a_chain_of_pretraining_and_evaluations(site):
+    """Three jobs by dependencies: each sees the checkpoint of the first; the last is only reached if all went well."""
+    site.recipe("chained.yaml", 0.0)
+    first, probe, knn = site.submit("pretrain", "chained.yaml", "--then", "probe", "knn")
+    ended = [site.await_end(job) for job in (first, probe, knn)]
+    assert [e["JobState"] for e in ended] == ["COMPLETED"] * 3, site.log(first) + site.log(probe) + site.log(knn)
+    stored = [path.name for path in (site.folder / f"runs/chained-{first}/evaluations").glob("*00000060.json")]
+    assert sorted(name.partition("-")[0] for name in stored) == ["knn", "linear", "logistic"]
+    assert "linear" in site.log(probe) and "knn20" in site.log(knn)
+
+
+@slurm
+def test_a_killed_rank_ends_the_job(site):
+    """SIGKILL, as by the kernel when memory runs out: srun says which, and does not wait for the others."""
+    fault = {"class_path": "tests.recipe.Fault", "init_args": {"step": 12, "rank": 1, "kind": "kill"}}
+    write(site.folder / "killed.yaml", recipe(site.digits, trainer__callbacks=[fault]))
+    (job,) = site.submit("pretrain", "killed.yaml", "--tasks-per-node", "2")
+    ended = site.await_end(job, seconds=120)
+    log = site.log(job)
+    assert ended["JobState"] == "FAILED" and ended["Restarts"] == "0", log
+    assert "task 1" in log and "Killed" in log
+
+
+def test_what_submit_would_do(tmp_path, monkeypatch, capsys):
+    (tmp_path / "slurm").symlink_to(ROOT / "slurm")
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "experiments/clip/emoji.yaml", {})
+    write(tmp_path / "grid.yaml", {"recipe": "experiments/clip/emoji.yaml", "grid": {"a.b": [1, [2, 3]], "c": ["x y"]}})
+    cluster = ["--nodes", "2", "--gpus-per-node", "8", "--time", "4:00:00"]
+    then = ["--then", "probe", "zeroshot", "--dry-run"]
+    assert main(["submit", "pretrain", "experiments/clip/emoji.yaml", *cluster, *then, "--seed_everything", "3"]) == 0
+    pretrain, probe, zeroshot = capsys.readouterr().out.splitlines()
+    assert pretrain == (
+        "pretrain=$(sbatch --parsable --job-name=clip-emoji --output=runs/slurm/%x-%j.out --nodes=2 --ntasks-per-node=8 "
+        "--gpus-per-node=8 --time=4:00:00 slurm/pretrain.sbatch experiments/clip/emoji.yaml --seed_everything 3)"
+    )
+    assert "--dependency=afterok:$pretrain" in probe and probe.endswith("probe.sbatch runs/clip-emoji-$pretrain probe)")
+    assert "--dependency=afterok:$probe --kill-on-invalid-dep=yes" in zeroshot and "--gpus=1" in zeroshot
+    assert main(["submit", "sweep", "grid.yaml", "--at-once", "1", "--dry-run"]) == 0
+    assert "--array=0-1%1" in capsys.readouterr().out
+    assert main(["grid", "grid.yaml", "--task", "1"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["--config=experiments/clip/emoji.yaml", "--a.b=[2, 3]", "--c=x y"]
+    assert not (tmp_path / "runs").exists()
+    for wrong, told in (
+        (["grid", "grid.yaml", "--task", "2"], "has 2 points, 0 to 1; got task 2"),
+        (["submit", "pretrain", "nothing.yaml"], "nothing.yaml does not exist"),
+        (["submit", "sweep", "experiments/clip/emoji.yaml"], "a grid has the keys recipe and grid"),
+        (["submit", "probe", "grid.yaml", "--then", "knn"], "--then follows a pretrain job"),
+    ):
+        assert main(wrong) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_a_typing_error_is_told_before_the_queue(digits, tmp_path):
+    (tmp_path / "slurm").symlink_to(ROOT / "slurm")
+    write(tmp_path / "r.yaml", recipe(digits))
+    done = run("submit", "pretrain", "r.yaml", "--model.temprature", "0.1", cwd=tmp_path)
+    assert done.returncode == 2 and "did you mean" in done.stderr and not (tmp_path / "runs").exists()
+
+
+def test_the_doctor(digits, tmp_path):
+    well = run("doctor", "--data", digits, "--run", tmp_path / "runs")
+    assert well.returncode == 0, well.stdout + well.stderr
+    assert "1437 samples" in well.stdout and "all-reduce right" in well.stdout and "GiB free" in well.stdout
+    (tmp_path / "file").write_text("")
+    ill = run("doctor", "--data", tmp_path, "--run", tmp_path / "file")
+    assert ill.returncode == 1 and ill.stdout.count("FAIL") == 2, ill.stdout
