@@ -448,6 +448,10 @@ def test_statistics_of_a_shape():
     assert found.shape == (2, 35)
     torch.testing.assert_close(found[:, :3], torch.tensor([[0.2, 0.5, 1.0]] * 2), atol=0.02, rtol=0)
     torch.testing.assert_close(found[:, 3:19].sum(1), torch.ones(2))
+    torch.testing.assert_close(ShapeStatistics(parts=["extents"])(points).pooled, found[:, :3])
+    torch.testing.assert_close(
+        ShapeStatistics(bins=16, parts=["heights", "extents"])(points).pooled, found[:, [*range(19, 35), 0, 1, 2]]
+    )
     padded = torch.cat([points, torch.full((2, 100, 3), torch.nan)], 1)
     again = ShapeStatistics(bins=16)(padded).pooled
     assert torch.isfinite(again).all()
