@@ -39,7 +39,8 @@ class ShardDataModule(pl.LightningDataModule):
     sample's stable number; `key`; `label` (B,), -1 unknown; `group` (B,), -1 or the number of a set of samples known to
     be the same; `weight` (B,), 0 for padding and for what stands in for an unreadable sample; `replaced`, what could
     not be read; `caption` where samples have a `.txt`; with `text` also `text`, a list of views (B, L) int64,
-    `hard_text` (B, k, L) and `hard_present` (B, k) on request, and in evaluation `text_present` (B, M).
+    `hard_text` (B, k, L) and `hard_present` (B, k) on request, and in evaluation `text_present` (B, M); with `missing`
+    `present` (B, V + texts), which views a sample has.
 
     Its state is what the optimiser consumed, not what a loader fetched ahead. It holds for every number of workers,
     and for every number of ranks that divides `lanes`.
@@ -50,6 +51,8 @@ class ShardDataModule(pl.LightningDataModule):
         views: the augmented views of training; they say whether the samples are pictures, clouds or clips.
         eval_view: of pictures, the view of evaluation; default a centre crop of the first training view's size.
         natural_views: which of a sample's own views (`google` of `key.google.png`), in this order; default all.
+        missing: train also on samples that lack some of `natural_views`, or captions, with an objective that knows what
+            to do with them; needs `natural: ordered` views. Evaluation leaves these samples out.
         label: which label field: `cls`, or a field of the `.json` file that the manifest lists.
         fields: numeric fields of the samples' `.json` that go into the batch under their names, float32 (B, ...).
         text: captions as token ids, for methods that read them: `text`, a list of views (B, L).
@@ -73,6 +76,7 @@ class ShardDataModule(pl.LightningDataModule):
         views: MultiView | PointViews | VideoViews,
         eval_view: CentreCrop | None = None,
         natural_views: list[str] | None = None,
+        missing: bool = False,
         label: str = "cls",
         fields: Sequence[str] = (),
         text: Captions | None = None,
@@ -97,12 +101,16 @@ class ShardDataModule(pl.LightningDataModule):
         self.natural_views, self.label, self.fields, self.text = natural_views, label, list(fields), text
         self.train_split, self.val_split = train_split, val_split
         self.seed, self.lanes, self.window = seed, lanes or default_lanes(global_batch_size), window
-        self.clusters, self.workers, self.max_broken = clusters, workers, max_broken
+        self.clusters, self.workers, self.max_broken, self.missing = clusters, workers, max_broken, missing
         self.cells, self.cell_samples = cells, cell_samples
         self.cache = ShardCache(cache_dir, int(cache_gb * 2**30)) if cache_dir else None
         self.mean, self.std = mean, std
         self.position = {"epoch": 0, "consumed": 0}
         self.broken: dict[str, None] = {}
+        if missing and (natural_views is None or getattr(views, "natural", "ordered") != "ordered"):
+            raise ValueError(
+                "missing wants natural_views, and views with natural: ordered: view v is then the v-th of them"
+            )
         if clusters and cells:
             raise ValueError("give clusters or cells: each decides alone what meets in a batch")
         if global_batch_size % self.lanes:
@@ -168,7 +176,7 @@ class ShardDataModule(pl.LightningDataModule):
         batches = self._train_batches(world, rank)
         batches.epoch, batches.consumed = self.position["epoch"], self.position["consumed"]
         names = self.natural_views, self.label, self.fields
-        dataset = ShardDataset(self.train_set, self.views, self.seed, *names, self.text)
+        dataset = ShardDataset(self.train_set, self.views, self.seed, *names, self.text, self.missing)
         return self._loader(dataset, batches, keep=True)
 
     def val_dataloader(self) -> DataLoader[Sample]:

@@ -64,8 +64,9 @@ class ShardDataset(Dataset[Sample]):
         label: str,
         fields: Sequence[str] = (),
         text: Captions | None = None,
+        missing: bool = False,
     ) -> None:
-        self.fields, self.text = list(fields), text
+        self.fields, self.text, self.missing = list(fields), text, missing
         self.shards, self.render, self.seed = shards, render, seed
         self.render_tracks = bool(getattr(getattr(render, "views", render), "tracks", False))
         self.natural_views, self.label = natural_views, label
@@ -108,7 +109,10 @@ class ShardDataset(Dataset[Sample]):
         fields = {e: decode(e, data) for e, data in files.items() if e not in named and kind(e) not in PICTURES}
         about = fields.get("json", {})
         rng = generator(self.seed, epoch, AUGMENTATION, sample)
-        natural: list[Any] = [decode(extension, files[extension]) for extension in named]
+        natural: list[Any] = [decode(extension, files[extension]) for extension in named if extension]
+        there = [bool(extension) for extension in named]
+        if not all(there):  # something of the right shape, which `present` says is none
+            natural = [natural[max(0, sum(there[: v + 1]) - 1)] for v in range(len(there))]
         views: list[Any]
         if isinstance(self.render, VideoViews | PlainVideo):
             tracks = Tracks.of(fields["traj.npz"]) if "traj.npz" in fields else None
@@ -136,14 +140,20 @@ class ShardDataset(Dataset[Sample]):
         if self.text is not None and isinstance(self.render, PlainViews | PlainPoints | PlainVideo):
             out |= self.text.all(fields)
         elif self.text is not None:
-            out |= self.text.draw(fields, generator(self.seed, epoch, TEXT, sample))
+            rng = generator(self.seed, epoch, TEXT, sample)
+            out |= self.text.none() if self.missing and not self.text.has(fields) else self.text.draw(fields, rng)
+        if self.missing:
+            texts = [self.text.has(fields)] * len(out.get("text", [])) if self.text is not None else []
+            out["present"] = np.array([there[v % len(there)] for v in range(len(views))] + texts)
         return out
 
     def _natural(self, files: dict[str, bytes]) -> list[str]:
-        """Extensions of the files with the natural views, in order."""
+        """Extensions of the files with the natural views, in order; with `missing` empty for those it lacks."""
         named = {e.rpartition(".")[0]: e for e in sorted(files) if kind(e) in FILES[self.render.modality]}
         wanted = list(named) if self.natural_views is None else list(self.natural_views)
         missing = [view for view in wanted if view not in named]
+        if self.missing and len(missing) < len(wanted):
+            return [named.get(view, "") for view in wanted]
         if missing or not wanted:
             what = f"{self.render.modality} {', '.join(missing) or 'at all'}"
             raise ValueError(f"no {what}; it has {', '.join(sorted(files))}")

@@ -204,11 +204,12 @@ class Table(Source):
     """A CSV or JSONL table with one file a row.
 
     Columns: the file (`file_name`, `file`, `filepath`, `path` or `image`; relative to the table; a folder is a clip of
-    the frames in it), and if there are any: `caption` (or `captions`, a list), `hard_captions` (a list, of each caption
-    of the row), `language`, `label`, `split`, `tracks` (a clip's `traj.npz`), and `id` with `view`, by which several
-    files become the natural views of one sample. Rows of one file are further captions of it. In a CSV a list is
-    written as JSON. All other columns are kept in the sample's `.json`; there an integer `same` marks known duplicates:
-    samples of one number are right answers to each other in retrieval, and never each other's negatives.
+    the frames in it), and if there are any: `caption` (or `captions`, a list, or in JSONL an object from language to
+    one or a list), `hard_captions` (a list, of each caption of the row), `language`, `label`, `split`, `tracks` (a
+    clip's `traj.npz`), and `id` with `view`, by which several files become the natural views of one sample. Rows of one
+    file are further captions of it. In a CSV a list is written as JSON. All other columns are kept in the sample's
+    `.json`; there an integer `same` marks known duplicates: samples of one number are right answers to each other in
+    retrieval, and never each other's negatives.
     """
 
     def __init__(self, path: Path, val_fraction: float, labels: Sequence[str], split_by: str | None = None) -> None:
@@ -383,9 +384,16 @@ def _captions(rows: list[dict[str, Any]]) -> dict[str, tuple[list[str], str | No
     """The captions of the rows of one sample, each once, with its hard captions and its language."""
     found: dict[str, tuple[list[str], str | None]] = {}
     for row in rows:
-        for caption in _listed(row.get("captions")) or [str(row.get("caption") or "")]:
-            if caption and caption not in found:
-                found[caption] = _listed(row.get("hard_captions")), row.get("language") or None
+        hard, told = _listed(row.get("hard_captions")), row.get("captions")
+        spoken: list[tuple[str | None, list[str]]]
+        if isinstance(told, dict):
+            spoken = [(language, [said] if isinstance(said, str) else _listed(said)) for language, said in told.items()]
+        else:
+            spoken = [(row.get("language") or None, _listed(told) or [str(row.get("caption") or "")])]
+        for language, captions in spoken:
+            for caption in captions:
+                if caption and caption not in found:
+                    found[caption] = hard, language
     return found
 
 

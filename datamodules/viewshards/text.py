@@ -180,6 +180,21 @@ class Captions:
             raise ValueError(f"no caption{spoken} in {', '.join(self.fields)}")
         return found
 
+    def has(self, fields: Mapping[str, Any]) -> bool:
+        """Whether the sample has a caption at all."""
+        try:
+            return bool(self.of(fields))
+        except ValueError:
+            return False
+
+    def none(self) -> dict[str, Any]:
+        """What `draw` gives, of a sample without captions."""
+        empty = {"text": [np.zeros(self.context, np.int64) for _ in self.augmentations]}
+        if not self.hard:
+            return empty
+        ids, present = np.zeros((self.hard, self.context), np.int64), np.zeros(self.hard, bool)
+        return {**empty, "hard_text": ids, "hard_present": present}
+
     def draw(self, fields: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """`text`: a (context,) array a view; with `hard`: `hard_text` (hard, context) and `hard_present` (hard,)."""
         captions = self.of(fields)

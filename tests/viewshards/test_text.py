@@ -330,3 +330,74 @@ def test_random_numbers_of_texts_are_their_own():
 
 def test_open_source_knows_shapes():
     assert open_source("builtin:shapes").name == "shapes"
+
+
+@pytest.fixture
+def patchy(tmp_path):
+    """Six things, drawn by two hands and named; some lack one of these."""
+    table = []
+    for i in range(6):
+        for hand in ("left", "right"):
+            if (i, hand) not in ((1, "left"), (2, "right")):
+                picture(tmp_path / f"{i}.{hand}.png")
+                caption = "" if i == 3 else f"thing {i}"
+                table.append(
+                    {
+                        "file_name": f"{i}.{hand}.png",
+                        "id": str(i),
+                        "view": hand,
+                        "caption": caption,
+                        "split": "train" if i < 4 else "val",
+                    }
+                )
+    return rows(tmp_path / "captions.csv", table)
+
+
+def test_samples_that_lack_views_or_captions(patchy, tmp_path):
+    packed(patchy, tmp_path / "out")
+    views = MultiView([Augmentation(16, (0.9, 1.0), flip=0.0)] * 2, natural="ordered")
+    options = {"global_batch_size": 4, "natural_views": ["left", "right"], "text": Captions(context=8), "workers": 0}
+    data = ShardDataModule(str(tmp_path / "out"), views=views, missing=True, **options)
+    (batch,) = data.train_dataloader()
+    by_key = dict(zip(batch["key"], batch["present"].tolist(), strict=True))
+    assert by_key == {
+        "0": [True, True, True],
+        "1": [False, True, True],
+        "2": [True, False, True],
+        "3": [True, True, False],
+    }
+    assert (
+        batch["replaced"] == [] and len(batch["image"]) == 2 and (batch["text"][0][batch["key"].index("3")] == 0).all()
+    )
+    assert all(view.shape == (4, 3, 16, 16) for view in batch["image"])
+    (plain,) = data.evaluation_loader("train")
+    assert plain["weight"].sum() == 1  # evaluation: only what is complete
+    (strict,) = ShardDataModule(str(tmp_path / "out"), views=views, max_broken=1, **options).train_dataloader()
+    assert len(strict["replaced"]) >= 3
+    across = MultiView([Augmentation(16, (0.9, 1.0), flip=0.0)] * 2)
+    with pytest.raises(ValueError, match="natural: ordered"):
+        ShardDataModule(str(tmp_path / "out"), views=across, missing=True, **options)
+
+
+def test_missing_views_teach_nothing_and_other_objectives_refuse_them(patchy, tmp_path):
+    from manyviews.objectives import CLIP, MVDHEL, MVInfoNCE
+
+    present = torch.tensor([[True, True, True], [False, True, True], [True, False, True], [True, True, False]])
+    for objective in (MVInfoNCE(0.1, same_view_negatives=False), MVInfoNCE(0.1), MVDHEL(0.5)):
+        views = [torch.randn(4, 5, requires_grad=True) for _ in range(3)]
+        objective(views, present=present).backward()
+        for v, view in enumerate(views):
+            assert (view.grad[~present[:, v]] == 0).all() and (view.grad[present[:, v]] != 0).any()
+    with pytest.raises(ValueError, match="wants all views of every sample"):
+        CLIP()([torch.randn(4, 5)] * 2, present=present[:, :2])
+
+
+def test_captions_by_language(tmp_path):
+    """As the raw emoji set has them: one name a language, or several."""
+    picture(tmp_path / "a.png")
+    row = {"file_name": "a.png", "split": "train", "captions": {"en": "a cat", "de": ["eine Katze", "ein Tier"]}}
+    (tmp_path / "table.jsonl").write_text(json.dumps(row) + "\n")
+    packed(tmp_path / "table.jsonl", tmp_path / "out")
+    about = json.loads(ShardSet(str(tmp_path / "out"), "train").read(0)["json"])
+    assert about["captions"] == ["a cat", "eine Katze", "ein Tier"] and about["languages"] == ["en", "de", "de"]
+    assert list(Captions(language="de").of({"json": about})) == ["eine Katze", "ein Tier"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +28,7 @@ class Objective(nn.Module, ABC):
     - `targets`: as many tensors as views; targets[v] is what views[v] shall match, and a constant to it;
     - `index` (n,): the sample's id in its data set; `label` (n,), -1 unknown; `group` (n,): images of equal group >= 0
       are not each other's negatives;
+    - `present` (n, V) bool: which views a sample has; an objective that does not name it refuses it;
     - `epoch`: of the run.
     """
 
@@ -44,6 +46,11 @@ class Objective(nn.Module, ABC):
         """The loss of `views`; `context` is what the paper needs besides (see the subclass)."""
         views = list(views)
         self._check(views)
+        if "present" in context and "present" not in signature(self.loss).parameters:
+            raise ValueError(
+                f"{type(self).__name__} wants all views of every sample: use MVInfoNCE or MVDHEL for samples that lack "
+                "some (data.missing)"
+            )
         self.diagnostics = {}
         with torch.autocast(views[0].device.type, enabled=False):
             return self.loss([full_precision(view) for view in views], gather(len(views[0])), **context)
