@@ -118,7 +118,8 @@ def test_a_study_runs_and_goes_on(small):
     scores = {name: [each["scores"]["knn20"] for each in runs] for name, runs in content["results"].items()}
     assert effect["seeds"] == pytest.approx([b - a for a, b in zip(scores["short"], scores["staged"], strict=True)])
     assert effect["verdict"] in ("seen", "inside noise", "not seen: the reverse")
-    assert (small / "out/steps.png").stat().st_size > 5000 and "git" in content
+    assert (small / "out/steps.png").stat().st_size > 5000 and "git" in content and "cores" in content["hardware"]
+    assert f"| short | {sum(scores['short']) / 2:.3f} +- " in (small / "out/steps.md").read_text()
     assert json.loads((small / "out/claims.json").read_text()) == content["found"]
     assert (small / "out/steps/staged-seed0/run/stage-1/finished.json").exists()
     raw = yaml.safe_load((small / "studies/steps.yaml").read_text())

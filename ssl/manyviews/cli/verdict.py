@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +68,28 @@ def verdict(mean: float, error: float, seeds: int) -> str:
 
 
 def write(study: Study, results: Results, out: Path) -> list[dict[str, Any]]:
-    """`OUT/NAME.json` with everything measured, `OUT/NAME.png`, and a table on the screen. Returns the effects."""
-    found = effects(study, results)
+    """`OUT/NAME.json` with everything measured, the table as `OUT/NAME.md`, `OUT/NAME.png`. Returns the effects."""
+    found, made = effects(study, results), provenance()
     recipes = {name: recipe["model"] for name, recipe in study.variants.items()}
-    content = {**study.content, "found": found, "results": results, "recipes": recipes, **provenance()}
+    content = {**study.content, "found": found, "results": results, "recipes": recipes, **made}
     (out / f"{study.name}.json").write_text(json.dumps(content, indent=1) + "\n")
-    console = Console(width=130)
-    console.print(_variants(study, results))
-    if found:
-        console.print(effect_table(found))
+    console, tables = Console(width=130), [_variants(study, results), *([effect_table(found)] if found else [])]
+    text = [f"# {study.content['title']}", study.content.get("scale", "").strip(), *map(_markdown, tables)]
+    where = f"`{shlex.join(made['command'])}`, {made['hardware']}, commit {made['git']}"
+    (out / f"{study.name}.md").write_text("\n\n".join([*text, where]) + "\n")
+    for table in tables:
+        console.print(table)
     _plot(study, results, found, out / f"{study.name}.png")
-    console.print(f"{out / study.name}.json and .png", highlight=False)
+    console.print(f"{out / study.name}.json, .md and .png", highlight=False)
     return found
+
+
+def _markdown(table: Table) -> str:
+    """The same table for GitHub."""
+    columns = [list(column.cells) for column in table.columns]
+    rows = [[str(column.header) for column in table.columns], ["---"] * len(columns), *zip(*columns, strict=True)]
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return f"{table.title}\n\n" + "\n".join(lines)
 
 
 def _mean(results: Results, name: str, column: str) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 import yaml
 
 logger = logging.getLogger(__name__)
@@ -143,15 +144,26 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, 
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, host and git state, to be kept with a run or a number."""
+    """Versions, hardware and git state, to be kept with a run or a number."""
     return {
         "versions": {name: _version(name) for name in VERSIONS},
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "hardware": hardware(),
         "command": sys.argv,
         "git": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
+
+
+def hardware() -> str:
+    """Processor and cores, and the GPUs if torch sees any."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    text = f"{models[0] if models else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join([text, *gpus])
 
 
 def _version(name: str) -> str | None:
