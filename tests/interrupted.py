@@ -13,6 +13,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
 from manyviews.methods import SimCLR
 from manyviews.runs import AtomicCheckpointIO, Checkpoints, RandomState, StopOnSignal, Stopped, newest_whole
@@ -27,6 +28,10 @@ class Begun(pl.Callback):
 
     def on_train_batch_end(self, *_):
         self.path.touch()
+
+
+def forbidden(*_):
+    raise AssertionError("Lightning's own broadcast of signals ran")
 
 
 def fit(shards: str, checkpoints: Path, mark: Path, last: int = 0) -> tuple[pl.Trainer, Stopped | None]:
@@ -59,6 +64,7 @@ def main() -> None:
         "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
     }  # fmt: skip
     torch.set_num_threads(1)
+    _TrainingEpochLoop._broadcast_sigterm_tensor = forbidden  # Lightning's broadcast each step
     steps = []
     for number in range(times):
         trainer, stop = fit(shards, folder / "stopped", folder / f"begun-{number}-{rank}")

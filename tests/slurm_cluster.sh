@@ -75,6 +75,7 @@ install)
     apt-get install -y -qq --no-install-recommends slurm-wlm munge
     ;;
 start)
+    trap '"$0" stop "$folder"' ERR
     configure
     munged --force --key-file="$folder/munge/key" --socket="$folder/munge/socket" --pid-file="$folder/munged.pid" \
         --log-file="$folder/munged.log" --seed-file="$folder/munge/seed"

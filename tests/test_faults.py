@@ -1,5 +1,6 @@
 """What goes wrong on clusters, brought about on purpose: signals, dead and silent ranks, full disks, damaged files."""
 
+import contextlib
 import json
 import os
 import random
@@ -77,7 +78,8 @@ def test_one_faulty_rank_ends_the_run_and_is_named(digits, tmp_path, kind):
         try:
             code = process.wait(timeout=120)
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     said = (tmp_path / "log").read_text()
     assert code != 0, said
     if kind == "raise":
@@ -126,7 +128,8 @@ def test_a_full_disk_is_survived(digits, tmp_path):
         assert run("fit", "--config", whole, "--run", tmp_path / "undisturbed").returncode == 0
         ours, theirs = weights(disk / "run"), weights(tmp_path / "undisturbed")
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-        assert scalars(disk / "run")["train/loss"][-1] == scalars(tmp_path / "undisturbed")["train/loss"][-1]
+        here, there = (dict(scalars(folder)["train/loss"]) for folder in (disk / "run", tmp_path / "undisturbed"))
+        assert set(here) >= {1, 5, 10, 50, 55, 60} and all(value == there[step] for step, value in here.items())
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
 

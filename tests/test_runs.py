@@ -140,6 +140,19 @@ def test_a_signal_in_the_last_or_first_step_of_an_epoch(digits, tmp_path, undist
     assert equal(weights(tmp_path / "run"), weights(undisturbed))
 
 
+def test_a_signal_at_the_end_of_an_epoch_does_not_lose_its_score(digits, tmp_path):
+    """The first epoch, of 22 steps, is evaluated and is the best so far, whatever stops the run there."""
+    once = {"class_path": "tests.recipe.Interrupt", "init_args": {"step": 22, "once": str(tmp_path / "sent")}}
+    evaluation = {"class_path": "manyviews.evaluation.Evaluation", "init_args": {"every_n_epochs": 1}}
+    changes = {"trainer__callbacks": [once, evaluation], "checkpoints__monitor": "val/knn20"}
+    config = write(tmp_path / "recipe.yaml", recipe(digits, **changes))
+    assert run("fit", "--config", config, "--run", tmp_path / "run").returncode == 143
+    best = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
+    assert best["global_step"] == 22
+    (state,) = [s for name, s in best["callbacks"].items() if "Checkpoints" in name]
+    assert state["best"] == pytest.approx(scalars(tmp_path / "run")["val/knn20"][0][1])
+
+
 @pytest.mark.parametrize("step", [22, 29])
 def test_a_run_ended_by_lightning_goes_on_where_it_was(digits, tmp_path, undisturbed, step):
     """`trainer.max_time` and early stopping end a run by `should_stop`; epochs have 22 steps."""

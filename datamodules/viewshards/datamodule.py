@@ -197,7 +197,7 @@ class ShardDataModule(pl.LightningDataModule):
         if world is None or rank is None:
             world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         names = self.natural_views, self.label
-        dataset = ShardDataset(shards, self.plain, self.seed, *names, text=self.text)
+        dataset = ShardDataset(shards, self.plain, self.seed, *names, text=self.text, missing=self.missing)
         return self._loader(dataset, EvalBatches(len(shards), batch_size, world, rank), keep=False)
 
     def shards_of(self, split: str) -> ShardSet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Sequence
@@ -34,6 +35,10 @@ Render = MultiView | PlainViews | PointViews | PlainPoints | VideoViews | PlainV
 """Makes the views of one sample from its natural views, and the rows of the `device` backend, if any."""
 FILES = {"image": PICTURES, "points": frozenset({"npy"}), "video": frozenset({"mp4", "webm", "npy"})}
 """What files hold the natural views of a modality."""
+
+
+class Incomplete(ValueError):
+    """A sample that lacks a view or a caption, where only complete ones count."""
 
 
 class ShardDataset(Dataset[Sample]):
@@ -80,28 +85,30 @@ class ShardDataset(Dataset[Sample]):
 
     def __getitem__(self, place: tuple[int, int]) -> Sample:
         epoch, wanted = place
-        if wanted < 0:  # padding of an evaluation batch: the shape of a sample, nothing of its content
-            blank = self[epoch, 0]
-            seen = self.render.modality
-            return {
-                **blank,
-                **{name: [np.zeros_like(view) for view in blank[name]] for name in (seen, "tracks") if name in blank},
-                "index": -1,
-                "key": "",
-                "label": -1,
-                "group": -1,
-                "weight": 0.0,
-                "replaced": [],
-            }
+        if wanted < 0:
+            return self._blank(epoch)
         problems: list[str] = []
         for step in range(IN_A_ROW):
             sample = (wanted + step) % len(self)
             try:
                 return {**self._load(epoch, sample), "weight": float(not problems), "replaced": problems}
+            except Incomplete:
+                return self._blank(epoch)
             except ValueError as error:  # damaged content; what the disk or the network do is no reason to go on
                 shard, _ = self.shards.locate(sample)
                 problems.append(f"{self.shards.path(shard)} sample {sample}: {error}")
         raise BrokenShard(f"{IN_A_ROW} samples in a row cannot be read:\n" + "\n".join(problems))
+
+    def _blank(self, epoch: int) -> Sample:
+        """Padding of an evaluation batch: the shape of a sample, nothing of its content."""
+        for sample in range(len(self)):
+            with contextlib.suppress(ValueError):
+                whole = self._load(epoch, sample)
+                seen = [name for name in (self.render.modality, "tracks") if name in whole]
+                views = {name: [np.zeros_like(view) for view in whole[name]] for name in seen}
+                nothing = {"index": -1, "key": "", "label": -1, "group": -1, "weight": 0.0, "replaced": []}
+                return {**whole, **views, **nothing}
+        raise BrokenShard(f"{self.shards.root}: no sample of {self.shards.split!r} can be read")
 
     def _load(self, epoch: int, sample: int) -> Sample:
         files = self.shards.read(sample)
@@ -111,6 +118,9 @@ class ShardDataset(Dataset[Sample]):
         rng = generator(self.seed, epoch, AUGMENTATION, sample)
         natural: list[Any] = [decode(extension, files[extension]) for extension in named if extension]
         there = [bool(extension) for extension in named]
+        plain = isinstance(self.render, PlainViews | PlainPoints | PlainVideo)
+        if self.missing and plain and not (all(there) and (self.text is None or self.text.has(fields))):
+            raise Incomplete(f"{self.shards.key(sample)} lacks a view or a caption")
         if not all(there):  # something of the right shape, which `present` says is none
             natural = [natural[max(0, sum(there[: v + 1]) - 1)] for v in range(len(there))]
         views: list[Any]
@@ -137,7 +147,7 @@ class ShardDataset(Dataset[Sample]):
             out[name] = np.asarray(about[name], np.float32)
         if "txt" in fields:
             out["caption"] = fields["txt"]
-        if self.text is not None and isinstance(self.render, PlainViews | PlainPoints | PlainVideo):
+        if self.text is not None and plain:
             out |= self.text.all(fields)
         elif self.text is not None:
             rng = generator(self.seed, epoch, TEXT, sample)

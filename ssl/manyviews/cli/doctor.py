@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import importlib
 import os
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -115,11 +117,11 @@ def _reduce(rank: int, world: int, backend: str, meet: str) -> None:
 
 
 def file_system(folder: Path) -> Iterator[Finding]:
-    """Where runs go: write, sync, rename, lock, room, and whether other nodes would see it."""
-    subject = f"runs in {folder}"
+    """Where runs go: write, sync, lock, room, and whether other nodes would see it."""
+    subject, made = f"runs in {folder}", folder / f".doctor-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as f:
+        with made.open("wb") as f:
             started = time.perf_counter()
             f.write(os.urandom(1 << 26))
             f.flush()
@@ -129,11 +131,12 @@ def file_system(folder: Path) -> Iterator[Finding]:
                 fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 yield "warn", subject, f"no locks ({error}): two jobs in one run folder would not be noticed"
-        Path(f.name).replace(folder / ".doctor")
-        (folder / ".doctor").unlink()
     except OSError as error:
         yield "FAIL", subject, f"cannot write: {error}"
         return
+    finally:
+        with contextlib.suppress(OSError):
+            made.unlink()
     free = shutil.disk_usage(folder).free / 2**30
     state = "warn" if free < 20 else "ok"
     yield (
@@ -199,9 +202,13 @@ def slurm() -> Iterator[Finding]:
         inside = "inside a job, in a container" if "SLURM_JOB_ID" in os.environ else "no sbatch here"
         yield "warn", "Slurm", f"{inside}: submit from a login node"
         return
-    done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=30)
-    if done.returncode:
-        yield "warn", "Slurm", f"installed, but no cluster answers ({done.stderr.strip().splitlines()[-1]})"
+    try:
+        options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 30, "check": True}
+        done = subprocess.run(["scontrol", "show", "config"], **options)
+        partitions = subprocess.run(["sinfo", "-h", "-o", "%P %a %l %D %G"], **options)
+    except subprocess.SubprocessError as error:
+        said = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1]
+        yield "warn", "Slurm", f"installed, but no cluster answers ({said})"
         return
     setting = {k.strip(): v.strip() for k, _, v in (line.partition("=") for line in done.stdout.splitlines())}
     yield "ok", "Slurm", f"{setting.get('SLURM_VERSION')}, cluster {setting.get('ClusterName')}"
@@ -210,8 +217,7 @@ def slurm() -> Iterator[Finding]:
         yield "warn", "Slurm", f"KillWait is {wait} s: a save on SIGTERM may be cut off (the one on USR1 has 120 s)"
     if setting.get("JobRequeue") == "0":
         yield "ok", "Slurm", "JobRequeue is off by default; the scripts ask for --requeue themselves"
-    idle = subprocess.run(["sinfo", "-h", "-o", "%P %a %l %D %G"], capture_output=True, text=True, timeout=30)
-    for line in idle.stdout.splitlines():
+    for line in partitions.stdout.splitlines():
         name, state, limit, nodes, gres = line.split()
         yield (
             ("ok" if state == "up" else "warn"),

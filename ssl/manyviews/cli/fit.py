@@ -54,7 +54,7 @@ class FitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Our arguments beside Lightning's."""
         parser.add_argument("--run", type=str | None, help="folder of the run (default: runs/NAME of the config file)")
-        parser.add_argument("--timeout", type=float, default=300.0, help="seconds after which a silent rank ends all")
+        parser.add_argument("--timeout", type=float, default=900.0, help="seconds that ranks wait for each other")
         parser.add_lightning_class_args(Monitor, "monitor")
         parser.add_lightning_class_args(CollapseAlarm, "collapse")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
@@ -185,25 +185,36 @@ def fit(argv: list[str]) -> int:
         _failed(cli, error)
         return 2 if isinstance(error, ValueError | OSError | FloatingPointError) else 1
     if cli.trainer.is_global_zero:
+        print(cli.ledger.summary(), file=sys.stderr)
         if _is_complete(cli.trainer):
             scores = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
             content = {"steps": cli.trainer.global_step, "scores": scores, "goodput": goodput(cli.ledger.all())}
-            finished.write_text(json.dumps(content | provenance(), indent=1) + "\n")
-        print(cli.ledger.summary(), file=sys.stderr)
+            part = finished.with_suffix(".part")
+            try:
+                part.write_text(json.dumps(content | provenance(), indent=1) + "\n")
+                part.replace(finished)
+            except OSError as error:
+                print(f"manyviews fit: trained and saved, but {finished} not written: {error}", file=sys.stderr)
+                return 2
     return 0
 
 
 def _stopped(cli: FitCLI, stop: Stopped) -> int:
     """What is said and done after a signal. Returns the exit code."""
-    marker = os.environ.get("MANYVIEWS_REQUEUE")
-    requeue = stop.saved and stop.signum == signals.WARNING and marker
+    marker, now = os.environ.get("MANYVIEWS_REQUEUE"), cli.ledger.now
+    asked = stop.saved and stop.signum == signals.WARNING and marker
+    # Where a time limit leaves no time to train, the job would be queued for ever.
+    requeue = asked and now is not None and cli.trainer.global_step > now.first_step
     if cli.trainer.is_global_zero:
         saved = "saved" if stop.saved else "NOT saved"
         then = "the job asks to be queued again" if requeue else "the same command goes on"
+        if asked and not requeue:
+            then = "not queued again, since this start made no step: is the time limit too short?"
         print(f"stopped by {stop} at step {cli.trainer.global_step}, {saved}; {then}", file=sys.stderr)
         print(cli.ledger.summary(), file=sys.stderr)
         if requeue and marker:  # the batch script looks for it: containers have no scontrol
             Path(marker).touch()
+    cli.trainer.strategy.barrier()  # the first rank that ends with an error has the others killed
     return 0 if requeue else 128 + stop.signum
 
 

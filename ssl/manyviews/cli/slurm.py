@@ -14,6 +14,7 @@ import yaml
 
 SCRIPTS = Path("slurm")
 OUTPUT = Path("runs/slurm")
+EVALUATIONS = ("probe", "knn", "svm", "accuracy", "retrieve", "fewshot", "zeroshot", "composition", "transfer", "cost")
 
 
 def points(path: Path) -> list[list[str]]:
@@ -65,9 +66,13 @@ def submit(arguments: argparse.Namespace, rest: list[str]) -> None:
         raise ValueError(f"{target} does not exist")
     if arguments.then and arguments.job != "pretrain":
         raise ValueError("--then follows a pretrain job")
+    asked = rest[:1] if arguments.job == "probe" else []
+    for protocol in [*arguments.then, *asked]:
+        if protocol not in EVALUATIONS:
+            raise ValueError(f"no evaluation {protocol!r}; there are {', '.join(EVALUATIONS)}")
     # As the scripts name a run: experiments/clip/emoji.yaml is clip-emoji.
-    parts = target.with_suffix("").parts
-    name = "-".join(parts[parts.index("experiments") + 1 :] if "experiments" in parts else parts[-1:])
+    path = str(target.with_suffix(""))
+    name = path.rpartition("experiments/")[2].replace("/", "-") if "experiments/" in path else target.stem
     options, given = _options(arguments), [str(target), *rest]
     if arguments.job == "sweep":
         count, at_once = len(points(target)), f"%{arguments.at_once}" if arguments.at_once else ""
@@ -87,10 +92,11 @@ def submit(arguments: argparse.Namespace, rest: list[str]) -> None:
     job = _sbatch(variable(arguments.job), f"--job-name={name}", *options, script, *given)
     words = [part for word in rest for part in word.split("=", 1)]
     run = next((value for key, value in itertools.pairwise(words) if key == "--run"), f"runs/{name}-{job}")
-    gpu = ["--gpus=1"] if arguments.gpus_per_node else []
+    one = ["--gpus=1"] if arguments.gpus_per_node else []
+    one += [f"--cpus-per-task={arguments.cpus_per_task}"] if arguments.cpus_per_task else []
     for protocol in arguments.then:
         after = [f"--dependency=afterok:{job}", "--kill-on-invalid-dep=yes", f"--job-name={protocol}-{name}"]
-        where = [f"--output={OUTPUT}/%x-%j.out", *gpu, *_site(arguments)]
+        where = [f"--output={OUTPUT}/%x-%j.out", *one, *_site(arguments)]
         job = _sbatch(variable(protocol), *after, *where, str(SCRIPTS / "probe.sbatch"), run, protocol)
 
 

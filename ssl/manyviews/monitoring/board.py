@@ -26,6 +26,7 @@ class Board(TensorBoardLogger):
         """Lets go of a writer whose thread has ended."""
         logger.error("TensorBoard: readings lost (%s)", error)
         self._experiment = None
+        self._kwargs.pop("purge_step", None)  # a second time it would take back what this run has written
 
 
 class _Surviving:

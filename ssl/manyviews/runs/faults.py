@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -63,7 +64,10 @@ class FiniteGuard(pl.Callback):
         readings: dict[str, Tensor] | None = getattr(pl_module, "readings", None)
         if readings is not None:
             readings["grad_norm"] = norm
-        if bool(norm.isfinite() & self._loss.isfinite()):  # the loss of the global batch is the same on all ranks
+        finite = bool(norm.isfinite() & self._loss.isfinite())  # under DDP the same on all ranks
+        if isinstance(trainer.strategy, FSDPStrategy):  # where a rank sees its shard of the gradient
+            finite = trainer.strategy.reduce_boolean_decision(finite, all=True)
+        if finite:
             self.in_a_row = 0
             return
         self.skipped += 1
@@ -111,6 +115,8 @@ class StopOnSignal(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Takes over the handlers. Lightning's own call collectives inside the handler, and hang."""
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        # Nor the broadcast that it makes each step to tell of a SIGTERM, which waits for the device.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         self._before = signals.listen(*signals.ALL)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -123,15 +129,21 @@ class StopOnSignal(pl.Callback):
     ) -> None:
         # After an epoch's last batch the epoch is ended first, evaluation and all: nothing of it has to be repeated.
         if not trainer.is_last_batch and (trainer.world_size == 1 or trainer.global_step % self.every_n_steps == 0):
-            self._leave(trainer, pl_module, epoch_ended=False)
+            self._leave(trainer, pl_module, epoch_end=False)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
-        self._leave(trainer, pl_module, epoch_ended=trainer.is_last_batch)
+        self._leave(trainer, pl_module, epoch_end=True)
 
-    def _leave(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch_ended: bool) -> None:
-        if self._agree(trainer, pl_module):
-            kept = [c.save(trainer, epoch_ended) for c in trainer.callbacks if isinstance(c, Checkpoints)]  # type: ignore[attr-defined]
-            raise self._stopped(saved=bool(kept) and all(path is not None for path in kept))
+    def _leave(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch_end: bool) -> None:
+        if not self._agree(trainer, pl_module):
+            return
+        kept = []
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Checkpoints):
+                if epoch_end:  # its turn would come after this: the epoch's score may be the best
+                    callback.on_train_epoch_end(trainer, pl_module)
+                kept.append(callback.save(trainer, epoch_end and trainer.is_last_batch))
+        raise self._stopped(saved=bool(kept) and all(path is not None for path in kept))
 
     def _agree(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         if trainer.world_size == 1:

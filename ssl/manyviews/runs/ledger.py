@@ -54,7 +54,7 @@ class Ledger(pl.Callback):
         job = os.environ.get("SLURM_JOB_ID")
         step = trainer.global_step
         self.now = Attempt(step, trainer.world_size, step, host=platform.node(), job=job)
-        self._file = self.folder / f"{len(self.all()) + 1:04d}.json"
+        self._file = self.folder / f"{len(list(self.folder.glob('*.json'))) + 1:04d}.json"
         self._started = self._batch_end = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -96,7 +96,13 @@ class Ledger(pl.Callback):
 
     def all(self) -> list[Attempt]:
         """All starts of the run, in order, this one as far as it is written down."""
-        return [Attempt(**json.loads(path.read_text())) for path in sorted(self.folder.glob("*.json"))]
+        found = []
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                found.append(Attempt(**json.loads(path.read_text())))
+            except (ValueError, TypeError) as error:  # empty after a power cut: no reason to keep a run from going on
+                logger.warning("%s left out of the account: %s", path, error)
+        return found
 
     def summary(self) -> str:
         """One line for all starts."""
