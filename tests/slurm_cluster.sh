@@ -29,7 +29,7 @@ configure() {
     chmod 700 "$folder/munge"
     head -c 128 /dev/urandom >"$folder/munge/key"
     chmod 400 "$folder/munge/key"
-    # The node claims four cores, so that jobs run side by side on two. cred_expire: a requeued job waits that long
+    # The node claims eight cores, so that jobs run side by side on two. cred_expire: a requeued job waits that long
     # (120 s by default). No accounting, no cgroups.
     cat >"$SLURM_CONF" <<CONF
 ClusterName=tests

@@ -191,13 +191,15 @@ def test_what_submit_would_do(tmp_path, monkeypatch, capsys):
     cluster = ["--nodes", "2", "--gpus-per-node", "8", "--time", "4:00:00"]
     then = ["--then", "probe", "zeroshot", "--dry-run"]
     assert main(["submit", "pretrain", "experiments/clip/emoji.yaml", *cluster, *then, "--seed_everything", "3"]) == 0
-    pretrain, probe, zeroshot = capsys.readouterr().out.splitlines()
+    folder, pretrain, probe, zeroshot = capsys.readouterr().out.splitlines()
+    assert folder == "mkdir -p runs/slurm"
     assert pretrain == (
         "pretrain=$(sbatch --parsable --job-name=clip-emoji --output=runs/slurm/%x-%j.out --nodes=2 --ntasks-per-node=8 "
         "--gpus-per-node=8 --time=4:00:00 slurm/pretrain.sbatch experiments/clip/emoji.yaml --seed_everything 3)"
     )
     assert "--dependency=afterok:$pretrain" in probe and probe.endswith("probe.sbatch runs/clip-emoji-$pretrain probe)")
-    assert "--dependency=afterok:$probe --kill-on-invalid-dep=yes" in zeroshot and "--gpus=1" in zeroshot
+    assert "--dependency=afterok:$pretrain,afterany:$probe --kill-on-invalid-dep=yes" in zeroshot
+    assert "--gpus=1" in zeroshot
     assert main(["submit", "sweep", "grid.yaml", "--at-once", "1", "--dry-run"]) == 0
     assert "--array=0-1%1" in capsys.readouterr().out
     assert main(["grid", "grid.yaml", "--task", "1"]) == 0
@@ -207,12 +209,25 @@ def test_what_submit_would_do(tmp_path, monkeypatch, capsys):
         (["grid", "grid.yaml", "--task", "2"], "has 2 points, 0 to 1; got task 2"),
         (["submit", "pretrain", "nothing.yaml"], "nothing.yaml does not exist"),
         (["submit", "sweep", "experiments/clip/emoji.yaml"], "a grid has the keys recipe and grid"),
+        (["submit", "pretrain", "grid.yaml"], "is a grid: manyviews submit sweep grid.yaml"),
+        (["submit", "sweep", "grid.yaml", "--run", "runs/x"], "all tasks would go on in runs/x"),
+        (["submit", "probe", "experiments"], "experiments is no run"),
+        (["submit", "pretrain", "experiments/clip/emoji.yaml", "--at-once", "2"], "--at-once is for a sweep"),
         (["submit", "probe", "grid.yaml", "--then", "knn"], "--then follows a pretrain job"),
-        (["submit", "pretrain", "grid.yaml", "--then", "prbe"], "no evaluation 'prbe'"),
+        (["submit", "pretrain", "experiments/clip/emoji.yaml", "--then", "prbe"], "no evaluation 'prbe'"),
         (["submit", "probe", "grid.yaml", "knnn"], "no evaluation 'knnn'"),
     ):
         assert main(wrong) == 2
         assert told in capsys.readouterr().err
+
+
+def test_an_evaluation_reads_its_options_before_the_queue(tmp_path, monkeypatch, capsys):
+    (tmp_path / "slurm").symlink_to(ROOT / "slurm")
+    (tmp_path / "c.ckpt").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["submit", "probe", "c.ckpt", "knn", "--kk", "5"])
+    assert "unrecognized arguments: --kk 5" in capsys.readouterr().err
 
 
 def test_a_typing_error_is_told_before_the_queue(digits, tmp_path):
@@ -225,9 +240,9 @@ def test_a_typing_error_is_told_before_the_queue(digits, tmp_path):
 def test_the_doctor(digits, tmp_path):
     well = run("doctor", "--data", digits, "--run", tmp_path / "runs")
     assert "1437 samples" in well.stdout and "all-reduce right" in well.stdout and "GiB free" in well.stdout
-    failed = [line for line in well.stdout.splitlines() if "FAIL" in line and "/dev/shm" not in line]
-    assert not failed and well.returncode == int("FAIL" in well.stdout), well.stdout + well.stderr
+    failed = [line for line in well.stdout.splitlines() if line.startswith("│ FAIL") and "/dev/shm" not in line]
+    assert not failed and well.returncode == int("│ FAIL" in well.stdout), well.stdout + well.stderr
     (tmp_path / "file").write_text("")
     ill = run("doctor", "--data", tmp_path, "--run", tmp_path / "file")
-    failed = [line for line in ill.stdout.splitlines() if "FAIL" in line and "/dev/shm" not in line]
+    failed = [line for line in ill.stdout.splitlines() if line.startswith("│ FAIL") and "/dev/shm" not in line]
     assert ill.returncode == 1 and len(failed) == 2, ill.stdout

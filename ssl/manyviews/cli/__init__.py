@@ -47,10 +47,10 @@ def main(argv: list[str] | None = None) -> int:
             return fit(argv[1:])
         finally:
             signals.restore(before)
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
+    options = parser()
+    arguments, rest = options.parse_known_args(argv)
     if rest and arguments.command not in ("multistage", "submit"):  # whose rest goes to fit
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.command == "list":
         from manyviews.cli.catalogue import catalogue
 
@@ -93,7 +93,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Of all commands but `fit`, which has its own."""
     parser = argparse.ArgumentParser(
         prog="manyviews", description="Self-supervised pretraining whose runs can be trusted."
     )

@@ -49,6 +49,7 @@ def doctor(arguments: argparse.Namespace) -> int:
             failed |= state == "FAIL"
             table.add_row(f"[{STYLES[state]}]{state}[/]", escape(subject), escape(text))
     console.print(table)
+    print("a run would break: mend what FAILs" if failed else "nothing here would break a run")
     return int(failed)
 
 
@@ -68,7 +69,11 @@ def gpus() -> Iterator[Finding]:
     """Devices, whether they compute, and what they can."""
     if not torch.cuda.is_available():
         built = "a CPU build of torch" if torch.version.cuda is None else f"torch for CUDA {torch.version.cuda}"
-        yield "warn", "GPUs", f"none in sight ({built}; CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')})"
+        yield (
+            "warn",
+            "GPUs",
+            f"none in sight ({built}; CUDA_VISIBLE_DEVICES {os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')})",
+        )
         return
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
@@ -222,5 +227,5 @@ def slurm() -> Iterator[Finding]:
         yield (
             ("ok" if state == "up" else "warn"),
             f"partition {name}",
-            f"{state}, limit {limit}, {nodes} node(s), {gres}",
+            f"{state}, limit {limit}, nodes: {nodes}, {'no GPUs' if gres == '(null)' else gres}",
         )

@@ -207,11 +207,14 @@ def _stopped(cli: FitCLI, stop: Stopped) -> int:
     requeue = asked and now is not None and cli.trainer.global_step > now.first_step
     if cli.trainer.is_global_zero:
         saved = "saved" if stop.saved else "NOT saved"
-        then = "the job asks to be queued again" if requeue else "the same command goes on"
-        if asked and not requeue:
+        then = f"the same command with --run {cli.folder.path} goes on"
+        if requeue:
+            then = "the job asks to be queued again"
+        elif asked:
             then = "not queued again, since this start made no step: is the time limit too short?"
         print(f"stopped by {stop} at step {cli.trainer.global_step}, {saved}; {then}", file=sys.stderr)
-        print(cli.ledger.summary(), file=sys.stderr)
+        if now is not None:
+            print(cli.ledger.summary(), file=sys.stderr)
         if requeue and marker:  # the batch script looks for it: containers have no scontrol
             Path(marker).touch()
     cli.trainer.strategy.barrier()  # the first rank that ends with an error has the others killed
@@ -257,6 +260,8 @@ def _quiet() -> None:
         ".*Checkpoint directory .* exists.*",
         ".*LeafSpec.*",
         ".*is smaller than the logging interval.*",
+        ".*resuming from a checkpoint that ended before the epoch.*",  # ours is resumable, bit by bit
+        ".*all_gather_into_tensor.*",  # its new name is not in torch 2.11
         "(?s).*does not round-trip.*",  # tuples, which YAML gives back as lists
     ):
         warnings.filterwarnings("ignore", message)

@@ -59,45 +59,80 @@ def grid(arguments: argparse.Namespace) -> None:
 
 def submit(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Queues a job, an array, or a chain, or with --dry-run prints the commands that would."""
-    if not (SCRIPTS / "job.sh").exists():
-        raise ValueError(f"{SCRIPTS.absolute()} has no job scripts: run this in the project's root")
     target = Path(arguments.target)
-    if not target.exists():
-        raise ValueError(f"{target} does not exist")
-    if arguments.then and arguments.job != "pretrain":
-        raise ValueError("--then follows a pretrain job")
-    asked = rest[:1] if arguments.job == "probe" else []
-    for protocol in [*arguments.then, *asked]:
-        if protocol not in EVALUATIONS:
-            raise ValueError(f"no evaluation {protocol!r}; there are {', '.join(EVALUATIONS)}")
+    words = [part for word in rest for part in word.split("=", 1)]
+    run = next((value for key, value in itertools.pairwise(words) if key == "--run"), None)
+    _refuse(arguments, target, run)
     # As the scripts name a run: experiments/clip/emoji.yaml is clip-emoji.
     path = str(target.with_suffix(""))
     name = path.rpartition("experiments/")[2].replace("/", "-") if "experiments/" in path else target.stem
-    options, given = _options(arguments), [str(target), *rest]
+    options, output = _options(arguments), f"--output={OUTPUT}/%x-%j.out"
     if arguments.job == "sweep":
-        count, at_once = len(points(target)), f"%{arguments.at_once}" if arguments.at_once else ""
-        options = [f"--array=0-{count - 1}{at_once}", f"--output={OUTPUT}/%x-%A_%a.out", *options]
+        at_once = f"%{arguments.at_once}" if arguments.at_once else ""
+        options = [f"--array=0-{len(points(target)) - 1}{at_once}", *options]
+        output = f"--output={OUTPUT}/%x-%A_%a.out"
+    if arguments.job == "probe":
+        command, *more = rest if rest and not rest[0].startswith("-") else ["probe", *rest]
+        _evaluation(command, str(target), more)
+        name = f"{command}-{name}"
+    for command in arguments.then:
+        _evaluation(command, "RUN", [])
+    if arguments.dry_run:
+        print(f"mkdir -p {OUTPUT}")
     else:
-        options = [f"--output={OUTPUT}/%x-%j.out", *options]
-    if not arguments.dry_run:
-        checked = points(target)[0] if arguments.job == "sweep" else [f"--config={target}"]
         if arguments.job != "probe":
-            _check([*checked, *rest])
+            ends = [points(target)[0], points(target)[-1]] if arguments.job == "sweep" else [[f"--config={target}"]]
+            for given in ends if len(ends) < 2 or ends[0] != ends[1] else ends[:1]:
+                _check([*given, *rest])
         OUTPUT.mkdir(parents=True, exist_ok=True)
 
     def variable(job: str) -> str | None:
         return job if arguments.dry_run else None
 
     script = str(SCRIPTS / f"{arguments.job}.sbatch")
-    job = _sbatch(variable(arguments.job), f"--job-name={name}", *options, script, *given)
-    words = [part for word in rest for part in word.split("=", 1)]
-    run = next((value for key, value in itertools.pairwise(words) if key == "--run"), f"runs/{name}-{job}")
+    first = _sbatch(variable(arguments.job), f"--job-name={name}", output, *options, script, str(target), *rest)
     one = ["--gpus=1"] if arguments.gpus_per_node else []
     one += [f"--cpus-per-task={arguments.cpus_per_task}"] if arguments.cpus_per_task else []
-    for protocol in arguments.then:
-        after = [f"--dependency=afterok:{job}", "--kill-on-invalid-dep=yes", f"--job-name={protocol}-{name}"]
-        where = [f"--output={OUTPUT}/%x-%j.out", *one, *_site(arguments)]
-        job = _sbatch(variable(protocol), *after, *where, str(SCRIPTS / "probe.sbatch"), run, protocol)
+    before = ""
+    for command in arguments.then:  # in order; one that fails does not take the next with it
+        after = [f"--dependency=afterok:{first}{before}", "--kill-on-invalid-dep=yes", f"--job-name={command}-{name}"]
+        given = [output, *one, *_site(arguments), str(SCRIPTS / "probe.sbatch"), run or f"runs/{name}-{first}", command]
+        before = f",afterany:{_sbatch(variable(command), *after, *given)}"
+
+
+def _refuse(arguments: argparse.Namespace, target: Path, run: str | None) -> None:
+    """What would fail in the queue and can be seen here.
+
+    Raises:
+        ValueError: saying what.
+    """
+    if not (SCRIPTS / "job.sh").exists():
+        raise ValueError(f"{SCRIPTS.absolute()} has no job scripts: run this in the project's root")
+    if not target.exists():
+        raise ValueError(f"{target} does not exist (it comes first, before what manyviews fit takes)")
+    if arguments.then and arguments.job != "pretrain":
+        raise ValueError("--then follows a pretrain job")
+    if arguments.at_once and arguments.job != "sweep":
+        raise ValueError("--at-once is for a sweep")
+    if arguments.job == "sweep" and run and "--array=" not in arguments.sbatch:
+        raise ValueError(f'all tasks would go on in {run}: name one, --sbatch="--array=3" --run runs/NAME-ARRAY_3')
+    if arguments.job == "pretrain" and "grid" in (yaml.safe_load(target.read_text()) or {}):
+        raise ValueError(f"{target} is a grid: manyviews submit sweep {target}")
+    if arguments.job == "probe" and target.is_dir() and not (target / "checkpoints").exists():
+        raise ValueError(f"{target} is no run: it has no checkpoints")
+
+
+def _evaluation(command: str, run: str, options: list[str]) -> None:
+    """Lets the command read its arguments now.
+
+    Raises:
+        ValueError: for a command that evaluates nothing. SystemExit: with argparse's message.
+    """
+    if command not in EVALUATIONS:
+        raise ValueError(f"no evaluation {command!r}; there are {', '.join(EVALUATIONS)}")
+    from manyviews.cli import parser
+
+    parser().parse_args([command, "--run", run, *options])
 
 
 def _options(arguments: argparse.Namespace) -> list[str]:
