@@ -20,7 +20,7 @@ from viewshards.sources import open_source
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 RECIPES = [
-    *sorted(p for p in EXPERIMENTS.glob("*/*.yaml") if p.parent.name not in ("claims", "leaderboard")),
+    *sorted(p for p in EXPERIMENTS.glob("*/*.yaml") if p.parent.name not in ("claims", "leaderboard", "sweeps")),
     EXPERIMENTS / "quickstart.yaml",
 ]
 

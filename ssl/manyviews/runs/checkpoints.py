@@ -205,8 +205,8 @@ class Checkpoints(Checkpoint):
         """
         if self.save(trainer) is None:
             raise OSError(
-                f"step {trainer.global_step}, the last one, could not be saved in {self.folder}; make room and run the "
-                "same command again"
+                f"step {trainer.global_step}, the last one, could not be saved in {self.folder}: mend what the error "
+                "above says and give the same command again"
             )
 
     def save(self, trainer: pl.Trainer, epoch_ended: bool = False) -> Path | None:
