@@ -24,6 +24,18 @@ slow = pytest.mark.slow
 TWO_RANKS = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 2 MB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", path], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.strip()}")
+    yield path
+    subprocess.run(["umount", "-l", path], check=True)
+
+
 def await_(condition, process, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -108,51 +120,35 @@ def test_a_second_job_in_the_same_folder_is_refused(digits, tmp_path):
 
 
 @slow
-def test_a_full_disk_is_survived(digits, tmp_path):
+def test_a_full_disk_is_survived(digits, tmp_path, disk):
     """A tmpfs of 2 MB is full from step 15 to 35: the saves of steps 20 and 30 fail, the older ones stay, training goes
     on, and the run ends as the undisturbed one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.strip()}")
-    try:
-        fill = {"class_path": "tests.recipe.FillDisk", "init_args": {"full": 15, "free": 35}}
-        config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__callbacks=[fill]))
-        done = run("fit", "--config", config, "--run", disk / "run")
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count("not saved") == 2 and "failure 2 in a row" in done.stderr
-        names = {path.name for path in (disk / "run/checkpoints").iterdir()}
-        assert names == {f"step-{n:08d}.ckpt" for n in (40, 50, 60)}
-        whole = write(tmp_path / "whole.yaml", recipe(digits))
-        assert run("fit", "--config", whole, "--run", tmp_path / "undisturbed").returncode == 0
-        ours, theirs = weights(disk / "run"), weights(tmp_path / "undisturbed")
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-        here, there = (dict(scalars(folder)["train/loss"]) for folder in (disk / "run", tmp_path / "undisturbed"))
-        assert set(here) >= {1, 5, 10, 50, 55, 60} and all(value == there[step] for step, value in here.items())
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
+    fill = {"class_path": "tests.recipe.FillDisk", "init_args": {"full": 15, "free": 35}}
+    config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__callbacks=[fill]))
+    done = run("fit", "--config", config, "--run", disk / "run")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("not saved") == 2 and "failure 2 in a row" in done.stderr
+    names = {path.name for path in (disk / "run/checkpoints").iterdir()}
+    assert names == {f"step-{n:08d}.ckpt" for n in (40, 50, 60)}
+    whole = write(tmp_path / "whole.yaml", recipe(digits))
+    assert run("fit", "--config", whole, "--run", tmp_path / "undisturbed").returncode == 0
+    ours, theirs = weights(disk / "run"), weights(tmp_path / "undisturbed")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    here, there = (dict(scalars(folder)["train/loss"]) for folder in (disk / "run", tmp_path / "undisturbed"))
+    assert set(here) >= {1, 5, 10, 50, 55, 60} and all(value == there[step] for step, value in here.items())
 
 
 @slow
-def test_a_last_checkpoint_that_cannot_be_saved_leaves_the_run_unfinished(digits, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.strip()}")
-    try:
-        fill = {"class_path": "tests.recipe.FillDisk", "init_args": {"full": 55, "free": 1000}}
-        config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__callbacks=[fill]))
-        done = run("fit", "--config", config, "--run", disk / "run")
-        assert done.returncode == 2 and "could not be saved" in done.stderr, done.stderr
-        assert not (disk / "run/finished.json").exists()
-        assert newest_whole(disk / "run/checkpoints").name == "step-00000050.ckpt"
-        (disk / "ballast").unlink()
-        again = run("fit", "--config", write(tmp_path / "plain.yaml", recipe(digits)), "--run", disk / "run")
-        assert again.returncode == 0 and (disk / "run/finished.json").exists(), again.stderr
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
+def test_a_last_checkpoint_that_cannot_be_saved_leaves_the_run_unfinished(digits, tmp_path, disk):
+    fill = {"class_path": "tests.recipe.FillDisk", "init_args": {"full": 55, "free": 1000}}
+    config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__callbacks=[fill]))
+    done = run("fit", "--config", config, "--run", disk / "run")
+    assert done.returncode == 2 and "could not be saved" in done.stderr, done.stderr
+    assert not (disk / "run/finished.json").exists()
+    assert newest_whole(disk / "run/checkpoints").name == "step-00000050.ckpt"
+    (disk / "ballast").unlink()
+    again = run("fit", "--config", write(tmp_path / "plain.yaml", recipe(digits)), "--run", disk / "run")
+    assert again.returncode == 0 and (disk / "run/finished.json").exists(), again.stderr
 
 
 @slow
