@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from manyviews.cli import main
 from tests.recipe import environment, recipe, run, scalars, weights, write
+from viewshards.cli import main as viewshards
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "tests/slurm_cluster.sh"
@@ -160,15 +162,19 @@ def test_a_job_and_a_task_of_an_array_are_requeued(site, undisturbed):
 
 @slurm
 def test_a_chain_of_pretraining_and_evaluations(site):
-    """Three jobs by dependencies, with the environment that the scripts hand on; each sees the checkpoint of the first."""
-    net = {"class_path": "manyviews.backbones.ConvNet", "init_args": {"widths": [8, 16]}}
-    write(site.folder / "chained.yaml", recipe(site.digits, model__backbone=net))
-    first, probe, knn = site.submit("pretrain", "chained.yaml", "--then", "probe", "knn", sbatch=None)
-    ended = [site.await_end(job) for job in (first, probe, knn)]
-    assert [e["JobState"] for e in ended] == ["COMPLETED"] * 3, site.log(first) + site.log(probe) + site.log(knn)
-    stored = [path.name for path in (site.folder / f"runs/chained-{first}/evaluations").glob("*00000060.json")]
-    assert sorted(name.partition("-")[0] for name in stored) == ["knn", "linear", "logistic"]
-    assert "linear" in site.log(probe) and "knn20" in site.log(knn)
+    """Pretraining on images and texts, then a probe, then zero-shot: jobs by dependencies, with the environment that
+    the scripts hand on; each sees the checkpoint of the first."""
+    assert viewshards(["pack", "builtin:shapes", str(site.folder / "runs/data/shapes")]) == 0
+    config = yaml.safe_load((ROOT / "experiments/clip/shapes.yaml").read_text())
+    config["trainer"] = {"accelerator": "cpu", "max_steps": 30}
+    write(site.folder / "chained.yaml", config)
+    first, probe, zeroshot = site.submit("pretrain", "chained.yaml", "--then", "probe", "zeroshot", sbatch=None)
+    ended = [site.await_end(job) for job in (first, probe, zeroshot)]
+    logs = site.log(first) + site.log(probe) + site.log(zeroshot)
+    assert [e["JobState"] for e in ended] == ["COMPLETED"] * 3, logs
+    stored = [path.name for path in (site.folder / f"runs/chained-{first}/evaluations").glob("*00000030.json")]
+    assert sorted(name.partition("-")[0] for name in stored) == ["linear", "logistic", "zeroshot"]
+    assert "linear" in site.log(probe) and "zeroshot" in site.log(zeroshot)
 
 
 @slurm

@@ -19,7 +19,7 @@ from manyviews.heads import MultiHead, projector
 from manyviews.methods import SimCLR
 from manyviews.optim import Schedule
 from manyviews.runs import AtomicCheckpointIO, Checkpoints, FiniteGuard, newest_whole
-from manyviews.runs.checkpoints import is_whole
+from manyviews.runs.storage import alias, damage_of
 from tests.recipe import Backbone, environment
 
 FAST = {
@@ -294,7 +294,7 @@ except (OSError, RuntimeError) as error:
         [sys.executable, "-c", code, str(tmp_path)], env=environment(), capture_output=True, text=True
     )
     assert "refused" in done.stdout, done.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.ckpt"]
+    assert {p.name for p in tmp_path.iterdir()} == {"step-00000001.ckpt", "step-00000001.ckpt.sha256"}
     assert len(AtomicCheckpointIO().load_checkpoint(tmp_path / "step-00000001.ckpt")["x"]) == 10
 
 
@@ -305,8 +305,11 @@ def test_training_goes_on_when_a_save_fails(tmp_path, caplog):
     assert caplog.text.count("not saved") == 3
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
-def test_damaged_checkpoints_are_recognised(tmp_path, damage):
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "another"])
+def test_damaged_checkpoints_are_recognised(tmp_path, damage, sealed):
+    if damage == "another" and not sealed:
+        pytest.skip("a whole file, and nothing beside it that says otherwise")
     io = AtomicCheckpointIO()
     for step in (1, 2):
         io.save_checkpoint({"x": torch.randn(1000), "step": step}, tmp_path / f"step-{step:08d}.ckpt")
@@ -314,11 +317,30 @@ def test_damaged_checkpoints_are_recognised(tmp_path, damage):
     data = bytearray(newest.read_bytes())
     if damage == "flip":
         data[1500] ^= 1
-    newest.write_bytes({"cut": data[:-100], "flip": data, "empty": b""}[damage])
-    assert not is_whole(newest)
+    other = (tmp_path / "step-00000001.ckpt").read_bytes()
+    newest.write_bytes({"cut": data[:-100], "flip": data, "empty": b"", "another": other}[damage])
+    if not sealed:
+        newest.with_suffix(".ckpt.sha256").unlink()
+    assert damage_of(newest)
     assert newest_whole(tmp_path).name == "step-00000001.ckpt"
     with pytest.raises(ValueError, match="not a whole checkpoint"):
         io.load_checkpoint(newest)
+
+
+def test_what_lies_beside_a_checkpoint(tmp_path):
+    """Size and checksum as the command line's own tool reads them; kept, renamed and removed with the checkpoint."""
+    fit(simclr(), 4, [Checkpoints(str(tmp_path), every_n_steps=1, keep_last=2)], plugins=[AtomicCheckpointIO()])
+    names = [f"step-0000000{n}.ckpt" for n in (3, 4)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names + [f"{name}.sha256" for name in names])
+    alias(tmp_path / names[1], tmp_path / "best.ckpt")
+    for name in (*names, "best.ckpt"):
+        first, second = (tmp_path / f"{name}.sha256").read_text().splitlines()
+        assert first == f"# {(tmp_path / name).stat().st_size} bytes" and second.endswith(f"  {name}")
+        subprocess.run(["sha256sum", "--check", "--strict", f"{name}.sha256"], cwd=tmp_path, check=True)
+    (tmp_path / f"{names[1]}.sha256").write_text("scribble")
+    with pytest.raises(ValueError, match="step-00000004.ckpt.sha256 is damaged"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / names[1])
+    assert newest_whole(tmp_path).name == names[0]
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path):

@@ -43,8 +43,8 @@ from manyviews.evaluation.features import Features, prepared
 from manyviews.evaluation.protocol import about, result_path, save
 from manyviews.methods import ImageText, Method
 from manyviews.monitoring import pictures
-from manyviews.runs.checkpoints import load, newest_whole
 from manyviews.runs.folder import CONFIG_KEY, RunFolder
+from manyviews.runs.storage import load, newest_whole
 from manyviews.similarity import unit
 
 

@@ -37,9 +37,9 @@ from manyviews.runs import (
     Stopped,
     newest_whole,
 )
-from manyviews.runs.checkpoints import NAME
 from manyviews.runs.folder import CONFIG_KEY, provenance
 from manyviews.runs.ledger import goodput
+from manyviews.runs.storage import NAME
 
 FINISHED = "finished.json"
 ERROR = "error.txt"

@@ -1,10 +1,11 @@
 """What makes a run survive and tell the truth about itself: folder, checkpoints, faults, random state."""
 
-from manyviews.runs.checkpoints import AtomicCheckpointIO, Checkpoints, newest_whole
+from manyviews.runs.checkpoints import Checkpoints
 from manyviews.runs.faults import FiniteGuard, StopOnSignal, Stopped
 from manyviews.runs.folder import RunFolder
 from manyviews.runs.ledger import Ledger
 from manyviews.runs.random import RandomState
+from manyviews.runs.storage import AtomicCheckpointIO, newest_whole
 
 __all__ = [
     "AtomicCheckpointIO",

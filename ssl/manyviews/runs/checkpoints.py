@@ -1,124 +1,20 @@
-"""Checkpoints that are whole or absent, and finite."""
+"""When a run's checkpoints are saved, which are kept, and that none is of weights that are not finite."""
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
-import re
-import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+
+from manyviews.runs.storage import alias, remove, saved_steps, sidecar
 
 logger = logging.getLogger(__name__)
 
-NAME = re.compile(r"step-(\d+)\.ckpt")
 BEST = "best.ckpt"
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, syncs, renames, syncs the folder: a failed save leaves the old file and no litter.
-
-    Lightning's own stages the file in `$TMPDIR` and copies it over, so that a full disk leaves a torn `last.ckpt`.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Saves a checkpoint dict at `path`.
-
-        Raises:
-            OSError: if the disk has no room for it, before anything is written.
-        """
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        needed, free = size_of(checkpoint), shutil.disk_usage(target.parent).free
-        if free < needed:
-            raise OSError(
-                errno.ENOSPC, f"no room: the checkpoint takes {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free"
-            )
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            with open(part, "wb") as f:
-                torch.save(checkpoint, f)
-                f.flush()
-                os.fsync(f.fileno())
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Loads tensors and plain types only: a checkpoint cannot run code."""
-        return load(path)
-
-
-def size_of(content: Any) -> int:
-    """Bytes of all tensors in nested dicts and lists, each storage once."""
-    storages: dict[int, int] = {}
-
-    def walk(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            storage = value.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-        elif isinstance(value, dict):
-            for child in value.values():
-                walk(child)
-        elif isinstance(value, list | tuple):
-            for child in value:
-                walk(child)
-
-    walk(content)
-    return sum(storages.values())
-
-
-def load(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A checkpoint on the CPU, tensors and plain types only.
-
-    Raises:
-        ValueError: if it is not whole, saying so.
-        FileNotFoundError: if it is not there.
-    """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
-    if not is_whole(path):
-        raise ValueError(f"{path}: not a whole checkpoint (cut or damaged)")
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return checkpoint
-
-
-def is_whole(path: str | os.PathLike[str]) -> bool:
-    """Whether every part of a checkpoint is there and matches its checksum (torch's format is a zip with CRCs)."""
-    try:
-        with zipfile.ZipFile(path) as z:
-            return z.testzip() is None
-    except (zipfile.BadZipFile, OSError, EOFError):
-        return False
-
-
-def saved_steps(folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of a folder's checkpoints, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := NAME.fullmatch(path.name))]
-    return sorted(found)
-
-
-def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; broken ones are passed over with a warning."""
-    for _, path in reversed(saved_steps(folder)):
-        if is_whole(path):
-            return path
-        logger.warning("%s is not whole (cut or damaged): falling back to the one before", path)
-    return None
 
 
 class Checkpoints(Checkpoint):
@@ -173,6 +69,7 @@ class Checkpoints(Checkpoint):
             for step, path in saved_steps(self.folder):
                 if step > trainer.global_step:
                     path.rename(path.with_suffix(".broken"))
+                    sidecar(path).unlink(missing_ok=True)
 
     def on_train_batch_end(  # noqa: D102
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -195,7 +92,7 @@ class Checkpoints(Checkpoint):
             if better and path is None:
                 self.best = before
             elif better and path is not None and trainer.is_global_zero:
-                _link(path, self.folder / BEST)
+                alias(path, self.folder / BEST)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The run's last checkpoint.
@@ -241,7 +138,7 @@ class Checkpoints(Checkpoint):
         self.failures, self._saved_step = 0, trainer.global_step
         if trainer.is_global_zero:
             for _, old in saved_steps(self.folder)[: -self.keep_last]:
-                old.unlink()
+                remove(old)
         return path
 
 
@@ -263,11 +160,3 @@ def _mark_epoch(loop: dict[str, Any], ended: bool) -> None:
 def _all_finite(module: torch.nn.Module) -> bool:
     norms = torch._foreach_norm([p.detach() for p in module.parameters() if p.is_floating_point()])
     return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
-
-
-def _link(path: Path, name: Path) -> None:
-    """A second name for the same file, which stays when the first is pruned."""
-    part = name.with_name(f".{name.name}.part")
-    part.unlink(missing_ok=True)
-    os.link(path, part)
-    part.replace(name)
