@@ -182,7 +182,8 @@ def write(path: Path, config: dict) -> Path:
 
 def command(*arguments: str) -> list[str]:
     """The console command, by the interpreter of the tests."""
-    return [sys.executable, "-c", "import sys; from manyviews.cli import main; sys.exit(main())", *map(str, arguments)]
+    script = Path(sys.executable).with_name("manyviews")  # a file, which Lightning can start once more for each rank
+    return [sys.executable, str(script), *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:

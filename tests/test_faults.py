@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -81,12 +80,9 @@ def test_one_faulty_rank_ends_the_run_and_is_named(digits, tmp_path, kind):
     """Rank 1 at step 12. Without Slurm: gloo's closed connection, or the timeout of collectives, ends rank 0."""
     fault = {"class_path": "tests.recipe.Fault", "init_args": {"step": 12, "rank": 1, "kind": kind}}
     config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__callbacks=[fault]))
-    script = Path(sys.executable).with_name("manyviews")
-    given = [script, "fit", "--config", config, "--run", tmp_path / "run", *TWO_RANKS, "--timeout", "10"]
+    given = command("fit", "--config", config, "--run", tmp_path / "run", *TWO_RANKS, "--timeout", "10")
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, *map(str, given)], env=environment(), stderr=log, start_new_session=True
-        )
+        process = subprocess.Popen(given, env=environment(), stderr=log, start_new_session=True)
         try:
             code = process.wait(timeout=120)
         finally:

@@ -4,9 +4,7 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -260,13 +258,12 @@ def test_evaluation_during_training_leaves_no_trace(digits, tmp_path, undisturbe
 
 def test_two_ranks_killed_and_gone_on_with_one(digits, tmp_path):
     """Real gloo ranks from the command line; all of the group dies; one process takes the run over."""
-    script = Path(sys.executable).with_name("manyviews")
     callback = {"class_path": "manyviews.evaluation.Evaluation", "init_args": {"every_n_epochs": 1}}
     config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__callbacks=[callback]))
     arguments = ["fit", "--config", config, "--run", tmp_path / "run"]
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     process = subprocess.Popen(
-        [str(x) for x in (sys.executable, script, *arguments, *two)],
+        command(*arguments, *two),
         env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 200

@@ -108,10 +108,9 @@ def site(digits, tmp_path_factory):
 def undisturbed(site):
     """The same recipe on two ranks without Slurm, from start to end."""
     config = site.recipe("plain.yaml", 0.0)
-    script = site.environment["MANYVIEWS_BIN"] + "/manyviews"
-    command = [sys.executable, script, "fit", "--config", config, "--run", "runs/undisturbed"]
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    done = subprocess.run([*command, *two], cwd=site.folder, env=site.environment, capture_output=True, text=True)
+    options = {"cwd": site.folder, "env": site.environment}
+    done = run("fit", "--config", config, "--run", "runs/undisturbed", *two, **options)
     assert done.returncode == 0, done.stderr
     return "undisturbed"
 

@@ -92,13 +92,14 @@ class LogitScale(nn.Module):
         if bounds is not None and not 0 < bounds[0] <= bounds[1]:
             raise ValueError(f"bounds must be 0 < low <= high, got {bounds}")
         self.bounds = bounds
-        self.log_scale = nn.Parameter(torch.tensor(math.log(initial)))
-        self.bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
+        # Of one element, not scalars, which fully sharded training cannot cut.
+        self.log_scale = nn.Parameter(torch.tensor([math.log(initial)]))
+        self.bias = None if bias is None else nn.Parameter(torch.tensor([float(bias)]))
         self.requires_grad_(learned)
 
     def forward(self) -> Tensor:
         """s, a scalar."""
-        return self.log_scale.exp()
+        return self.log_scale.exp()[0]
 
     @torch.no_grad()
     def clamp(self) -> None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from manyviews.sharding import norms, parts
+
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 """Builds an optimiser over parameter groups: `functools.partial(LARS, lr=0.3)`, or a class with arguments in YAML."""
 
@@ -68,31 +70,32 @@ class LARS(Optimizer):
             if not params:
                 continue
             grads = [p.grad for p in params]
-            still = [norm == 0 for norm in torch._foreach_norm(grads)] if group["adapt"] else []
+            still = norms(grads) == 0 if group["adapt"] else None
             if group["weight_decay"]:
                 grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
-            if group["adapt"]:
-                grads = list(torch._foreach_mul(grads, self._trust(params, grads, still, group)))
+            if still is not None:
+                ratio = self._trust(norms(params), norms(grads), still, group)
+                grads = list(torch._foreach_mul(parts(grads), list(ratio.unbind())))
             buffers = []
             for p in params:
                 state = self.state[p]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(p)
                 buffers.append(state["momentum_buffer"])
+            buffers = parts(buffers)
             torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, grads)
+            torch._foreach_add_(buffers, parts(grads))
             rate = group["lr"] * (1.0 if group["adapt"] else group["plain_rate"])
-            torch._foreach_add_(params, buffers, alpha=-rate)
+            torch._foreach_add_(parts(params), buffers, alpha=-rate)
         return loss
 
     @staticmethod
-    def _trust(params: list[Tensor], grads: list[Any], still: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        w, g = (torch.stack(torch._foreach_norm(x)) for x in (params, grads))
+    def _trust(w: Tensor, g: Tensor, still: Tensor, group: dict[str, Any]) -> Tensor:
         # Without a gradient only decay is left, which the ratio would turn into a step of lr * eta whatever its size.
-        ratio = torch.where((w > 0) & (g > 0) & ~torch.stack(still), group["eta"] * w / g, torch.ones_like(w))
+        ratio = torch.where((w > 0) & (g > 0) & ~still, group["eta"] * w / g, torch.ones_like(w))
         if group["clip_lr"]:
             ratio = (ratio / group["lr"]).clamp(max=1.0) if group["lr"] > 0 else ratio
-        return list(ratio.unbind())
+        return ratio
 
 
 def decay_groups(module: nn.Module, constant: nn.Module | None = None) -> list[dict[str, Any]]:
@@ -188,8 +191,7 @@ class EMA(nn.Module):
     @torch.no_grad()
     def update(self, source: nn.Module, momentum: float) -> None:
         """theta <- momentum * theta + (1 - momentum) * source, in a few launches for all tensors."""
-        mine: list[Tensor] = list(self.module.parameters())
-        torch._foreach_lerp_(mine, list[Tensor](source.parameters()), 1 - momentum)
+        torch._foreach_lerp_(parts(self.module.parameters()), parts(source.parameters()), 1 - momentum)
         for buffer, other in zip(self.module.buffers(), source.buffers(), strict=True):
             buffer.copy_(other)
 

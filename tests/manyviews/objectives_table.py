@@ -118,8 +118,8 @@ def amcl(heads, d, **options):
 
 
 def swav(views, objective, **_):
-    objective.prototypes.data = F.normalize(objective.prototypes.data, dim=1)  # float32 is not of length 1 to 1e-10
-    return ref.swav(views, objective.prototypes, objective.temperature, objective.epsilon)
+    prototypes = F.normalize(objective.prototypes, dim=1)  # float32 was not of length 1 to 1e-10
+    return ref.swav(views, prototypes, objective.temperature, objective.epsilon)
 
 
 def hallucinated(views, objective, strength, targets=None, group=None, **_):

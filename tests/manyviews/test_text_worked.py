@@ -196,8 +196,9 @@ def test_mgca_of_the_worked_examples():
 def test_mgca_keeps_its_prototypes_at_length_one_and_frozen_at_first():
     mgca = o.MGCA(2, 4, frozen_epochs=1).double()
     mgca.prototypes.data *= 3
-    loss = mgca(F3, tokens=[view[:, None] for view in F3], epoch=0)
+    mgca.constrain()
     torch.testing.assert_close(mgca.prototypes.norm(dim=1), torch.ones(4, **double))
+    loss = mgca(F3, tokens=[view[:, None] for view in F3], epoch=0)
     assert not torch.autograd.grad(loss, mgca.prototypes)[0].any()
 
 

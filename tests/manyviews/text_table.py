@@ -219,7 +219,6 @@ def mgca(views, objective, tokens, masks, group=None, **_):
             m = a @ seen.T / objective.local_temperature
             each.append(0.5 * (F.cross_entropy(m, torch.arange(len(a))) + F.cross_entropy(m.T, torch.arange(len(a)))))
         local = local + torch.stack(each).mean()
-    objective.prototypes.data = F.normalize(objective.prototypes.data, dim=1)  # float32 is not of length 1 to 1e-10
     q = F.normalize(objective.prototypes, dim=1)
     codes = [balanced((x @ q.T).detach(), objective.epsilon, 3) for x in (v, t)]
     logs = [(x @ q.T / objective.prototype_temperature).log_softmax(1) for x in (v, t)]

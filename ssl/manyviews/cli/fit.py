@@ -40,6 +40,7 @@ from manyviews.runs import (
 from manyviews.runs.folder import CONFIG_KEY, provenance
 from manyviews.runs.ledger import goodput
 from manyviews.runs.storage import NAME
+from manyviews.sharding import FullySharded
 
 FINISHED = "finished.json"
 ERROR = "error.txt"
@@ -78,6 +79,11 @@ class FitCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer with our logger, checkpoint format and remaining callbacks."""
+        if self.config.trainer.strategy in FSDPStrategy.get_registered_strategies():
+            raise ValueError(
+                f"trainer.strategy {self.config.trainer.strategy} flattens the weights of many layers into one before "
+                "it cuts them, so that nothing but the training step can use them: give fsdp2"
+            )
         logger = True
         if self.config.trainer.logger is None:
             # Events after the checkpoint, written before the run died, are taken back.
@@ -99,7 +105,7 @@ class FitCLI(LightningCLI):
                 **kwargs,
             )
         trainer.callbacks.append(self.ledger)  # type: ignore[attr-defined]  # after the checkpoints
-        if isinstance(trainer.strategy, DDPStrategy | FSDPStrategy):
+        if isinstance(trainer.strategy, DDPStrategy | FullySharded):
             trainer.strategy._timeout = timedelta(seconds=self.config.timeout)
         return trainer
 

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch.distributed as dist
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from manyviews import distributed
 from manyviews.evaluation import plots
@@ -15,6 +18,7 @@ from manyviews.evaluation.features import Features, extract, prepared
 from manyviews.evaluation.joint import JointProtocol
 from manyviews.evaluation.knn import KNN
 from manyviews.evaluation.protocol import Protocol, Result, about, result_path, save
+from manyviews.sharding import whole
 
 
 class Evaluation(pl.Callback):
@@ -50,12 +54,14 @@ class Evaluation(pl.Callback):
             return
         data: Any = getattr(trainer, "datamodule", None)
         found: dict[str, tuple[Protocol, Result]] = {}
-        for protocol in self.protocols:
-            if isinstance(protocol, JointProtocol):  # all ranks take part
-                found[protocol.title] = protocol, protocol.measure(pl_module, data)
         frozen = [protocol for protocol in self.protocols if not protocol.joint]
-        if frozen:
-            train, val = (features_of(pl_module, data, split) for split in ("train", "val"))
+        _share_statistics(pl_module)
+        with whole(pl_module):
+            for protocol in self.protocols:
+                if isinstance(protocol, JointProtocol):  # all ranks take part
+                    found[protocol.title] = protocol, protocol.measure(pl_module, data)
+            if frozen:
+                train, val = (features_of(pl_module, data, split) for split in ("train", "val"))
         if trainer.is_global_zero:
             found |= {protocol.title: (protocol, protocol.evaluate(train, val)) for protocol in frozen}
             scores = {f"val/{name}": score for _, result in found.values() for name, score in result.scores.items()}
@@ -86,6 +92,18 @@ def features_of(module: Any, data: Any, split: str, embed: Any = None) -> Featur
     """Features of a split of a data module, over all ranks, on the module's device."""
     gather = distributed.current()
     return extract(module, embed or module.embed, prepared(module, data, split, gather), gather)
+
+
+def _share_statistics(module: nn.Module) -> None:
+    """BatchNorm's running statistics of rank 0, which are those of the checkpoint, to all ranks.
+
+    Each rank has seen its own batches since the last step began; of rank 0's, training goes on anyway.
+    """
+    if dist.is_available() and dist.is_initialized():
+        for part in module.modules():
+            if isinstance(part, _BatchNorm):
+                for statistics in part.buffers(recurse=False):
+                    dist.broadcast(statistics, 0)
 
 
 def _is_last(trainer: pl.Trainer) -> bool:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from manyviews import distributed
 from manyviews.backbones import Encoding, views_of
-from manyviews.heads import LogitScale
 from manyviews.methods.gradcache import check_exact
 from manyviews.methods.method import Batch, Method
 from manyviews.monitoring import diagnostics
@@ -170,13 +169,6 @@ class ImageText(Method):
 
     def _prefix(self) -> int:
         return int(getattr(self.backbone, "prefix_tokens", 0))
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The step, and then every logit scale back into its bounds."""
-        super().optimizer_step(*args, **kwargs)
-        for module in self.objective.modules():
-            if isinstance(module, LogitScale):
-                module.clamp()
 
 
 def projection(tower: nn.Module, dim: int) -> nn.Module:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from manyviews import distributed
@@ -20,6 +21,7 @@ from manyviews.backbones import Encoding, views_of
 from manyviews.methods.gradcache import GradCache, check_exact
 from manyviews.objectives import Objective
 from manyviews.optim import LARS, OptimizerFactory, Schedule, decay_groups
+from manyviews.sharding import shard
 
 Batch = dict[str, Any]
 
@@ -137,6 +139,19 @@ class Method(pl.LightningModule):
                 f"negatives: another loss, not a larger batch. Make data.global_batch_size {k} times larger and set "
                 "model.grad_cache to the number of images that fit at once: the exact large batch"
             )
+
+    def configure_model(self) -> None:
+        """Cuts the parameters over the ranks where the strategy is `fsdp2`."""
+        if self._device_mesh is None or isinstance(self, FSDPModule):
+            return
+        if self.grad_cache:
+            raise ValueError("grad_cache encodes each chunk twice, which fsdp2 does not know of: use one of the two")
+        shard(self, self._device_mesh["data_parallel"])
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The step, after which the objective's parameters are brought back into their bounds."""
+        super().optimizer_step(*args, **kwargs)
+        self.objective.constrain()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over decay groups, its rate scaled by the batch and scheduled over the run's steps."""

@@ -14,6 +14,7 @@ from manyviews.backbones import Encoding, OpenClipText, views_of
 from manyviews.methods.imagetext import ImageText
 from manyviews.methods.method import Batch
 from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.sharding import whole
 from manyviews.similarity import unit
 
 
@@ -116,12 +117,13 @@ class MoCoOp(ImageText):
         if there and there != [name.replace("_", " ") for name in self.classnames]:
             raise ValueError(f"classnames must be those of the data, in their order: {', '.join(there[:20])}")
         super().on_fit_start()
-        for g, group in enumerate(self.templates):
-            each = []
-            for template in group:
-                ids = self.tokenize([template.format(c=name) for name in self.classnames]).to(self.device)
-                each.append(self.embed_text(ids).pooled)
-            self.hand[g] = unit(torch.stack(each).mean(0))
+        with whole(self):
+            for g, group in enumerate(self.templates):
+                each = []
+                for template in group:
+                    ids = self.tokenize([template.format(c=name) for name in self.classnames]).to(self.device)
+                    each.append(self.embed_text(ids).pooled)
+                self.hand[g] = unit(torch.stack(each).mean(0))
 
     def encodings(self, batch: Batch) -> tuple[list[Encoding], list[Encoding]]:
         """Of the images; the texts are the prompts."""

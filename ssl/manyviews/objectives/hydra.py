@@ -77,7 +77,7 @@ class Hydra(Objective):
         self.pairing = choice("pairing", pairing, ("arbitrary", "identical", "distinct"))
         self.gate_epochs = gate_epochs
         self.gate = Gate(classes, dim) if gated else None
-        self.log_scale = nn.Parameter(torch.tensor(math.log(positive("scale", scale))))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(positive("scale", scale))]))
 
     def loss(
         self,
@@ -106,7 +106,7 @@ class Hydra(Objective):
         g = gate.detach().clamp(1e-6, 1 - 1e-6)
         self.diagnostics["gate_open"] = rows.mean(g.mean(1))
         self.diagnostics["gate_entropy"] = rows.mean(-(g * g.log() + (1 - g) * (1 - g).log()).mean(1))
-        self.diagnostics["scale"] = self.log_scale.detach().exp()
+        self.diagnostics["scale"] = self.log_scale.detach().exp()[0]
         return torch.stack(losses).mean()
 
     @torch.no_grad()

@@ -97,10 +97,11 @@ class MGCA(Objective):
         own = m.diagonal(dim1=1, dim2=2)
         return 0.5 * (share * (m.logsumexp(2) + m.logsumexp(1) - 2 * own)).sum(1)
 
+    def _constrain_own(self) -> None:
+        """Prototypes of length 1."""
+        self.prototypes.copy_(unit(self.prototypes))
+
     def _swapped(self, v: Tensor, t: Tensor, rows: Rows, epoch: int | None) -> Tensor:
-        if self.training:
-            with torch.no_grad():
-                self.prototypes.copy_(unit(self.prototypes))
         q = unit(self.prototypes)
         if epoch is not None and epoch < self.frozen_epochs:
             q = q.detach() + 0 * q  # a gradient of zero, since DDP wants one

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from manyviews.distributed import LOCAL, Gather, Rows
+from manyviews.heads import LogitScale
 from manyviews.similarity import full_precision
 
 
@@ -58,6 +59,21 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def loss(self, views: list[Tensor], rows: Rows, **context: Any) -> Tensor:
         """The equation. `views`: V tensors (n, D); `rows`: the global batch this rank's n images belong to."""
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """To be called after each step of the optimiser: brings parameters back to where they belong.
+
+        Its own and those of objectives inside it.
+        """
+        for part in self.modules():
+            if isinstance(part, LogitScale):
+                part.clamp()
+            elif isinstance(part, Objective):
+                part._constrain_own()
+
+    def _constrain_own(self) -> None:
+        """What a subclass does to parameters of its own."""
 
     def _check(self, views: list[Tensor]) -> None:
         name, shapes = type(self).__name__, [tuple(view.shape) for view in views]

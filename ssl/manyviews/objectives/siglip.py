@@ -35,8 +35,8 @@ class SigLIP(Objective):
     def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None, **_: Any) -> Tensor:
         """`group` (n,): pairs of equal group >= 0 are right ones too (-1: unknown, no such twin)."""
         a, b = exactly_two(self, views)
-        s, beta = self.scale(), self.scale.bias
-        assert beta is not None
+        assert self.scale.bias is not None
+        s, beta = self.scale(), self.scale.bias[0]
         a, b = unit(a) * s, unit(b)
         everything = softplus_sums(a, b, beta, rows)
         # The texts of all ranks are only gathered where some pair has a twin.

@@ -58,9 +58,6 @@ class SwAV(Objective):
     def loss(self, views: list[Tensor], rows: Rows, epoch: int | None = None, **_: Any) -> Tensor:
         """`epoch`: of the run; None: queue and prototypes are in use at once."""
         z = [unit(view) for view in views]
-        if self.training:
-            with torch.no_grad():
-                self.prototypes.copy_(unit(self.prototypes))  # so that their rate does not shrink as their norm grows
         w = unit(self.prototypes)
         if epoch is not None and epoch < self.frozen_epochs:
             w = w.detach() + 0 * w  # a gradient of zero, since DDP wants one
@@ -73,6 +70,10 @@ class SwAV(Objective):
             "assignment_entropy": rows.mean(-torch.special.xlogy(q[0], q[0]).sum(1)),
         }
         return torch.stack([rows.mean(-(q[a] * log_p[v]).sum(1)) for a, v in pairs]).mean()
+
+    def _constrain_own(self) -> None:
+        """Prototypes of length 1, so that their rate does not shrink as their norm grows."""
+        self.prototypes.copy_(unit(self.prototypes))
 
     @torch.no_grad()
     def _assign(self, z: Tensor, w: Tensor, crop: int, rows: Rows, epoch: int | None) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from manyviews.runs.storage import alias, remove, saved_steps, sidecar
+from manyviews.sharding import norms
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +117,7 @@ class Checkpoints(Checkpoint):
         path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
         if trainer.global_step == self._saved_step:
             return path
-        # Under FSDP a rank sees its shard of the weights only: all of them decide together.
-        if not trainer.strategy.reduce_boolean_decision(_all_finite(trainer.lightning_module), all=True):
+        if not _all_finite(trainer.lightning_module):  # the same on all ranks
             logger.error("step %d: weights are not finite; not saved", trainer.global_step)
             return None
         problem: Exception | None = None
@@ -158,5 +158,4 @@ def _mark_epoch(loop: dict[str, Any], ended: bool) -> None:
 
 
 def _all_finite(module: torch.nn.Module) -> bool:
-    norms = torch._foreach_norm([p.detach() for p in module.parameters() if p.is_floating_point()])
-    return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
+    return bool(norms(p.detach() for p in module.parameters() if p.is_floating_point()).isfinite().all())

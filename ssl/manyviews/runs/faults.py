@@ -8,12 +8,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
 from manyviews import signals
 from manyviews.runs.checkpoints import Checkpoints
+from manyviews.sharding import norms
 
 logger = logging.getLogger(__name__)
 
@@ -60,14 +60,11 @@ class FiniteGuard(pl.Callback):
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not grads:
             return
-        norm = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(grads))))
+        norm = torch.linalg.vector_norm(norms(grads))
         readings: dict[str, Tensor] | None = getattr(pl_module, "readings", None)
         if readings is not None:
             readings["grad_norm"] = norm
-        finite = bool(norm.isfinite() & self._loss.isfinite())  # under DDP the same on all ranks
-        if isinstance(trainer.strategy, FSDPStrategy):  # where a rank sees its shard of the gradient
-            finite = trainer.strategy.reduce_boolean_decision(finite, all=True)
-        if finite:
+        if bool(norm.isfinite() & self._loss.isfinite()):  # the same on all ranks
             self.in_a_row = 0
             return
         self.skipped += 1

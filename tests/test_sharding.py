@@ -1,0 +1,71 @@
+"""Fully sharded training on two real ranks: the weights of DDP, half of the memory, checkpoints for either."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from manyviews.runs.storage import load
+from tests.recipe import environment, recipe, run, scalars, write
+from tests.sharded import CASES
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.sharded", folder], env=environment(), capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_every_method_trains_as_under_ddp(folder):
+    """Weights, queues, teachers, memories, running statistics after three steps; each rank held about half of them."""
+    ddp, fsdp2 = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("ddp", "fsdp2"))
+    assert set(ddp) == set(fsdp2) == set(CASES)
+    for case, expected in ddp.items():
+        assert 0.5 <= fsdp2[case].pop("share") < 0.56, case
+        torch.testing.assert_close(fsdp2[case], expected, atol=1e-5, rtol=1e-4, msg=lambda m, case=case: f"{case}: {m}")
+
+
+def test_a_run_resumes_bit_equal_and_under_the_other_strategy(folder):
+    """Weights and the optimiser's state, of parameters many of which have one shape."""
+    ends = {name: load(folder / name / "step-00000008.ckpt") for name in ("ddp", "fsdp2")}
+    again = {
+        name: load(folder / name / "step-00000008.ckpt") for name in ("fsdp2-to-fsdp2", "fsdp2-to-ddp", "ddp-to-fsdp2")
+    }
+    for key in ("state_dict", "optimizer_states"):
+        torch.testing.assert_close(again["fsdp2-to-fsdp2"][key], ends["fsdp2"][key], atol=0, rtol=0)
+        torch.testing.assert_close(ends["fsdp2"][key], ends["ddp"][key], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(again["fsdp2-to-ddp"][key], ends["ddp"][key], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(again["ddp-to-fsdp2"][key], ends["fsdp2"][key], atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_evaluated_is_the_checkpoint(folder):
+    """Each rank has running statistics of its own; those of rank 0 are saved, and evaluated."""
+    facts = json.loads((folder / "facts.json").read_text())
+    assert set(facts) == {"ddp: features", "fsdp2: features"}
+    assert all(difference < 1e-5 for difference in facts.values()), facts
+
+
+def test_by_the_command(digits, tmp_path):
+    """Stopped by a signal, resumed, evaluated: from the command line as any other run."""
+    interrupt = {"class_path": "tests.recipe.Interrupt", "init_args": {"step": 12, "once": str(tmp_path / "once")}}
+    changes = {"trainer__callbacks": [interrupt], "trainer__max_steps": 30, "stop": {"every_n_steps": 1}}
+    config = write(tmp_path / "recipe.yaml", recipe(digits, **changes))
+    refused = run("fit", "--config", config, "--run", tmp_path / "run", "--trainer.strategy", "fsdp")
+    assert refused.returncode == 2 and "give fsdp2" in refused.stderr
+    command = ["fit", "--config", config, "--run", tmp_path / "run", "--trainer.devices", "2"]
+    command += ["--trainer.strategy", "fsdp2"]
+    first = run(*command)
+    assert first.returncode != 0 and "stopped by SIGTERM at step 1" in first.stderr, first.stderr
+    again = run(*command)
+    assert again.returncode == 0 and "goodput 100.0 %" in again.stderr, again.stderr
+    steps = [step for step, _ in scalars(tmp_path / "run")["train/loss"]]
+    assert steps == sorted(set(steps)) and steps[-1] == 30
+    assert run("knn", "--run", tmp_path / "run", "--k", "5", "--temperature", "0.1").returncode == 0
