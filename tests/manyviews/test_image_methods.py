@@ -1,10 +1,7 @@
 """Every method: it learns, resumes bit-equal, a skipped step leaves no trace; and what is particular to each."""
 
 import copy
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -19,7 +16,6 @@ from manyviews.methods.scatsimclr import rotated
 from manyviews.optim import Schedule
 from manyviews.runs import FiniteGuard
 from tests.manyviews.test_methods import Batches, fit
-from tests.recipe import environment
 
 FAST = {
     "optimizer": partial(torch.optim.Adam, lr=0.003),
@@ -387,70 +383,6 @@ def test_sepclr_embeds_either_code():
     for embedding, width in (("common", 16), ("salient", 16), ("both", 32)):
         method = m.SepCLR(ConvNet((8, 16)), embedding=embedding, **FAST)
         assert method.embed(batch)[0].pooled.shape == (24, width)
-
-
-# Two real ranks.
-
-DDP = """
-import sys, torch, lightning.pytorch as pl
-from tests.manyviews.test_methods import Batches
-from tests.manyviews.test_image_methods import METHODS
-from tests.recipe import Backbone
-name, world, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-class Part(Batches):
-    def __getitem__(self, i):
-        batch = super().__getitem__(i)
-        cut = slice(trainer.global_rank * 24 // world, (trainer.global_rank + 1) * 24 // world)
-        return {"image": [v[cut] for v in batch["image"]], "replaced": [],
-                **{k: batch[k][cut] for k in ("index", "group", "label")}}
-pl.seed_everything(0, verbose=False)
-method = METHODS[name](Backbone(dropout=0.0))
-method.optimizer = lambda groups: torch.optim.SGD(groups, lr=0.01, momentum=0.9)
-trainer = pl.Trainer(accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_steps=3, logger=False,
-    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False)
-for part in method.modules():  # batch statistics differ between ranks; SyncBatchNorm does not run on CPUs
-    for child, module in list(part.named_children()):
-        if isinstance(module, torch.nn.BatchNorm1d):
-            setattr(part, child, torch.nn.LayerNorm(module.num_features))
-losses = []
-class Watch(pl.Callback):
-    def on_fit_start(self, t, mod):
-        if t.global_rank:  # a rank that starts with another state is put right
-            for buffer in mod.objective.buffers(): buffer.zero_()
-    def on_train_batch_end(self, t, mod, outputs, *_):
-        losses.append(outputs["loss"].item())
-        if world > 1:  # the objective's state is not sent around at every step
-            ours = {id(b) for b in mod.objective.buffers()}
-            assert not [b for b in t.strategy.model.modules_buffers if id(b) in ours]
-trainer.callbacks.append(Watch())
-trainer.fit(method, torch.utils.data.DataLoader(Part(), batch_size=None))
-if world > 1:
-    state = [None] * world
-    torch.distributed.all_gather_object(state, [b.tolist() for b in method.objective.buffers()])
-    assert all(each == state[0] for each in state)
-if trainer.is_global_zero:
-    torch.save({"weights": method.state_dict(), "losses": losses}, out)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["MoCo", "SwAV", "ISogCLR", "BarlowTwins"])
-def test_two_gloo_ranks_train_as_one_process(tmp_path, name):
-    script = tmp_path / "train.py"
-    script.write_text(DDP)
-    results = []
-    for world in (1, 2):
-        out = tmp_path / f"{world}.pt"
-        done = subprocess.run(
-            [sys.executable, script, name, str(world), out],
-            env={**environment(), "PYTHONWARNINGS": "ignore"}, capture_output=True, text=True, timeout=200,
-            cwd=Path(__file__).parents[2],
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        results.append(torch.load(out, weights_only=True))
-    assert results[0]["losses"] == pytest.approx(results[1]["losses"], rel=1e-4, abs=1e-5)
-    for key, weight in results[0]["weights"].items():
-        torch.testing.assert_close(weight, results[1]["weights"][key], atol=2e-4, rtol=1e-4, msg=key)
 
 
 def test_an_energy_does_not_depend_on_its_batch():

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -352,56 +351,3 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
     with pytest.raises(Exception, match="[Ww]eights"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "step-00000001.ckpt")
     assert not (tmp_path / "owned").exists()
-
-
-# Ranks: real processes, real DDP.
-
-DDP = """
-import sys, torch, lightning.pytorch as pl
-from manyviews.runs import RandomState
-from tests.manyviews.test_methods import Batches, simclr
-world, cache, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-class Part(Batches):
-    def __getitem__(self, i):
-        batch = super().__getitem__(i)
-        rank = trainer.global_rank
-        cut = slice(rank * 24 // world, (rank + 1) * 24 // world)
-        return {**batch, "image": [v[cut] for v in batch["image"]], "index": batch["index"][cut], "group": batch["group"][cut]}
-method = simclr(grad_cache=cache)
-method.projector = torch.nn.Linear(32, 16)
-torch.nn.init.eye_(method.projector.weight)
-trainer = pl.Trainer(accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_steps=3, logger=False,
-    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False)
-losses = []
-class Watch(pl.Callback):
-    def on_train_batch_end(self, t, m, outputs, *_): losses.append(outputs["loss"].item())
-trainer.callbacks.append(Watch())
-trainer.callbacks.append(RandomState())
-trainer.fit(method, torch.utils.data.DataLoader(Part(), batch_size=None))
-draws = [None] * world
-if world > 1:
-    torch.distributed.all_gather_object(draws, torch.rand(1).item())
-if trainer.is_global_zero:
-    torch.save({"weights": method.state_dict(), "losses": losses, "draws": draws}, out)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("cache", [0, 5])
-def test_two_gloo_ranks_train_as_one_process(tmp_path, cache):
-    """Losses and weights after 3 steps, without and with chunks, under real DDP."""
-    script = tmp_path / "train.py"
-    script.write_text(DDP)
-    results = []
-    for world in (1, 2):
-        out = tmp_path / f"{world}.pt"
-        done = subprocess.run(
-            [sys.executable, script, str(world), str(cache), out],
-            env=environment(), capture_output=True, text=True, timeout=200, cwd=Path(__file__).parents[2],
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        results.append(torch.load(out, weights_only=True))
-    assert len(set(results[1]["draws"])) == 2, "ranks must not share random numbers"
-    assert results[0]["losses"] == pytest.approx(results[1]["losses"], abs=1e-5)
-    for name, weight in results[0]["weights"].items():
-        torch.testing.assert_close(weight, results[1]["weights"][name], atol=1e-5, rtol=0)

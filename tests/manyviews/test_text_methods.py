@@ -1,9 +1,6 @@
 """Every method for images with texts: it learns, resumes bit-equal, chunks and ranks change nothing, locks hold."""
 
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -17,7 +14,6 @@ from manyviews.heads import LogitScale
 from manyviews.optim import Schedule
 from tests.manyviews.test_image_methods import Reseed, state
 from tests.manyviews.test_methods import fit
-from tests.recipe import environment
 
 FAST = {"optimizer": partial(torch.optim.Adam, lr=0.003), "schedule": Schedule(warmup_steps=1, scaling="none")}
 WIDE = {"dim": 12, **FAST}
@@ -522,50 +518,3 @@ class Pairs16(Pairs):
         text = torch.nn.functional.pad(batch["text"][0], (1, 9))
         text[:, 0], text[:, 7] = 49406, 49407
         return {**batch, "image": [view.repeat(1, 1, 2, 2) for view in batch["image"]], "text": [text]}
-
-
-# Two real ranks.
-
-DDP = """
-import sys, torch, lightning.pytorch as pl
-from tests.manyviews.test_text_methods import make, Pairs, pairs
-name, world, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-whole = pairs(name)
-class Part(torch.utils.data.Dataset):
-    def __len__(self): return 4
-    def __getitem__(self, i):
-        batch = whole[i]
-        cut = slice(trainer.global_rank * 24 // world, (trainer.global_rank + 1) * 24 // world)
-        part = lambda v: [x[cut] for x in v] if isinstance(v, list) else v[cut]
-        return {**{k: part(v) for k, v in batch.items() if k != "replaced"}, "replaced": []}
-method = make(name)
-method.optimizer = lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9)
-trainer = pl.Trainer(accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_steps=3, logger=False,
-    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False)
-losses = []
-class Watch(pl.Callback):
-    def on_train_batch_end(self, t, mod, outputs, *_): losses.append(outputs["loss"].item())
-trainer.callbacks.append(Watch())
-trainer.fit(method, torch.utils.data.DataLoader(Part(), batch_size=None))
-if trainer.is_global_zero:
-    torch.save({"weights": method.state_dict(), "losses": losses}, out)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["CLIP", "SigLIP", "FILIP", "FDT", "NegCLIP", "LiT"])
-def test_two_gloo_ranks_train_as_one_process(tmp_path, name):
-    script = tmp_path / "train.py"
-    script.write_text(DDP)
-    results = []
-    for world in (1, 2):
-        out = tmp_path / f"{world}.pt"
-        command = [sys.executable, str(script), name, str(world), str(out)]
-        done = subprocess.run(
-            command, env=environment(), capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2]
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        results.append(torch.load(out))
-    assert results[0]["losses"] == pytest.approx(results[1]["losses"], abs=1e-5)
-    for key, value in results[0]["weights"].items():
-        torch.testing.assert_close(value, results[1]["weights"][key], atol=1e-5, rtol=1e-4, msg=key)

@@ -1,4 +1,4 @@
-"""Fully sharded training on two real ranks: the weights of DDP, half of the memory, checkpoints for either."""
+"""Two real gloo ranks: every method trains as in one process, and sharded as under DDP; checkpoints serve either."""
 
 import json
 import subprocess
@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from manyviews.runs.storage import load
+from tests.ranks import CASES, RANDOM, every_method
 from tests.recipe import environment, recipe, run, scalars, write
-from tests.sharded import CASES
 
 pytestmark = pytest.mark.slow
 
@@ -18,14 +18,23 @@ pytestmark = pytest.mark.slow
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.sharded", folder], env=environment(), capture_output=True, text=True, timeout=600
+        [sys.executable, "-m", "tests.ranks", folder], env=environment(), capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
-def test_every_method_trains_as_under_ddp(folder):
-    """Weights, queues, teachers, memories, running statistics after three steps; each rank held about half of them."""
+def test_two_ranks_train_as_one_process(folder):
+    """Losses, weights, queues, teachers, memories after three steps, without and with chunks."""
+    two = torch.load(folder / "ddp-alike.pt", weights_only=True)
+    one = every_method("auto", alike=True)
+    assert set(one) == set(two) == set(CASES) - RANDOM | {"image/SimCLR in chunks"}
+    for case, expected in one.items():
+        torch.testing.assert_close(two[case], expected, atol=1e-5, rtol=1e-4, msg=lambda m, case=case: f"{case}: {m}")
+
+
+def test_every_method_is_sharded_as_under_ddp(folder):
+    """Losses, weights, queues, teachers, memories, running statistics after three steps; each rank held about half of them."""
     ddp, fsdp2 = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("ddp", "fsdp2"))
     assert set(ddp) == set(fsdp2) == set(CASES)
     for case, expected in ddp.items():
