@@ -128,9 +128,14 @@ def test_a_study_runs_and_goes_on(small):
     refused = run(*arguments)
     assert refused.returncode == 2 and "short-seed0 holds a result of another recipe" in refused.stderr
     (small / "studies/steps.yaml").write_text(yaml.safe_dump(raw))
-    (small / "out/steps/short-seed1/result.json").unlink()
+    result = small / "out/steps/short-seed1/result.json"
+    result.unlink()
+    start = next((result.parent / "run").rglob("attempts/0001.json"))  # what an earlier start cost is not forgotten
+    start.write_text(json.dumps(json.loads(start.read_text()) | {"seconds": 1000.0, "cpu_seconds": 2000.0}))
     again = run(*arguments, "steps")
     assert "4 runs, 3 done before" in again.stderr
+    redone = json.loads(result.read_text())
+    assert redone["seconds"] > 1000 and redone["cpu_seconds"] > 2000
     assert json.loads((small / "out/steps.json").read_text())["results"]["staged"] == content["results"]["staged"]
 
 

@@ -23,6 +23,7 @@ class Attempt:
     Attributes:
         first_step: it went on from. step: it came to. devices: of all ranks. samples: of all ranks.
         seconds: of training, wall clock. waited: seconds of them in which rank 0 waited for a batch.
+        cpu_seconds: of rank 0's process and of the loaders that have ended.
         host, job: where it ran.
     """
 
@@ -32,6 +33,7 @@ class Attempt:
     samples: int = 0
     seconds: float = 0.0
     waited: float = 0.0
+    cpu_seconds: float = 0.0
     host: str = ""
     job: str | None = None
 
@@ -56,6 +58,7 @@ class Ledger(pl.Callback):
         self.now = Attempt(step, trainer.world_size, step, host=platform.node(), job=job)
         self._file = self.folder / f"{len(list(self.folder.glob('*.json'))) + 1:04d}.json"
         self._started = self._batch_end = time.perf_counter()
+        self._cpu_before = sum(os.times()[:4])
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What came since the last batch was evaluation."""
@@ -86,6 +89,7 @@ class Ledger(pl.Callback):
             return
         self.now.step = trainer.global_step
         self.now.seconds = time.perf_counter() - self._started
+        self.now.cpu_seconds = sum(os.times()[:4]) - self._cpu_before
         part = self._file.with_suffix(".part")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
