@@ -18,7 +18,9 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_only
+from torch.distributed.fsdp import FSDPModule
 
+from manyviews.backbones import Encoding
 from manyviews.evaluation import KNN, Evaluation
 from manyviews.evaluation.features import extract
 from manyviews.methods import BYOL
@@ -51,11 +53,13 @@ CASES = {
 }
 
 
-NAMES = (
-    "MoCHi", "Hydra", "HydraMoCo", "Hallucinator", "Hallucinator-MoCo", "Hallucinator-SimSiam", "CMIM", "CMIM-Repulsor",
-    "ImageVolume", "BECLR", "CPL", "ScatSimCLR", "ScatSimCLR-jigsaw", "MECO", "SupReMix",
-)  # fmt: skip
-RANDOM = {f"image/{name}" for name in NAMES}
+RANDOM = {
+    f"image/{name}"
+    for name in (
+        "MoCHi", "Hydra", "HydraMoCo", "Hallucinator", "Hallucinator-MoCo", "Hallucinator-SimSiam", "CMIM",
+        "CMIM-Repulsor", "ImageVolume", "BECLR", "CPL", "ScatSimCLR", "ScatSimCLR-jigsaw", "MECO", "SupReMix",
+    )
+}  # fmt: skip
 """What draws mixtures, partners, noise, masks or orders in a step, so that two ranks cannot do as one process."""
 
 
@@ -88,12 +92,13 @@ class Data(pl.LightningDataModule):
             yield {**batch, "weight": torch.ones(len(batch["index"])), "key": [str(i) for i in batch["index"].tolist()]}
 
 
-def train(strategy, method, steps, data, callbacks=(), ckpt=None):
+def train(strategy, method, steps, data, callbacks=(), ckpt=None, **options):
     alone = strategy == "auto"
     trainer = pl.Trainer(
         accelerator="cpu", devices=2 - alone, strategy=strategy, max_steps=steps, logger=False, callbacks=list(callbacks),
         plugins=[AtomicCheckpointIO()], enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks),
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        **options,
     )  # fmt: skip
     given = {"datamodule": data} if isinstance(data, pl.LightningDataModule) else {}
     if not given:
@@ -133,6 +138,7 @@ def after_three_steps(strategy, method, data, rate=0.01):
     state["losses"] = torch.tensor(watch.losses)
     if strategy == "fsdp2":
         sizes = [(p.numel(), p.to_local().numel()) for p in method.parameters()]
+        state["units"] = torch.tensor(sum(isinstance(part, FSDPModule) for part in method.modules()))
         state["share"] = torch.tensor(sum(mine for _, mine in sizes) / sum(size for size, _ in sizes))
     return state
 
@@ -151,17 +157,19 @@ class Watch(pl.Callback):
     def on_train_batch_end(self, trainer, module, outputs, *_):
         self.losses.append(outputs["loss"].item())
         if isinstance(trainer.strategy.model, torch.nn.parallel.DistributedDataParallel):
-            norms = [part for part in module.objective.modules() if isinstance(part, torch.nn.BatchNorm1d)]
-            ours = {id(b) for b in module.objective.buffers()} - {id(b) for part in norms for b in part.buffers()}
+            ours = {id(b) for b in self.state(module)}
             assert not [b for b in trainer.strategy.model.modules_buffers if id(b) in ours]
+
+    def state(self, module):
+        """What the objective keeps, without running statistics."""
+        norms = [part for part in module.objective.modules() if isinstance(part, torch.nn.BatchNorm1d)]
+        left_out = {id(b) for part in norms for b in part.buffers()}
+        return [b for b in module.objective.buffers() if id(b) not in left_out]
 
     def on_train_end(self, trainer, module):
         if trainer.world_size > 1:
-            norms = {
-                id(b) for p in module.objective.modules() if isinstance(p, torch.nn.BatchNorm1d) for b in p.buffers()
-            }
             state = [None] * trainer.world_size
-            ours = [b.tolist() for b in module.objective.buffers() if id(b) not in norms]
+            ours = [b.tolist() for b in self.state(module)]
             torch.distributed.all_gather_object(state, ours)
             assert all(each == state[0] for each in state)
 
@@ -181,6 +189,26 @@ def by_place(method, signs, centres):
     return torch.zeros(centres.shape[:2], dtype=torch.bool).scatter(1, hidden, True)
 
 
+class Residual(torch.nn.Module):
+    """A block, of which there are two: fsdp2 cuts them one by one."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.BatchNorm1d(32), torch.nn.ReLU())
+
+    def forward(self, x):
+        return x + self.body(x)
+
+
+class Deep(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.blocks, self.width = Backbone(0.1), torch.nn.Sequential(Residual(), Residual()), 32
+
+    def forward(self, images):
+        return Encoding(self.blocks(self.stem(images).pooled))
+
+
 class Kept(KNN):
     """Keeps the features it is given."""
 
@@ -190,19 +218,20 @@ class Kept(KNN):
 
 
 def one_run(folder: Path) -> None:
-    """With LARS, running statistics, dropout, a guard, evaluation and checkpoints; resumed, and under the other strategy."""
+    """With LARS, clipping, running statistics, dropout, a guard, evaluation; resumed, and under the other strategy."""
 
     def make():
         pl.seed_everything(0, verbose=False)
         optimizer = lambda groups: LARS(groups, lr=0.1, weight_decay=1e-4)  # noqa: E731
-        return BYOL(Backbone(0.1, norm=True), 0.9, **SMALL, optimizer=optimizer, schedule=FAST["schedule"])
+        return BYOL(Deep(), 0.9, **SMALL, optimizer=optimizer, schedule=FAST["schedule"])
 
-    def run(strategy, name, steps, ckpt=None):
+    def run(strategy, name, steps, ckpt=None, method=None, **options):
         protocol = Kept(k=(5,), temperature=(0.1,))
         evaluation = Evaluation([protocol], every_n_epochs=1)
         checkpoints = Checkpoints(str(folder / name), every_n_steps=0, every_n_epochs=1, keep_last=9)
         callbacks = [evaluation, FiniteGuard(), RandomState(), checkpoints]
-        return train(strategy, make(), steps, Data(), callbacks, ckpt), protocol
+        options = {"gradient_clip_val": 0.1, **options}
+        return train(strategy, method or make(), steps, Data(), callbacks, ckpt, **options), protocol
 
     facts = {}
     for strategy in ("ddp", "fsdp2"):
@@ -217,6 +246,25 @@ def one_run(folder: Path) -> None:
             facts[f"{strategy}: features"] = (there.views - protocol.kept).abs().max().item()
     for strategy, origin in (("fsdp2", "fsdp2"), ("ddp", "fsdp2"), ("fsdp2", "ddp")):
         run(strategy, f"{origin}-to-{strategy}", 8, folder / origin / "step-00000004.ckpt")
+    for strategy in ("ddp", "fsdp2"):
+        run(strategy, f"{strategy}-half", 8, precision="bf16-mixed")
+    for name, ckpt in (
+        ("plain", None),
+        ("plain-resumed", folder / "plain/step-00000004.ckpt"),
+    ):  # an optimiser without state
+        method = make()
+        method.optimizer = partial(torch.optim.SGD, lr=0.01)
+        run("fsdp2", name, 8, ckpt, method)
+    for wrong, told in (
+        ({"sync_batchnorm": True}, "expected input tensor to be on"),
+        ({"precision": "bf16-true"}, "fsdp2 goes with"),
+    ):
+        try:
+            run("fsdp2", "wrong", 8, **wrong)
+        except ValueError as error:
+            assert told in str(error), error
+        else:
+            raise AssertionError(f"{wrong} was ignored")
     if facts:
         (folder / "facts.json").write_text(json.dumps(facts))
 

@@ -1,7 +1,7 @@
-"""Fully sharded training: each rank keeps its part of the weights, of their gradients and of the optimiser's state.
+"""What fully sharded training (FSDP2) means for a module: parameters are DTensors, whole only while they compute.
 
-PyTorch's FSDP2: parameters are DTensors, cut along their first dimension, whole only while their block computes. Losses
-and gradients are those of DDP. Chosen by `--trainer.strategy fsdp2`; checkpoints are those of any other run.
+A rank keeps its part of each parameter, of its gradient and of the optimiser's state. Losses and gradients are those of
+DDP. The strategy and its checkpoints are in `manyviews.runs.sharded`.
 """
 
 from __future__ import annotations
@@ -9,78 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
-
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-class FullySharded(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2, over all ranks, with checkpoints in one file."""
-
-    def __init__(self) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
-
-    def setup_environment(self) -> None:
-        """Cuts over all ranks of all nodes."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
-        super().setup_environment()
-
-    # Lightning numbers the optimiser's parameters as the model does when it saves and loads, every other optimiser as
-    # its groups do: momenta of a checkpoint made under DDP would go to other parameters of the same shape.
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The whole state as any optimiser gives it, on rank 0; all ranks have to ask."""
-        optimizer = getattr(optimizer, "_optimizer", optimizer)
-        found: dict[str, Any] = get_optimizer_state_dict(self._module, optimizer, options=WHOLE)
-        if not found:
-            return found
-        number = {name: i for i, name in enumerate(self._names(optimizer))}
-        groups = [
-            {**group, "params": sorted(number[name] for name in group["params"])} for group in found["param_groups"]
-        ]
-        return {"state": {number[name]: state for name, state in found["state"].items()}, "param_groups": groups}
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Gives each rank its part of the weights and of the optimiser's state; returns the rest."""
-        checkpoint = self.checkpoint_io.load_checkpoint(checkpoint_path)
-        set_model_state_dict(self._module, checkpoint.pop("state_dict"), options=WHOLE)
-        for optimizer, saved in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=True):
-            names = self._names(optimizer)
-            state = {names[i]: value for i, value in saved["state"].items()}
-            groups = [{**group, "params": [names[i] for i in group["params"]]} for group in saved["param_groups"]]
-            set_optimizer_state_dict(self._module, optimizer, {"state": state, "param_groups": groups}, options=WHOLE)
-        return checkpoint
-
-    @property
-    def _module(self) -> nn.Module:
-        assert self.model is not None
-        return self.model
-
-    def _names(self, optimizer: Optimizer) -> list[str]:
-        names = {parameter: name for name, parameter in self._module.named_parameters()}
-        return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-
-
-StrategyRegistry.register("fsdp2", FullySharded, "Weights, gradients and optimiser state cut over all ranks (FSDP2)")
-
-
-def shard(method: pl.LightningModule, mesh: DeviceMesh) -> None:
+def shard(method: nn.Module, mesh: DeviceMesh) -> None:
     """Cuts a method's parameters over the ranks of a mesh, block by block, the rest as one."""
     for parameter in method.parameters():
         parameter.data = parameter.data.contiguous()  # FSDP2 refuses channels_last
@@ -102,9 +40,11 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def whole(module: nn.Module) -> Iterator[None]:
+def whole(method: nn.Module) -> Iterator[None]:
     """All weights on every rank for a while, so that any part may be called, on any rank: evaluation."""
-    sharded = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    sharded = [part for part in method.modules() if isinstance(part, FSDPModule)]
+    if isinstance(method, FSDPModule):
+        method._get_fsdp_state()._lazy_init()  # or the first block that is called takes itself for the root
     for part in sharded:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
@@ -113,7 +53,7 @@ def whole(module: nn.Module) -> Iterator[None]:
     finally:
         for part in sharded:
             part.reshard()
-            part.set_reshard_after_forward(part is not module, recurse=False)
+            part.set_reshard_after_forward(part is not method, recurse=False)
 
 
 def parts(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -122,9 +62,10 @@ def parts(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def norms(tensors: Iterable[Tensor]) -> Tensor:
-    """(n,) 2-norms of n whole tensors. Of sharded ones all ranks have to ask."""
+    """(n,) 2-norms of n whole tensors, in float32 or better. Of sharded ones all ranks have to ask."""
     tensors = list(tensors)
-    found = torch.stack(torch._foreach_norm(parts(tensors)))
+    each = torch._foreach_norm(parts(tensors))
+    found = torch.stack([norm.to(torch.promote_types(norm.dtype, torch.float32)) for norm in each])
     if isinstance(tensors[0], DTensor):
         squares = found.square()
         dist.all_reduce(squares, group=tensors[0].device_mesh.get_group())

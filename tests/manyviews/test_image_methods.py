@@ -209,8 +209,6 @@ def test_a_skipped_step_leaves_no_trace(name):
 
     fit(method, 3, [Watch(), FiniteGuard()], Torn(3))
     for key, value in states[1].items():
-        if key == "objective.prototypes":  # brought back to unit length at every call, as the next step would
-            value = torch.nn.functional.normalize(value, dim=1)
         assert torch.equal(value, states[2][key]), key
     assert any(not torch.equal(value, states[1][key]) for key, value in states[0].items())
 

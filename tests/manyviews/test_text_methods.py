@@ -144,7 +144,7 @@ class Pairs(torch.utils.data.Dataset):
 
 def towers(name):
     if name == "MoCoOp":
-        options = {"width": 16, "heads": 2, "layers": 1, "context_length": 12}
+        options = {"width": 16, "heads": 2, "layers": 2, "context_length": 12}
         return Patches(), OpenClipText("ViT-B-32", options=options)
     return Patches(), Words()
 

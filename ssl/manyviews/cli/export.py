@@ -98,9 +98,9 @@ def export_open_clip(method: ImageText, data: Any, images: Tensor, out: Path) ->
     state |= {f"text.{name}": value for name, value in text.model.state_dict().items()}
     state |= {"visual.proj": heads[0].weight.T, "text.text_projection": heads[1].weight.T}
     scales = [module for module in method.objective.modules() if isinstance(module, LogitScale)]
-    state["logit_scale"] = scales[0].log_scale if scales else torch.tensor(0.0)
+    state["logit_scale"] = scales[0].log_scale[0] if scales else torch.tensor(0.0)
     if scales and scales[0].bias is not None:
-        state["logit_bias"] = scales[0].bias
+        state["logit_bias"] = scales[0].bias[0]
         config["init_logit_bias"] = scales[0].bias.item()
     out.mkdir(parents=True, exist_ok=True)
     weights = out / "open_clip_model.safetensors"

@@ -18,7 +18,7 @@ import yaml
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 import manyviews.evaluation  # short class names in YAML are those of imported classes
@@ -30,6 +30,7 @@ from manyviews.runs import (
     AtomicCheckpointIO,
     Checkpoints,
     FiniteGuard,
+    FullySharded,
     Ledger,
     RandomState,
     RunFolder,
@@ -40,10 +41,13 @@ from manyviews.runs import (
 from manyviews.runs.folder import CONFIG_KEY, provenance
 from manyviews.runs.ledger import goodput
 from manyviews.runs.storage import NAME
-from manyviews.sharding import FullySharded
 
 FINISHED = "finished.json"
 ERROR = "error.txt"
+ONLY_OURS = (
+    "of the strategies that cut the weights only fsdp2 keeps what evaluation, teachers and checkpoints need: give "
+    "--trainer.strategy fsdp2"
+)
 
 
 class FitCLI(LightningCLI):
@@ -79,11 +83,8 @@ class FitCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer with our logger, checkpoint format and remaining callbacks."""
-        if self.config.trainer.strategy in FSDPStrategy.get_registered_strategies():
-            raise ValueError(
-                f"trainer.strategy {self.config.trainer.strategy} flattens the weights of many layers into one before "
-                "it cuts them, so that nothing but the training step can use them: give fsdp2"
-            )
+        if self.config.trainer.strategy in FSDPStrategy.get_registered_strategies():  # Lightning wants GPUs for it
+            raise ValueError(ONLY_OURS)
         logger = True
         if self.config.trainer.logger is None:
             # Events after the checkpoint, written before the run died, are taken back.
@@ -105,6 +106,10 @@ class FitCLI(LightningCLI):
                 **kwargs,
             )
         trainer.callbacks.append(self.ledger)  # type: ignore[attr-defined]  # after the checkpoints
+        if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy) and not isinstance(
+            trainer.strategy, FullySharded
+        ):
+            raise ValueError(ONLY_OURS)
         if isinstance(trainer.strategy, DDPStrategy | FullySharded):
             trainer.strategy._timeout = timedelta(seconds=self.config.timeout)
         return trainer

@@ -25,7 +25,8 @@ class Evaluation(pl.Callback):
     """Runs protocols on the data module's train and val splits; scores are called `val/NAME`.
 
     It needs a data module with `evaluation_loader(split)` and `on_after_batch_transfer`, and a method with `embed`.
-    It leaves no trace in training: no gradient, no statistics, no random numbers.
+    It leaves no trace in training: no gradient, no random numbers, and of statistics only that ranks share those of
+    rank 0.
 
     Args:
         protocols: what is evaluated; features are computed once for all of them.
@@ -97,7 +98,7 @@ def features_of(module: Any, data: Any, split: str, embed: Any = None) -> Featur
 def _share_statistics(module: nn.Module) -> None:
     """BatchNorm's running statistics of rank 0, which are those of the checkpoint, to all ranks.
 
-    Each rank has seen its own batches since the last step began; of rank 0's, training goes on anyway.
+    Each rank has those of its own batches, of the last one under DDP and of all under fsdp2. Training reads none.
     """
     if dist.is_available() and dist.is_initialized():
         for part in module.modules():

@@ -94,7 +94,6 @@ class Asymmetric(Method):
         """
         momentum = self.momentum_now() if self.target is not None else 0.0
         super().optimizer_step(*args, **kwargs)
-        stepped = any(p.grad is not None for p in self.parameters())  # none after a skipped, non-finite step
-        if self.target is not None and stepped:
+        if self.target is not None and self.stepped():
             trained: list[nn.Module] = [self.backbone, self.projector]
             self.target.update(nn.ModuleList(trained), momentum)

@@ -191,7 +191,7 @@ class SiamLIP(_Companion):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step, then the momentum encoder's."""
         super().optimizer_step(*args, **kwargs)
-        if self.target is not None and any(p.grad is not None for p in self.parameters()):
+        if self.target is not None and self.stepped():
             assert self.momentum is not None
             self.target.update(self._followed(), self.momentum)
 

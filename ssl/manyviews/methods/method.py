@@ -142,16 +142,24 @@ class Method(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Cuts the parameters over the ranks where the strategy is `fsdp2`."""
-        if self._device_mesh is None or isinstance(self, FSDPModule):
+        if self.device_mesh is None or isinstance(self, FSDPModule):
             return
         if self.grad_cache:
             raise ValueError("grad_cache encodes each chunk twice, which fsdp2 does not know of: use one of the two")
-        shard(self, self._device_mesh["data_parallel"])
+        synchronise = getattr(self.trainer.strategy, "_layer_sync", None)  # trainer.sync_batchnorm
+        if synchronise is not None:  # it replaces modules, and Lightning leaves it out where a method cuts itself
+            synchronise.apply(self)
+        shard(self, self.device_mesh["data_parallel"])
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step, after which the objective's parameters are brought back into their bounds."""
         super().optimizer_step(*args, **kwargs)
-        self.objective.constrain()
+        if self.stepped():
+            self.objective.constrain()
+
+    def stepped(self) -> bool:
+        """Whether the optimiser's step was made: a skipped, non-finite one leaves no gradient."""
+        return any(p.grad is not None for p in self.parameters())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over decay groups, its rate scaled by the batch and scheduled over the run's steps."""

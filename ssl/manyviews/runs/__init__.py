@@ -5,12 +5,14 @@ from manyviews.runs.faults import FiniteGuard, StopOnSignal, Stopped
 from manyviews.runs.folder import RunFolder
 from manyviews.runs.ledger import Ledger
 from manyviews.runs.random import RandomState
+from manyviews.runs.sharded import FullySharded
 from manyviews.runs.storage import AtomicCheckpointIO, newest_whole
 
 __all__ = [
     "AtomicCheckpointIO",
     "Checkpoints",
     "FiniteGuard",
+    "FullySharded",
     "Ledger",
     "RandomState",
     "RunFolder",

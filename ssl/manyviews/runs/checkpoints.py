@@ -67,10 +67,15 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero and self.folder.is_dir():
             for part in self.folder.glob(".*.part"):
                 part.unlink()
+            for seal in self.folder.glob("*.sha256"):
+                if not seal.with_suffix("").exists():
+                    seal.unlink()
             for step, path in saved_steps(self.folder):
                 if step > trainer.global_step:
-                    path.rename(path.with_suffix(".broken"))
-                    sidecar(path).unlink(missing_ok=True)
+                    aside = path.with_suffix(".broken")
+                    path.rename(aside)
+                    if sidecar(path).exists():
+                        sidecar(path).rename(sidecar(aside))
 
     def on_train_batch_end(  # noqa: D102
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -93,7 +98,11 @@ class Checkpoints(Checkpoint):
             if better and path is None:
                 self.best = before
             elif better and path is not None and trainer.is_global_zero:
-                alias(path, self.folder / BEST)
+                try:
+                    alias(path, self.folder / BEST)
+                except (OSError, ValueError) as error:
+                    logger.error("%s not renewed: %s", self.folder / BEST, error)
+                    self.best = before
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The run's last checkpoint.

@@ -77,19 +77,19 @@ def sidecar(path: Path) -> Path:
 def alias(path: Path, name: Path) -> None:
     """A second name for a saved checkpoint, which stays when the first is removed."""
     part = _part(name)
-    part.unlink(missing_ok=True)
-    os.link(path, part)
-    size, digest = _recorded(path) or (path.stat().st_size, _sha256(path))
     try:
+        part.unlink(missing_ok=True)
+        os.link(path, part)
+        size, digest = _recorded(path) or (path.stat().st_size, _sha256(path))
         _place(part, name, size, digest)
     finally:
         part.unlink(missing_ok=True)
 
 
 def remove(path: Path) -> None:
-    """Removes a checkpoint and what is kept beside it."""
-    path.unlink()
+    """Removes a checkpoint and, before it, what is kept beside it."""
     sidecar(path).unlink(missing_ok=True)
+    path.unlink()
 
 
 def size_of(content: Any) -> int:
