@@ -1,8 +1,12 @@
 """Errors of the command line as text: one short line, the name, the nearest name."""
 
+import re
+import shlex
+from pathlib import Path
+
 import pytest
 
-from manyviews.cli import main
+from manyviews.cli import main, parser
 from manyviews.cli.fit import fit
 from manyviews.runs.folder import RunFolder, differences, identity
 from tests.recipe import recipe, write
@@ -79,3 +83,20 @@ def test_a_run_folder_is_one_experiment(tmp_path):
     with pytest.raises(ValueError, match=r"model.t: 1 there, 2 asked for"):
         folder.check({**config, "model": {"t": 2}})
     assert differences(identity({"a": (1, 2)}), identity({"a": [1, 2]})) == []
+
+
+ROOT = Path(__file__).parents[2]
+PRINTED = [
+    found[1] or found[2]
+    for page in ("README.md", "slurm/README.md")
+    for found in re.finditer(
+        r"^    manyviews (.+)$|`manyviews ([a-z]+ [^`]+)`", (ROOT / page).read_text().replace("\\\n", " "), re.M
+    )
+]
+
+
+@pytest.mark.parametrize("line", [line for line in PRINTED if not line.startswith("fit ")])
+def test_commands_are_printed_as_they_are_taken(line):
+    """Every command of the two pages but `fit`, whose recipes are read in test_recipes.py."""
+    arguments, rest = parser().parse_known_args(shlex.split(line, comments=True))
+    assert not rest or arguments.command in ("multistage", "submit")  # whose rest goes to fit

@@ -104,19 +104,8 @@ def parser() -> argparse.ArgumentParser:
         for name, text in COMMANDS.items()
     }
     joint = ("zeroshot", "composition", "transfer", "mine", "search")
-    for name in (
-        "probe",
-        "knn",
-        "svm",
-        "accuracy",
-        "retrieve",
-        "fewshot",
-        "outliers",
-        "report",
-        "embed",
-        "export",
-        *joint,
-    ):
+    scored = ("probe", "knn", "svm", "accuracy", "cost", "retrieve", "fewshot", "outliers")
+    for name in (*scored, "report", "embed", "export", *joint):
         which = made[name].add_mutually_exclusive_group(required=True)
         which.add_argument("--checkpoint", metavar="C", help="a checkpoint file")
         which.add_argument("--run", metavar="FOLDER", help="a run's folder: its newest checkpoint")
@@ -124,34 +113,11 @@ def parser() -> argparse.ArgumentParser:
             which.add_argument("--pretrained", metavar="P", help="an open_clip folder, or a weights file with --model")
             made[name].add_argument("--model", metavar="NAME", help="open_clip's name of what --pretrained is")
         made[name].add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
-    for name in (
-        "probe",
-        "knn",
-        "svm",
-        "accuracy",
-        "cost",
-        "retrieve",
-        "fewshot",
-        "outliers",
-        "report",
-        "embed",
-        *joint,
-    ):
+    for name in (*scored, "report", "embed", *joint):
         made[name].add_argument("--data", metavar="D", help="folder of shards (default: those of the run)")
         made[name].add_argument("--label", help="label field (default: the run's)")
         made[name].add_argument("--workers", type=int, help="loader processes")
-    for name in (
-        "probe",
-        "knn",
-        "svm",
-        "accuracy",
-        "retrieve",
-        "fewshot",
-        "outliers",
-        "zeroshot",
-        "composition",
-        "transfer",
-    ):
+    for name in (*scored, "zeroshot", "composition", "transfer"):
         made[name].add_argument("--json", metavar="FILE", help="default: RUN/evaluations/NAME-step-N.json")
     made["probe"].add_argument("--epochs", type=int, default=50, help="of the linear probe (default: %(default)s)")
     made["probe"].add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
