@@ -107,6 +107,12 @@ class LogitScale(nn.Module):
         if self.bounds is not None:
             self.log_scale.clamp_(math.log(self.bounds[0]), math.log(self.bounds[1]))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for key in (f"{prefix}log_scale", f"{prefix}bias"):
+            if key in state_dict and state_dict[key].ndim == 0:  # in checkpoints of old, and in open_clip's files
+                state_dict[key] = state_dict[key][None]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def kept(x: Tensor) -> Tensor:
             y = fn(x)

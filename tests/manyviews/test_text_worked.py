@@ -193,6 +193,12 @@ def test_mgca_of_the_worked_examples():
         assert whole(F3, **token).item() == pytest.approx(loss, rel=2e-6)
 
 
+def test_scales_of_old_checkpoints_and_of_open_clip_are_scalars():
+    scale = LogitScale(3.0, bias=0.0)
+    scale.load_state_dict({"log_scale": torch.tensor(1.0), "bias": torch.tensor(-2.0)})
+    assert scale().item() == pytest.approx(math.e) and scale.bias.tolist() == [-2.0]
+
+
 def test_mgca_keeps_its_prototypes_at_length_one_and_frozen_at_first():
     mgca = o.MGCA(2, 4, frozen_epochs=1).double()
     mgca.prototypes.data *= 3
