@@ -222,7 +222,7 @@ def one_run(folder: Path) -> None:
 
     def make():
         pl.seed_everything(0, verbose=False)
-        optimizer = lambda groups: LARS(groups, lr=0.1, weight_decay=1e-4)  # noqa: E731
+        optimizer = partial(LARS, lr=0.1, weight_decay=1e-4)
         return BYOL(Deep(), 0.9, **SMALL, optimizer=optimizer, schedule=FAST["schedule"])
 
     def run(strategy, name, steps, ckpt=None, method=None, **options):

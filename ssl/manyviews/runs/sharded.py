@@ -51,7 +51,7 @@ class FullySharded(ModelParallelStrategy):
         assert self.model is not None
         own = self.model.state_dict()
         self.model.load_state_dict({k: _cut(v, own.get(k)) for k, v in checkpoint.pop("state_dict").items()})
-        for optimizer, saved in zip(self.optimizers, checkpoint.pop("optimizer_states", [])):  # noqa: B905
+        for optimizer, saved in zip(self.optimizers, checkpoint.pop("optimizer_states"), strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             state = {
                 i: {name: _cut(value, parameters[i]) for name, value in each.items()}
