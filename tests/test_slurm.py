@@ -133,16 +133,19 @@ def test_the_time_limit_saves_requeues_and_goes_on(site, undisturbed):
 def test_a_job_and_a_task_of_an_array_are_requeued(site, undisturbed):
     """`scontrol requeue` of a job of two ranks and of one task of an array, USR1 to its other task, which has the array's
     own number: each goes on in its own folder, alone."""
-    site.recipe("requeued.yaml", 0.2, data__workers=2)
-    site.recipe("point.yaml", 0.2)
+    site.recipe("requeued.yaml", 0.3, data__workers=2)
+    site.recipe("point.yaml", 0.3)
     write(site.folder / "grid.yaml", {"recipe": "point.yaml", "grid": {"model.temperature": [0.2, 0.5]}})
-    (job,) = site.submit("pretrain", "requeued.yaml", "--tasks-per-node", "2")
-    (array,) = site.submit("sweep", "grid.yaml")
+    # Submitting reads the recipe, which takes seconds: held meanwhile, or the job would be done before the sweep is there.
+    (job,) = site.submit("pretrain", "requeued.yaml", "--tasks-per-node", "2", sbatch="--hold")
+    (array,) = site.submit("sweep", "grid.yaml", sbatch="--hold")
+    site.call("scontrol", "release", job, array)
+    site.await_file(f"runs/requeued-{job}/checkpoints/step-00000010.ckpt", job)
+    site.call("scontrol", "requeue", job)
+    for task in (0, 1):
+        site.await_file(f"runs/grid-{array}_{task}/checkpoints/step-00000010.ckpt", f"{array}_{task}")
     same, other = (0, 1) if site.state(f"{array}_0")["JobId"] == array else (1, 0)
-    for name, number in ((f"requeued-{job}", job), (f"grid-{array}_{other}", f"{array}_{other}")):
-        site.await_file(f"runs/{name}/checkpoints/step-00000010.ckpt", number)
-        site.call("scontrol", "requeue", number)
-    site.await_file(f"runs/grid-{array}_{same}/checkpoints/step-00000010.ckpt", f"{array}_{same}")
+    site.call("scontrol", "requeue", f"{array}_{other}")
     site.call("scancel", "--signal=USR1", f"{array}_{same}")
     ended = [site.await_end(number) for number in (job, f"{array}_{other}", f"{array}_{same}")]
     assert [e["JobState"] for e in ended] == ["COMPLETED"] * 3, site.log(job) + site.log(f"{array}_{same}")
