@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 
 from manyviews.backbones import Encoding
@@ -75,13 +76,26 @@ def test_unknown_labels_are_left_out_and_none_at_all_is_an_error():
 def test_linear_protocols_learn_and_report_their_choice(protocol):
     train, val = clusters(600, views=2), clusters(300, views=2, seed=1)
     result = protocol.evaluate(train, val)
-    (score,) = result.scores.values()
+    score = result.scores[protocol.name]
     assert score > 0.9
     assert len(result.details["per_seed"]) == len(result.details["chosen"]) == 3
     assert result.confusion.sum() == 3 * 600
     accuracy = result.confusion.diagonal().sum() / result.confusion.sum()
     assert accuracy.item() == pytest.approx(score, abs=1e-6)
     assert protocol.evaluate(train, val).scores == result.scores  # a protocol is a function
+
+
+@pytest.mark.parametrize("protocol", [LinearProbe(epochs=3), LogisticRegression()])
+def test_accuracy_by_class_counts_rare_classes_like_common_ones(protocol):
+    """Against scikit-learn's balanced accuracy; one class is not in val at all."""
+    train, val = clusters(400, noise=5.0), clusters(300, seed=1, noise=5.0)
+    val = val.subset(torch.nonzero((val.label != 4) & ((val.label != 3) | (torch.arange(300) % 7 == 0)))[:, 0])
+    result = protocol.evaluate(train, val)
+    cells = torch.nonzero(result.confusion)
+    true, predicted, count = cells[:, 0], cells[:, 1], result.confusion[cells[:, 0], cells[:, 1]]
+    expected = balanced_accuracy_score(true, predicted, sample_weight=count)
+    assert result.scores[f"{protocol.name}_per_class"] == pytest.approx(expected, abs=1e-6)
+    assert abs(expected - result.scores[protocol.name]) > 0.001
 
 
 @pytest.mark.parametrize("protocol", [LinearProbe(lr=(0.03, 3.0), weight_decay=(0.0,), epochs=5), LogisticRegression()])

@@ -21,6 +21,7 @@ class LinearProbe(Protocol):
 
     A grid of learning rates and weight decays is trained together. For each seed the setting with the best accuracy on
     the held-out part of train is trained again on all of train and read once on val. The lr is absolute.
+    `linear_per_class` is the mean over val's classes of the accuracy within each, for sets with rare classes.
 
     Attributes:
         lr: learning rates of the grid. weight_decay: weight decays of the grid.
@@ -92,6 +93,8 @@ class LinearProbe(Protocol):
 class LogisticRegression(Protocol):
     """Scikit-learn's logistic regression (L-BFGS, at most 500 iterations) on standardised features: for small sets.
 
+    `logistic_per_class` is the mean over val's classes of the accuracy within each.
+
     Attributes:
         c: inverse regularisation strengths to choose from. held_out, seeds: as in `LinearProbe`.
         limit: most training views; beyond it the linear probe is the tool.
@@ -147,4 +150,6 @@ def _logistic(train: Features, test: Features, c: float) -> Tensor:
 def _over_seeds(name: str, accuracies: Tensor, chosen: list[dict[str, float]], confusion: Tensor) -> Result:
     std = accuracies.std().item() if len(accuracies) > 1 else 0.0
     details = {"std_over_seeds": std, "per_seed": accuracies.tolist(), "chosen": chosen}
-    return Result({name: accuracies.mean().item()}, details, confusion)
+    there = confusion.sum(1) > 0
+    per_class = (confusion.diagonal() / confusion.sum(1))[there].mean().item()
+    return Result({name: accuracies.mean().item(), f"{name}_per_class": per_class}, details, confusion)
