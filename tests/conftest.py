@@ -1,5 +1,6 @@
 """Real shards for the whole suite: scikit-learn's digits, small enough to pack in a second."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from viewshards.sources import Sklearn
 QUIET = Console(quiet=True)
 
 torch.set_num_threads(1)  # the models are tiny, and pytest's workers would fight over the cores
+os.environ["OMP_NUM_THREADS"] = "1"  # of every process that is started from here
 
 
 @pytest.fixture(scope="session")
@@ -23,5 +25,5 @@ def digits(tmp_path_factory) -> Path:
 
 
 def pytest_collection_modifyitems(items):
-    """Long tests first, so that at the end no worker is left alone with them."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Long tests first, so that at the end no worker is left alone with them; before all those that wait for Slurm."""
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, "test_slurm" not in item.nodeid))

@@ -1,10 +1,9 @@
-"""A recipe small enough for tests: digits, two convolutions with dropout, a few steps; and how it is run."""
+"""A recipe small enough for tests: digits, two convolutions with dropout, a few steps; and what is read back."""
 
+import atexit
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -51,6 +50,16 @@ class Interrupt(pl.Callback):
         if trainer.global_step == self.step - 1 and not self.once.exists():
             self.once.touch()
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+class AtExit(pl.Callback):
+    """Sends this process a signal when it has done everything and Python shuts down, which takes seconds."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def on_train_end(self, *_):
+        atexit.register(os.kill, os.getpid(), self.number)
 
 
 class StopInside(pl.Callback):
@@ -178,24 +187,6 @@ def write(path: Path, config: dict) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(config))
     return path
-
-
-def command(*arguments: str) -> list[str]:
-    """The console command, by the interpreter of the tests."""
-    script = Path(sys.executable).with_name("manyviews")  # a file, which Lightning can start once more for each rank
-    return [sys.executable, str(script), *map(str, arguments)]
-
-
-def environment() -> dict[str, str]:
-    root = Path(__file__).parents[1]
-    paths = [root, root / "ssl", root / "datamodules"]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
-
-
-def run(*arguments: str, **options) -> subprocess.CompletedProcess:
-    """Runs `manyviews ...` to its end in a process of its own."""
-    options = {"env": environment(), "capture_output": True, "text": True, "timeout": 300} | options
-    return subprocess.run(command(*arguments), **options)
 
 
 def weights(run_folder: Path) -> dict[str, torch.Tensor]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import random
 import shutil
 import signal
@@ -17,7 +16,8 @@ import torch
 from manyviews.runs import AtomicCheckpointIO, newest_whole
 from manyviews.runs.ledger import Attempt, goodput
 from manyviews.runs.storage import load
-from tests.recipe import command, environment, recipe, run, scalars, weights, write
+from tests.process import Started, environment, run
+from tests.recipe import recipe, scalars, weights, write
 
 slow = pytest.mark.slow
 TWO_RANKS = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
@@ -80,20 +80,18 @@ def test_one_faulty_rank_ends_the_run_and_is_named(digits, tmp_path, kind):
     """Rank 1 at step 12. Without Slurm: gloo's closed connection, or the timeout of collectives, ends rank 0."""
     fault = {"class_path": "tests.recipe.Fault", "init_args": {"step": 12, "rank": 1, "kind": kind}}
     config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__callbacks=[fault]))
-    given = command("fit", "--config", config, "--run", tmp_path / "run", *TWO_RANKS, "--timeout", "10")
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(given, env=environment(), stderr=log, start_new_session=True)
-        try:
-            code = process.wait(timeout=120)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    said = (tmp_path / "log").read_text()
-    assert code != 0, said
+    arguments = ["fit", "--config", config, "--run", tmp_path / "run", *TWO_RANKS, "--timeout", "10"]
+    process = Started(*arguments, group=True)
+    try:
+        done = process.end(seconds=120)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.send(signal.SIGKILL)  # the silent rank
+    assert done.returncode != 0, done.stderr
     if kind == "raise":
         first, *rest = (tmp_path / "run/error.txt").read_text().splitlines()
         assert first.startswith("rank 1 of 2 on ") and first.endswith("step 12") and "injected" in rest[-1]
-        assert "manyviews fit: rank 1 of 2" in said and "injected" in said
+        assert "manyviews fit: rank 1 of 2" in done.stderr and "injected" in done.stderr
     assert newest_whole(tmp_path / "run/checkpoints").name == "step-00000010.ckpt"
 
 
@@ -102,16 +100,16 @@ def test_a_second_job_in_the_same_folder_is_refused(digits, tmp_path):
     pause = {"class_path": "tests.recipe.Slow", "init_args": {"seconds": 0.5}}
     config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__callbacks=[pause]))
     arguments = ["fit", "--config", config, "--run", tmp_path / "run"]
-    first = subprocess.Popen(command(*arguments), env=environment(), stderr=subprocess.PIPE, text=True)
+    first = Started(*arguments)
     try:
-        await_(lambda: (tmp_path / "run/checkpoints/step-00000010.ckpt").exists(), first)
+        first.await_((tmp_path / "run/checkpoints/step-00000010.ckpt").exists)
         second = run(*arguments)
         assert second.returncode == 2, second.stderr
         assert f"is in use by process {first.pid} on" in second.stderr and "give another --run" in second.stderr
         assert not (tmp_path / "run/error.txt").exists()
     finally:
-        first.kill()
-        first.communicate()
+        first.send(signal.SIGKILL)
+        first.end()
     assert run(*arguments, "--trainer.max_time", "00:00:00:01").returncode == 0  # a killed job holds nothing
 
 
@@ -231,11 +229,10 @@ def test_a_killed_start_is_accounted_for(digits, tmp_path):
     changes = {"trainer__callbacks": [pause], "checkpoints__every_n_steps": 30}
     config = write(tmp_path / "recipe.yaml", recipe(digits, **changes))
     arguments = ["fit", "--config", config, "--run", tmp_path / "run"]
-    first = subprocess.Popen(command(*arguments), env=environment(), stderr=subprocess.DEVNULL)
-    account = tmp_path / "run/attempts/0001.json"
-    await_(lambda: account.exists() and json.loads(account.read_text())["step"] >= 40, first)
-    first.kill()
-    first.wait()
+    first, account = Started(*arguments), tmp_path / "run/attempts/0001.json"
+    first.await_(lambda: account.exists() and json.loads(account.read_text())["step"] >= 40)
+    first.send(signal.SIGKILL)
+    first.end()
     made = json.loads(account.read_text())
     again = run(*arguments)
     assert again.returncode == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.recipe import environment
+from tests.process import environment
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from manyviews.runs.storage import load
+from tests.process import environment, run
 from tests.ranks import CASES, RANDOM, every_method
-from tests.recipe import environment, recipe, run, scalars, write
+from tests.recipe import recipe, scalars, write
 
 pytestmark = pytest.mark.slow
 

@@ -1,11 +1,13 @@
 """Every recipe parses, builds, and names only what exists."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 from manyviews import methods
 from manyviews.backbones import ConvNet, PointTransformer
@@ -16,7 +18,7 @@ from manyviews.methods import Method
 from tests.conftest import QUIET
 from viewshards.datamodule import ShardDataModule
 from viewshards.pack import Encoding, pack
-from viewshards.sources import open_source
+from viewshards.sources import Source, open_source
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 RECIPES = [
@@ -55,12 +57,39 @@ def test_each_method_has_its_three_recipes():
         assert {p.stem for p in (EXPERIMENTS / folder).glob("*.yaml")} >= wanted, folder
 
 
+class Part(Source):
+    """The first samples of each split of another source."""
+
+    def __init__(self, whole: Source, train: int, others: int) -> None:
+        self.whole, self.name, self.labels, left = whole, whole.name, whole.labels, Counter()
+        self.numbers = []
+        for number, (_, split) in enumerate(whole.samples):
+            left[split] += 1
+            if left[split] <= (train if split == "train" else others):
+                self.numbers.append(number)
+        self.samples = [whole.samples[number] for number in self.numbers]
+
+    def files(self, sample):
+        return self.whole.files(self.numbers[sample])
+
+
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory):
-    """What recipes name below `runs/`: the built-in sets, packed, and two towers, exported untrained."""
-    folder = tmp_path_factory.mktemp("runs")
+def runs(tmp_path_factory, worker_id):
+    """What recipes name below `runs/`: some of the built-in sets, packed, and two towers, exported untrained."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "runs"
+    with FileLock(f"{folder}.lock"):  # one for all test workers
+        if not folder.exists():
+            made = folder.with_name("runs.part")
+            make_runs(made)
+            made.rename(folder)
+    return folder
+
+
+def make_runs(folder):
     for name in ("emoji", "digits", "salient", "hands", "volumes", "shapes", "solids", "moving"):
-        pack(open_source(f"builtin:{name}"), folder / "data" / name, Encoding(), workers=2, console=QUIET)
+        source = Part(open_source(f"builtin:{name}"), 320, 80)
+        pack(source, folder / "data" / name, Encoding(), workers=2, console=QUIET)
     tower = {"class_path": "manyviews.backbones.ConvNet", "init_args": {"widths": [4, 8, 16]}}
     how = {"init_args": {"backbone": tower}}
     list(export_backbone(ConvNet([4, 8, 16]), how, torch.zeros(1, 3, 32, 32), folder / "emoji-tower"))
@@ -69,7 +98,6 @@ def runs(tmp_path_factory):
     list(export_backbone(PointTransformer(**encoder), how, torch.rand(1, 99, 3), folder / "solids-encoder"))
     clip, data = instantiate(placed(EXPERIMENTS / "clip" / "shapes.yaml", folder))
     list(export_open_clip(clip, data, torch.zeros(1, 3, 32, 32), folder / "clip-shapes-exported"))
-    return folder
 
 
 def placed(path, folder):

@@ -1,16 +1,15 @@
 """Runs from the command line: trained, killed, resumed, stopped, refused; the curves read back."""
 
 import json
-import os
 import signal
-import subprocess
 import time
 
 import pytest
 import torch
 
 from manyviews.runs import newest_whole
-from tests.recipe import command, environment, recipe, run, scalars, weights, write
+from tests.process import Started, run
+from tests.recipe import recipe, scalars, weights, write
 
 pytestmark = pytest.mark.slow
 
@@ -31,16 +30,11 @@ def equal(a, b):
 def start_and_signal(folder, config, number, step, extra=(), group=False):
     """Starts a run, sends it (or its group) a signal once its checkpoint of `step` is there; returns it, ended."""
     arguments = ["fit", "--config", write(folder / "recipe.yaml", config), "--run", folder / "run", *extra]
-    options = {"stderr": subprocess.PIPE, "text": True, "start_new_session": group}
-    process = subprocess.Popen(command(*arguments), env=environment(), **options)
-    deadline = time.monotonic() + 120
-    while not (folder / f"run/checkpoints/step-{step:08d}.ckpt").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
-        time.sleep(0.005)
+    process = Started(*arguments, group=group)
+    process.await_((folder / f"run/checkpoints/step-{step:08d}.ckpt").exists)
     time.sleep(0.05)
-    os.killpg(process.pid, number) if group else process.send_signal(number)
-    process.err = process.communicate(timeout=120)[1]
-    return process
+    process.send(number)
+    return process.end(120)
 
 
 def test_a_run_leaves_everything_one_needs(undisturbed):
@@ -119,8 +113,8 @@ def test_a_signal_saves_at_a_batch_boundary_and_tells_by_the_exit_code(
 ):
     """To the process, or to its whole group, loaders included, as a terminal and batch systems send it."""
     process = start_and_signal(tmp_path, recipe(digits, data__workers=2 if group else 0), number, 20, group=group)
-    assert process.returncode == code, process.err
-    assert f"saved; the same command with --run {tmp_path / 'run'} goes on" in process.err
+    assert process.returncode == code, process.stderr
+    assert f"saved; the same command with --run {tmp_path / 'run'} goes on" in process.stderr
     assert not (tmp_path / "run/finished.json").exists()
     assert run("fit", "--config", tmp_path / "recipe.yaml", "--run", tmp_path / "run").returncode == 0
     assert equal(weights(tmp_path / "run"), weights(undisturbed))
@@ -262,16 +256,10 @@ def test_two_ranks_killed_and_gone_on_with_one(digits, tmp_path):
     config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__callbacks=[callback]))
     arguments = ["fit", "--config", config, "--run", tmp_path / "run"]
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    process = subprocess.Popen(
-        command(*arguments, *two),
-        env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 200
-    while not (tmp_path / "run/checkpoints/step-00000030.ckpt").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process = Started(*arguments, *two, group=True)
+    process.await_((tmp_path / "run/checkpoints/step-00000030.ckpt").exists)
+    process.send(signal.SIGKILL)
+    process.end()
     assert 0 < scalars(tmp_path / "run")["val/knn20"][0][1] <= 1  # evaluated by both ranks together, at step 22
     again = run(*arguments)
     assert again.returncode == 0, again.stderr

@@ -16,7 +16,8 @@ import torch
 import yaml
 
 from manyviews.cli import main
-from tests.recipe import environment, recipe, run, scalars, weights, write
+from tests.process import run
+from tests.recipe import recipe, scalars, weights, write
 from viewshards.cli import main as viewshards
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +37,6 @@ class Site:
     def __init__(self, folder: Path, digits: Path) -> None:
         self.folder, self.digits = folder, digits
         (folder / "slurm").symlink_to(ROOT / "slurm")
-        self.environment = environment() | {"MANYVIEWS_BIN": str(Path(sys.executable).parent)}
 
     def recipe(self, name: str, seconds: float, **changes) -> Path:
         """Writes a recipe whose steps take that long and which writes down the samples it saw."""
@@ -49,7 +49,7 @@ class Site:
         """`manyviews submit`; returns the numbers of the jobs. All of the environment is passed on, for the tests'
         classes, unless `sbatch` is None."""
         given = ["submit", *map(str, arguments), *([f"--sbatch=--export=ALL {sbatch}"] if sbatch is not None else [])]
-        done = run(*given, cwd=self.folder, env=self.environment)
+        done = run(*given, cwd=self.folder)
         assert done.returncode == 0, done.stderr
         return [line.split()[0] for line in done.stdout.splitlines()]
 
@@ -92,16 +92,14 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(digits, tmp_path_factory):
-    folder, before = tmp_path_factory.mktemp("site"), os.environ.get("SLURM_CONF")
     where = tmp_path_factory.mktemp("cluster")
     started = subprocess.run([CLUSTER, "start", where], capture_output=True, text=True)
     assert started.returncode == 0, started.stderr
-    os.environ["SLURM_CONF"] = started.stdout.strip()
-    yield Site(folder, digits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", started.stdout.strip())
+        patch.setenv("MANYVIEWS_BIN", str(Path(sys.executable).parent))
+        yield Site(tmp_path_factory.mktemp("site"), digits)
     subprocess.run([CLUSTER, "stop", where], capture_output=True)
-    os.environ.pop("SLURM_CONF")
-    if before:
-        os.environ["SLURM_CONF"] = before
 
 
 @pytest.fixture(scope="module")
@@ -109,28 +107,21 @@ def undisturbed(site):
     """The same recipe on two ranks without Slurm, from start to end."""
     config = site.recipe("plain.yaml", 0.0)
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    options = {"cwd": site.folder, "env": site.environment}
-    done = run("fit", "--config", config, "--run", "runs/undisturbed", *two, **options)
+    done = run("fit", "--config", config, "--run", "runs/undisturbed", *two, cwd=site.folder)
     assert done.returncode == 0, done.stderr
     return "undisturbed"
 
 
-@slurm
-def test_the_time_limit_saves_requeues_and_goes_on(site, undisturbed):
-    """Slurm's own USR1, 75 s before a limit of two minutes, on two ranks."""
+@pytest.fixture(scope="module")
+def limited(site):
+    """A job that meets its time limit. It takes two minutes, in which the other tests go on."""
     site.recipe("limited.yaml", 0.8)
     options = ("--tasks-per-node", "2", "--time", "2")
-    (job,) = site.submit("pretrain", "limited.yaml", *options, sbatch="--signal=USR1@75")
-    ended = site.await_end(job, seconds=400)
-    log = site.log(job)
-    assert ended["JobState"] == "COMPLETED" and int(ended["Restarts"]) >= 1, log
-    assert "stopped by SIGUSR1" in log and "the job asks to be queued again" in log and "goodput 100.0 %" in log
-    site.equal(f"limited-{job}", undisturbed, 2)
-    assert json.loads((site.folder / f"runs/limited-{job}/finished.json").read_text())["goodput"] == 1.0
+    return site.submit("pretrain", "limited.yaml", *options, sbatch="--signal=USR1@75")[0]
 
 
 @slurm
-def test_a_job_and_a_task_of_an_array_are_requeued(site, undisturbed):
+def test_a_job_and_a_task_of_an_array_are_requeued(site, limited, undisturbed):
     """`scontrol requeue` of a job of two ranks and of one task of an array, USR1 to its other task, which has the array's
     own number: each goes on in its own folder, alone."""
     site.recipe("requeued.yaml", 0.3, data__workers=2)
@@ -153,13 +144,22 @@ def test_a_job_and_a_task_of_an_array_are_requeued(site, undisturbed):
     assert "stopped by SIGUSR1" in site.log(f"{array}_{same}")
     assert "stopped by SIGTERM" in site.log(job), site.log(job)
     site.equal(f"requeued-{job}", undisturbed, 2)
-    done = run(
-        "fit", "--config", "point.yaml", "--run", "runs/alone", "--model.temperature", "0.5",
-        cwd=site.folder, env=site.environment,
-    )  # fmt: skip
+    alone = ["fit", "--config", "point.yaml", "--run", "runs/alone", "--model.temperature", "0.5"]
+    done = run(*alone, cwd=site.folder)
     assert done.returncode == 0, done.stderr
     site.equal(f"grid-{array}_1", "alone", 1)
     assert {path.name for path in (site.folder / "runs").glob("grid-*")} == {f"grid-{array}_0", f"grid-{array}_1"}
+
+
+@slurm
+def test_the_time_limit_saves_requeues_and_goes_on(site, limited, undisturbed):
+    """Slurm's own USR1, 75 s before a limit of two minutes, on two ranks."""
+    ended = site.await_end(limited, seconds=400)
+    log = site.log(limited)
+    assert ended["JobState"] == "COMPLETED" and int(ended["Restarts"]) >= 1, log
+    assert "stopped by SIGUSR1" in log and "the job asks to be queued again" in log and "goodput 100.0 %" in log
+    site.equal(f"limited-{limited}", undisturbed, 2)
+    assert json.loads((site.folder / f"runs/limited-{limited}/finished.json").read_text())["goodput"] == 1.0
 
 
 @slurm

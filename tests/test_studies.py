@@ -1,8 +1,8 @@
 """Claims and leaderboard: their files parse and build, a small study runs, is resumed, and its verdicts are honest."""
 
 import json
-import subprocess
-import time
+import os
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from manyviews.cli.export import export_backbone
 from manyviews.evaluation import Features
 from manyviews.methods import Method
 from manyviews.similarity import unit
-from tests.recipe import command, environment, recipe, run, write
+from tests.process import Started, gone, run
+from tests.recipe import recipe, write
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 STUDIES = sorted(p for folder in ("claims", "leaderboard") for p in (EXPERIMENTS / folder).glob("*.yaml"))
@@ -165,32 +166,13 @@ def test_what_is_wrong_with_a_study_is_said(small):
     assert skipped.returncode == 0 and "skipped: steps needs {data}/set: give --data-dir" in skipped.stderr
 
 
-def members(session):
-    """Processes of a session that are still there."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session and fields[0] != "Z":
-            found.append(stat.parent.name)
-    return found
-
-
 @pytest.mark.slow
 def test_a_stopped_study_leaves_nothing_running(small):
     (small / "alone").mkdir()
     long = {"title": "long", "recipe": "../studies/base.txt", "variants": {"long": {"trainer": {"max_steps": 9000}}}}
     (small / "alone/long.yaml").write_text(yaml.safe_dump(long))
-    arguments = command("claims", "--studies", small / "alone", "--out", small / "out9")
-    process = subprocess.Popen(arguments, env=environment(), start_new_session=True, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not list((small / "out9").rglob("log.txt")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.terminate()
-    assert process.wait(120) == 130
-    while members(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not members(process.pid)
-    process.stderr.close()
+    process = Started("claims", "--studies", small / "alone", "--out", small / "out9", group=True)
+    process.await_(lambda: list((small / "out9").rglob("log.txt")))
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.end(120).returncode == 130
+    assert gone(process.pid)

@@ -19,7 +19,8 @@ from manyviews.methods import SimCLR
 from manyviews.optim import Schedule
 from manyviews.runs import AtomicCheckpointIO, Checkpoints, FiniteGuard, newest_whole
 from manyviews.runs.storage import alias, damage_of
-from tests.recipe import Backbone, environment
+from tests.process import environment
+from tests.recipe import Backbone
 
 FAST = {
     "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
