@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -234,12 +236,21 @@ def start_worker(_: int = 0) -> None:
 
     Ctrl-C and `timeout` signal the whole group, Slurm every process of a step. The trainer stops at a batch boundary
     and saves; a loader that died before would take that from it. So it leaves the group, and ends GRACE seconds after
-    a SIGTERM if nobody ended it before; a loader whose parent is gone ends by itself.
+    a SIGTERM if nobody ended it before; a loader whose training process is gone ends by itself. Torch looks at the
+    parent for that, which for a loader of a forkserver is the server.
     """
+    threading.Thread(target=_end_with_the_trainer, daemon=True).start()
     os.setpgrp()
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     prepare_worker()
+
+
+def _end_with_the_trainer() -> None:
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    trainer.join()
+    os._exit(1)
 
 
 def prepare_worker() -> None:

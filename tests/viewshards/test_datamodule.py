@@ -1,7 +1,11 @@
 """The data module: same samples and pixels whatever the workers, exact position, replacement, padding, arithmetic."""
 
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +13,7 @@ import pytest
 import torch
 
 from tests.conftest import QUIET
+from tests.process import FORKS, gone, members
 from viewshards.datamodule import ShardDataModule
 from viewshards.index import BrokenShard
 from viewshards.pack import Encoding, pack
@@ -54,6 +59,30 @@ def test_workers_change_nothing(digits):
         for a, b in zip(runs[0], other, strict=True):
             assert a["key"] == b["key"]
             assert all(torch.equal(x, y) for x, y in zip(a["image"], b["image"], strict=True))
+
+
+def load_for_ever(root, start_method, ready):
+    os.setsid()
+    multiprocessing.set_start_method(start_method, force=True)
+    batches = iter(module(root, workers=2).train_dataloader())
+    next(batches)
+    ready.touch()
+    time.sleep(1000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
+def test_loaders_end_when_the_training_process_is_killed(digits, tmp_path, start_method):
+    """Nothing can be told to them: SIGKILL, or the kernel when memory runs out."""
+    process = FORKS.Process(target=load_for_ever, args=(digits, start_method, tmp_path / "ready"))
+    process.start()
+    while not (tmp_path / "ready").exists():
+        assert process.is_alive()
+        time.sleep(0.05)
+    assert len(members(process.pid)) >= 3
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert gone(process.pid, 30)
 
 
 def test_views_differ_between_epochs_samples_and_each_other(digits):
