@@ -2,13 +2,14 @@
 
 import json
 import signal
+import subprocess
 import time
 
 import pytest
 import torch
 
 from manyviews.runs import newest_whole
-from tests.process import Started, run
+from tests.process import Started, command, environment, run
 from tests.recipe import recipe, scalars, weights, write
 
 pytestmark = pytest.mark.slow
@@ -130,6 +131,16 @@ def test_a_signal_in_the_last_or_first_step_of_an_epoch(digits, tmp_path, undist
     assert newest_whole(tmp_path / "run/checkpoints").name == f"step-{step:08d}.ckpt"
     assert run("fit", "--config", config, "--run", tmp_path / "run").returncode == 0
     assert equal(weights(tmp_path / "run"), weights(undisturbed))
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_after_the_end_does_not_spoil_the_exit_code(digits, tmp_path, number):
+    """Slurm's warning, say, to a job that has just finished: it would count as failed."""
+    callback = {"class_path": "tests.recipe.AtExit", "init_args": {"number": int(number)}}
+    config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__callbacks=[callback], trainer__max_steps=2))
+    program = command("fit", "--config", config, "--run", tmp_path / "run")
+    done = subprocess.run(program, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / "run/finished.json").exists(), done.stderr
 
 
 def test_a_signal_at_the_end_of_an_epoch_does_not_lose_its_score(digits, tmp_path):

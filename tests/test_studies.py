@@ -168,10 +168,12 @@ def test_what_is_wrong_with_a_study_is_said(small):
 
 @pytest.mark.slow
 def test_a_stopped_study_leaves_nothing_running(small):
+    """Stopped while it starts the second of eight runs."""
     (small / "alone").mkdir()
     long = {"title": "long", "recipe": "../studies/base.txt", "variants": {"long": {"trainer": {"max_steps": 9000}}}}
+    long["seeds"] = list(range(8))
     (small / "alone/long.yaml").write_text(yaml.safe_dump(long))
-    process = Started("claims", "--studies", small / "alone", "--out", small / "out9", group=True)
+    process = Started("claims", "--studies", small / "alone", "--out", small / "out9", "--workers", 8, group=True)
     process.await_(lambda: list((small / "out9").rglob("log.txt")))
     os.kill(process.pid, signal.SIGTERM)
     assert process.end(120).returncode == 130

@@ -38,7 +38,7 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns the exit code: 0 fine, 2 bad input, 128 + n after signal n."""
-    argv = sys.argv[1:] if argv is None else argv
+    program, argv = argv is None, sys.argv[1:] if argv is None else argv
     if argv[:1] == ["fit"]:
         before = signals.listen(signal.SIGTERM, signals.WARNING)  # importing takes seconds
         try:
@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
 
             return fit(argv[1:])
         finally:
-            signals.restore(before)
+            if not program:  # which ends now; that takes seconds in which a signal would kill it
+                signals.restore(before)
     options = parser()
     arguments, rest = options.parse_known_args(argv)
     if rest and arguments.command not in ("multistage", "submit"):  # whose rest goes to fit

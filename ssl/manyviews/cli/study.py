@@ -26,6 +26,8 @@ from typing import Any
 
 import yaml
 
+from manyviews import signals
+
 KEYS = {
     "title",
     "source",
@@ -118,49 +120,60 @@ def run(study: Study, out: Path, data: Path | None, workers: int) -> dict[str, l
     jobs = [(name, seed) for seed in study.seeds for name in study.variants]
     folders = {job: out / study.name / f"{job[0]}-seed{job[1]}" for job in jobs}
     labels = study.content.get("labels", [None])
-    banks = {label: str(study.folder / file) for label, file in study.content.get("banks", {}).items()}
     todo = [job for job in jobs if not _done(study.variants[job[0]], job[1], folders[job], labels)]
-    started, failed = time.monotonic(), []
     print(f"{study.name}: {len(jobs)} runs, {len(jobs) - len(todo)} done before", file=sys.stderr)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["manyviews.cli.fit", "manyviews.cli.evaluate"])
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
-    process: BaseProcess
-    waiting, number = list(todo), 0
-    running: dict[Any, tuple[BaseProcess, Job]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                name, seed = job = waiting.pop(0)
-                options = study.variants[name], seed, folders[job], study.folder, labels, threads, banks
-                process = context.Process(target=_one, args=options)
-                process.start()
-                running[process.sentinel] = process, job
-            for sentinel in wait(list(running)):
-                process, (name, seed) = running.pop(sentinel)
-                process.join()
-                error = _error(folders[name, seed], process.exitcode)
-                number += 1
-                left = (time.monotonic() - started) / number * (len(todo) - number)
-                state = "FAILED" if error else "done"
-                print(
-                    f"{study.name}: {number}/{len(todo)} {name} seed {seed} {state}, about {left / 60:.0f} min left",
-                    file=sys.stderr,
-                )
-                if error:
-                    failed.append(f"{name} seed {seed}: {error} (see {folders[name, seed] / 'log.txt'})")
-    except KeyboardInterrupt:
-        for process, _ in running.values():  # each saves at its next batch, and goes on from there
-            process.terminate()
-        for process, _ in running.values():
-            process.join()
-        raise
+    failed = _run_all(study, {job: folders[job] for job in todo}, workers)
     if failed:
         raise ValueError(f"{study.name}: {len(failed)} of {len(jobs)} runs failed; " + "; ".join(failed))
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in study.variants}
     for name, seed in jobs:
         results[name].append(json.loads((folders[name, seed] / RESULT).read_text()))
     return results
+
+
+def _run_all(study: Study, todo: dict[Job, Path], workers: int) -> list[str]:
+    """Runs these, `workers` at a time; returns what went wrong. If it is stopped, so are they, before it raises."""
+    labels = study.content.get("labels", [None])
+    banks = {label: str(study.folder / file) for label, file in study.content.get("banks", {}).items()}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["manyviews.cli.fit", "manyviews.cli.evaluate"])
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    started, number, failed = time.monotonic(), 0, []
+    process: BaseProcess
+    waiting, running = list(todo), dict[Any, tuple[BaseProcess, Job]]()
+    signals.received = None
+    before = signals.listen(signal.SIGINT, signal.SIGTERM)  # an exception while a process starts would lose that one
+    try:
+        while (waiting or running) and signals.received is None:
+            while waiting and len(running) < workers and signals.received is None:
+                name, seed = job = waiting.pop(0)
+                options = study.variants[name], seed, todo[job], study.folder, labels, threads, banks
+                process = context.Process(target=_one, args=options)
+                process.start()
+                running[process.sentinel] = process, job
+            for sentinel in wait(list(running), timeout=0.5):
+                process, job = running.pop(sentinel)
+                process.join()
+                error = _error(todo[job], process.exitcode)
+                number += 1
+                left = (time.monotonic() - started) / number * (len(todo) - number)
+                name, seed = job
+                state = "FAILED" if error else "done"
+                print(
+                    f"{study.name}: {number}/{len(todo)} {name} seed {seed} {state}, about {left / 60:.0f} min left",
+                    file=sys.stderr,
+                )
+                if error:
+                    failed.append(f"{name} seed {seed}: {error} (see {todo[job] / 'log.txt'})")
+        for process, _ in running.values():  # each saves at its next batch, and goes on from there
+            process.terminate()
+        for process, _ in running.values():
+            process.join()
+    finally:
+        signals.restore(before)
+    if signals.received is not None:
+        raise KeyboardInterrupt
+    return failed
 
 
 def _error(folder: Path, code: int | None) -> str | None:
