@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from viewshards.pack import Encoding, pack
-from viewshards.sources import Sklearn
+from viewshards.sources.bundled import Sklearn
 
 QUIET = Console(quiet=True)
 

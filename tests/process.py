@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["manyviews.cli.fit", "manyviews.cli.evaluate", "manyviews.cli.joint"])
+FORKS.set_forkserver_preload(["manyviews.cli.fit", "manyviews.cli.report", "manyviews.cli.joint"])
 ROOT = Path(__file__).parents[1]
 
 

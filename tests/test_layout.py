@@ -82,9 +82,9 @@ def test_the_wheel_works_outside_the_repository(tmp_path):
     zipfile.ZipFile(wheel).extractall(target)
     code = (
         f"import sys; sys.path.insert(0, {str(target)!r})\n"
-        "import manyviews.cli.fit, manyviews.cli.evaluate, viewshards.sources\n"
+        "import manyviews.cli.fit, manyviews.cli.evaluate, viewshards.sources.bundled\n"
         f"assert manyviews.__file__.startswith({str(target)!r}), manyviews.__file__\n"
-        "assert len(viewshards.sources.Emoji().samples) == 1905"
+        "assert len(viewshards.sources.bundled.Emoji().samples) == 1905"
     )
     done = python(code, cwd=tmp_path, env={"PATH": environment()["PATH"]})
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from manyviews.cli import main
 from tests.recipe import scalars
 from viewshards.cli import main as viewshards
-from viewshards.generated import Shapes
+from viewshards.sources.generated import Shapes
 
 pytestmark = pytest.mark.slow
 RECIPE = Path(__file__).parents[1] / "experiments" / "clip" / "shapes.yaml"

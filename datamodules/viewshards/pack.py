@@ -30,7 +30,7 @@ from viewshards.decode import PICTURES, decode, kind
 from viewshards.index import BrokenShard, atomic_write
 from viewshards.order import generator
 from viewshards.shards import MANIFEST, Manifest, Shard
-from viewshards.sources import Source
+from viewshards.sources.source import Source
 from viewshards.video import Video
 from viewshards.views import opencv
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from viewshards.dataset import FILES
 from viewshards.decode import decode, kind
 from viewshards.shards import Manifest, ShardSet
-from viewshards.sources import Source
+from viewshards.sources.source import Source
 from viewshards.video import FrameArray, Frames, Ids, Tracks, Video
 
 Extractor = Callable[[Frames], Ids]

@@ -221,7 +221,7 @@ def test_ranks_share_the_work_and_agree(monkeypatch, tmp_path, world):
     import threading
 
     own = threading.local()
-    monkeypatch.setattr("manyviews.evaluation.joint.distributed.current", lambda: getattr(own, "gather", local()))
+    monkeypatch.setattr("manyviews.distributed.current", lambda: getattr(own, "gather", local()))
 
     def run(gather):
         own.gather = gather

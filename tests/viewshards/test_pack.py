@@ -240,9 +240,9 @@ def test_inspect_and_contact_sheet(tmp_path, digits, capsys):
 
 
 def test_keys_are_unique_and_edits_are_noticed(tmp_path):
-    from viewshards.sources import _unique
+    from viewshards.sources.source import unique
 
-    assert _unique(["a", "a", "a-2", "b.c", "b_c"]) == ["a", "a-2", "a-2-2", "b_c", "b_c-2"]
+    assert unique(["a", "a", "a-2", "b.c", "b_c"]) == ["a", "a-2", "a-2-2", "b_c", "b_c-2"]
     picture(tmp_path / "x.png")
     table = tmp_path / "t.csv"
     prints = []

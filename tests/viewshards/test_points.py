@@ -12,12 +12,12 @@ from tests.conftest import QUIET
 from tests.viewshards.test_pack import packed
 from viewshards import Captions, ShardDataModule
 from viewshards.cli import main
-from viewshards.clouds import SAMPLED, Solids, cloud_file
 from viewshards.decode import decode
 from viewshards.existing import verify
 from viewshards.order import generator
 from viewshards.pack import Encoding, pack
 from viewshards.shards import ShardSet
+from viewshards.sources.clouds import SAMPLED, Solids, cloud_file
 from viewshards.views import PointAugmentation, PointViews
 from viewshards.views.points import farthest, normalised
 

@@ -11,11 +11,11 @@ from tests.conftest import QUIET
 from tests.viewshards.test_pack import packed, picture
 from viewshards import Captions, ShardDataModule, TextAugmentation
 from viewshards.cli import main
-from viewshards.generated import Shapes
 from viewshards.order import CellBatches, generator
 from viewshards.pack import Encoding, pack
 from viewshards.shards import ShardSet
 from viewshards.sources import open_source
+from viewshards.sources.generated import Shapes
 from viewshards.text import STRONG, WEAK
 from viewshards.views import Augmentation, MultiView
 

@@ -14,10 +14,10 @@ from viewshards import Captions, ShardDataModule
 from viewshards.cli import main
 from viewshards.decode import decode
 from viewshards.existing import verify
-from viewshards.moving import Moving
 from viewshards.order import generator
 from viewshards.pack import Encoding, pack
 from viewshards.shards import ShardSet
+from viewshards.sources.moving import Moving
 from viewshards.tracks import ColourTracks
 from viewshards.video import Clip, FrameArray, Tracks, Video, clip_file, from_rle, rle_mask, to_global, to_local
 from viewshards.views import Augmentation, VideoViews

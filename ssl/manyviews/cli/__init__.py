@@ -78,6 +78,10 @@ def main(argv: list[str] | None = None) -> int:
             from manyviews.cli import multistage
 
             multistage.command(arguments, rest)
+        elif arguments.command == "report":
+            from manyviews.cli.report import report
+
+            report(arguments)
         elif arguments.command in ("zeroshot", "composition", "transfer", "mine", "search"):
             from manyviews.cli import joint
 

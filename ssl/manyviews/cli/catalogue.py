@@ -46,13 +46,12 @@ def _exported(package: str) -> list[tuple[str, str]]:
     return rows
 
 
-def _sources(module: str) -> list[tuple[str, str]]:
-    tree = ast.parse(_path(module).with_suffix(".py").read_text())
-    made = [
-        ast.parse(_path(f"viewshards.{m}").with_suffix(".py").read_text()).body
-        for m in ("generated", "clouds", "moving")
+def _sources(package: str) -> list[tuple[str, str]]:
+    modules = [
+        ast.parse(_path(f"{package}.{name}").with_suffix(".py").read_text()).body
+        for name in ("bundled", "folders", "tables", "generated", "clouds", "moving")
     ]
-    classes = {node.name: node for node in chain(tree.body, *made) if isinstance(node, ast.ClassDef)}
+    classes = {node.name: node for node in chain(*modules) if isinstance(node, ast.ClassDef)}
     named = {
         "builtin:emoji": "Emoji",
         "builtin:digits": "Sklearn",

@@ -6,7 +6,6 @@ anywhere and goes on with the same command.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import json
@@ -136,7 +135,7 @@ def _run_all(study: Study, todo: dict[Job, Path], workers: int) -> list[str]:
     labels = study.content.get("labels", [None])
     banks = {label: str(study.folder / file) for label, file in study.content.get("banks", {}).items()}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["manyviews.cli.fit", "manyviews.cli.evaluate"])
+    context.set_forkserver_preload(["manyviews.cli.fit", "manyviews.cli.measure"])
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     started, number, failed = time.monotonic(), 0, []
     process: BaseProcess
@@ -266,6 +265,7 @@ def _one(
         contextlib.redirect_stderr(log),
     ):
         try:
+            from manyviews.cli.measure import measure
             from manyviews.cli.multistage import multistage
             from manyviews.runs import Ledger
 
@@ -286,57 +286,3 @@ def _one(
     part.write_text(json.dumps(found, indent=1) + "\n")
     part.replace(folder / RESULT)
     return None
-
-
-def measure(runs: list[Path], labels: list[str | None], banks: dict[str, str]) -> dict[str, Any]:
-    """Scores of finished runs, their features side by side: kNN, linear probe, cross-view retrieval, and diagnostics.
-
-    On point clouds also linear SVMs, on all and on few shots; of clips tokens, operations and time. Of an image-text
-    method also retrieval of texts, zero-shot classification, and composition where there are cases. With several labels
-    each is probed, and its scores end in `_LABEL`.
-
-    Args:
-        runs: folders. labels: fields, None the run's own. banks: of class names for zero-shot, by label field.
-    """
-    from manyviews.cli import evaluate
-    from manyviews.evaluation import (
-        KNN,
-        Composition,
-        Cost,
-        FewShotSVM,
-        JointProtocol,
-        LinearSVM,
-        Protocol,
-        Retrieval,
-        TextRetrieval,
-        ZeroShot,
-    )
-    from manyviews.methods import ImageText
-    from manyviews.monitoring import diagnostics
-
-    scores: dict[str, float] = {}
-    for label in labels:
-        trained = [
-            evaluate.bring_up(argparse.Namespace(checkpoint=None, run=str(run), device="auto", label=label))
-            for run in runs
-        ]
-        train, val = (evaluate.side_by_side([each.features(split) for each in trained]) for split in ("train", "val"))
-        protocols: list[Protocol] = [KNN(), evaluate.REPORT_PROBE, *([Retrieval()] if len(val.views) > 1 else [])]
-        if trained[-1].data.views.modality == "points":
-            protocols += [LinearSVM(), FewShotSVM()]
-        found = {name: value for p in protocols for name, value in p.evaluate(train, val).scores.items()}
-        method, data = trained[-1].method, trained[-1].data
-        joint: list[JointProtocol] = [Cost()] if data.views.modality == "video" else []
-        if isinstance(method, ImageText):
-            joint.append(TextRetrieval())
-            if data.classes:
-                joint.append(ZeroShot(banks.get(data.label, "plain")))
-            if "composition" in data.train_set.manifest.splits:
-                joint.append(Composition("composition"))
-        found |= {name: value for p in joint for name, value in p.measure(method, data).scores.items()}
-        protocols += joint
-        found["rankme"] = diagnostics.rankme(val.views[0]).item()
-        found["uniformity"] = diagnostics.uniformity(val.views[0]).item()
-        found["tolerance"] = diagnostics.tolerance(val.views[0], val.label).item()
-        scores |= {name if len(labels) == 1 else f"{name}_{label}": value for name, value in found.items()}
-    return {"scores": scores, "step": trained[0].step, "protocols": [p.describe() for p in protocols]}

@@ -6,13 +6,15 @@ from manyviews.evaluation.composition import ARO, Composition
 from manyviews.evaluation.cost import Cost
 from manyviews.evaluation.features import Features, extract
 from manyviews.evaluation.fewshot import FewShot
-from manyviews.evaluation.joint import Accuracy, JointProtocol, TextRetrieval, ZeroShot
+from manyviews.evaluation.joint import JointProtocol
 from manyviews.evaluation.knn import KNN
 from manyviews.evaluation.linear import LinearProbe, LogisticRegression
 from manyviews.evaluation.outliers import Outliers
 from manyviews.evaluation.protocol import Protocol, Result
 from manyviews.evaluation.retrieval import Retrieval
 from manyviews.evaluation.svm import FewShotSVM, LinearSVM
+from manyviews.evaluation.textretrieval import TextRetrieval
+from manyviews.evaluation.zeroshot import Accuracy, ZeroShot
 
 __all__ = [
     "ARO",

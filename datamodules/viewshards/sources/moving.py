@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from viewshards.order import generator
-from viewshards.sources import Source, hashed_split
+from viewshards.sources.source import Source, hashed_split
 from viewshards.video import Tracks
 
 Thing = tuple[str, str, str]

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from viewshards.order import generator
-from viewshards.sources import SPLITS, Folder, Source, hashed_split
+from viewshards.sources.folders import Folder
+from viewshards.sources.source import SPLITS, Source, hashed_split
 from viewshards.views.points import Cloud, checked, turned
 
 ARRAYS = frozenset({".npy", ".npz"})

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from viewshards.order import generator
-from viewshards.sources import Emoji, Sklearn, Source, hashed_split, png
+from viewshards.sources.bundled import Emoji, Sklearn
+from viewshards.sources.source import Source, hashed_split, png
 
 
 class PastedDigits(Source):

@@ -1,0 +1,172 @@
+"""Class names as a classifier, and the classifier that a method has itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manyviews import distributed
+from manyviews.backbones import Encoding, views_of
+from manyviews.evaluation.features import prepared
+from manyviews.evaluation.joint import JointProtocol, embed_texts, finite
+from manyviews.evaluation.protocol import Result
+
+
+@dataclass
+class ZeroShot(JointProtocol):
+    """Class names as a classifier: an image belongs to the class whose prompts are nearest.
+
+    A class's prompts are embedded, brought to length 1, averaged over the templates, and brought to length 1 again; a
+    method that compares tokens averages its similarities over the templates instead. Ties go to the earlier class.
+
+    Attributes:
+        bank: `plain` (the templates below), `openai` (80) or `simple` (7), both for photos, or a JSON file
+            {"templates": ["a photo of a {c}", ...], "classnames": {"label": "words"}}, of which either may be missing.
+            Without a name of its own a class is called by its label, underscores as spaces; `imagenet` numbers by
+            open_clip's names.
+        k: an image counts as right if its class is among the k best.
+    """
+
+    bank: str = "plain"
+    k: tuple[int, ...] = (1, 5)
+    name = "zeroshot"
+    labels = True
+
+    @torch.no_grad()
+    def measure(self, module: Any, data: Any) -> Result:  # noqa: D102
+        names, templates = self.read(data.classes)
+        if not names:
+            raise ValueError("zero-shot needs names of the classes: data with a label field that names them")
+        texts = None  # a method may bring a classifier of its own: learned prompts
+        if not hasattr(module, "class_scores"):
+            texts = self._classifier(module, data, names, templates)
+        classes = len(names)
+        right, confusion, ties = classified(
+            module, data, lambda view: self._scores(module, module.embed_image(view), texts, classes), classes, self.k
+        )
+        images = int(confusion.sum())
+        of_class = confusion.sum(1)
+        per_class = {  # by label: two classes may be called the same
+            label: (confusion[c, c] / of_class[c]).item() for c, label in enumerate(data.classes) if of_class[c]
+        }
+        found = {f"zeroshot_top{k}": (right[i] / images).item() for i, k in enumerate(self.k) if k < classes or i == 0}
+        details = {
+            "images": images, "classes": classes, "templates": templates, "ties": int(ties), "per_class": per_class,
+            "largest_class": (of_class.max() / images).item(),
+        }  # fmt: skip
+        return Result(found, details, confusion)
+
+    def ready(self, module: Any, data: Any) -> None:  # noqa: D102
+        super().ready(module, data)
+        if not self.read(data.classes)[0]:
+            raise ValueError("zero-shot needs names of the classes: data with a label field that names them")
+
+    def read(self, labels: list[str]) -> tuple[list[str], list[str]]:
+        """Class names and templates of the bank.
+
+        Raises:
+            ValueError: if it cannot be read, naming what is missing.
+        """
+        if self.bank in ("openai", "simple"):
+            import open_clip
+
+            made = open_clip.OPENAI_IMAGENET_TEMPLATES if self.bank == "openai" else open_clip.SIMPLE_IMAGENET_TEMPLATES
+            numbers = len(labels) == 1000 and all(label.isdecimal() for label in labels)
+            names = [open_clip.IMAGENET_CLASSNAMES[int(label)] for label in labels] if numbers else labels
+            return [name.replace("_", " ") for name in names], [template("{c}") for template in made]
+        bank: dict[str, Any] = {}
+        if self.bank != "plain":
+            if not Path(self.bank).is_file():
+                raise ValueError(f"zero-shot bank {self.bank!r}: expected plain, openai, simple, or a JSON file")
+            bank = json.loads(Path(self.bank).read_text())
+            unknown = bank.keys() - {"templates", "classnames"}
+            strange = set(bank.get("classnames", {})) - set(labels) if labels else set()
+            if unknown or strange:
+                raise ValueError(f"{self.bank}: nothing is called {sorted(unknown or strange)[0]!r} here")
+        templates = bank.get("templates", ["{c}", "a {c}", "a picture of a {c}"])
+        named = bank.get("classnames", {})
+        return [named.get(label, label.replace("_", " ")) for label in labels], list(templates)
+
+    @staticmethod
+    def _classifier(module: Any, data: Any, names: list[str], templates: list[str]) -> Encoding:
+        """One text a class, or where tokens are compared every template of every class."""
+        texts = embed_texts(module, data, [template.format(c=name) for name in names for template in templates])
+        if texts.tokens is not None:
+            return texts
+        pooled = texts.pooled.view(len(names), len(templates), -1).mean(1)
+        return Encoding(torch.nn.functional.normalize(pooled, dim=1))
+
+    @staticmethod
+    def _scores(module: Any, images: Encoding, texts: Encoding | None, classes: int) -> Tensor:
+        """(B, classes)."""
+        if texts is None:
+            own: Tensor = module.class_scores(images).float()
+            if own.shape[1] != classes:
+                raise ValueError(f"the method classifies {own.shape[1]} classes, the label field has {classes}")
+            return own
+        scores: Tensor = module.similarity(images, texts)[0].float()
+        return scores.view(len(scores), classes, -1).mean(2)
+
+
+@torch.no_grad()
+def classified(
+    module: Any, data: Any, scores: Callable[[Tensor], Tensor], classes: int, k: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of val over all ranks: right answers among the k best, confusion (C, C), and how many ties there were.
+
+    Args:
+        scores: a view (B, ..) to (B, C). Ties go to the earlier class; every natural view counts.
+
+    Raises:
+        ValueError: if no sample has a label.
+    """
+    gather = distributed.current()
+    right = torch.zeros(len(k), dtype=torch.float64)
+    confusion, ties = torch.zeros(classes * classes, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
+    for batch in prepared(module, data, "val", gather):
+        label = batch["label"].to(module.device)
+        keep = (batch["weight"].to(module.device) > 0) & (label >= 0)
+        for view in views_of(batch):
+            found = finite(scores(view)[keep])
+            own = found.gather(1, label[keep, None])
+            place = torch.arange(classes, device=found.device)
+            rank = ((found > own) | ((found == own) & (place < label[keep, None]))).sum(1)
+            right += torch.stack([(rank < best).sum() for best in k]).double().cpu()
+            ties += ((found == own).sum(1) > 1).sum().cpu()
+            best = found.argmax(1).cpu() + label[keep].cpu() * classes
+            confusion += torch.bincount(best, minlength=classes * classes)
+    right, confusion, ties = gather.sum(right), gather.sum(confusion).view(classes, classes), gather.sum(ties)
+    if not confusion.sum():
+        raise ValueError("classification needs labels, and no sample of the val split has one")
+    return right, confusion, ties
+
+
+@dataclass
+class Accuracy(JointProtocol):
+    """Top-1 of a method that classifies by itself (`Classifier`), on val; every natural view counts."""
+
+    name = "accuracy"
+    labels = True
+    texts = False
+
+    def ready(self, module: Any, data: Any) -> None:  # noqa: D102
+        if not hasattr(module, "class_scores") or not hasattr(module, "classes"):
+            raise ValueError(f"{type(module).__name__} does not classify: train manyviews.methods.Classifier on it")
+
+    def measure(self, module: Any, data: Any) -> Result:  # noqa: D102
+        self.ready(module, data)
+        classes = int(module.classes)
+
+        def scores(view: Tensor) -> Tensor:
+            found: Tensor = module.class_scores(Encoding.of(module.backbone(view))).float()
+            return found
+
+        right, confusion, ties = classified(module, data, scores, classes, (1,))
+        top = (right[0] / confusion.sum()).item()
+        return Result({"accuracy": top}, {"samples": int(confusion.sum()), "ties": int(ties)}, confusion)

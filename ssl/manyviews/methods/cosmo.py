@@ -1,0 +1,65 @@
+"""COSMO's contrastive part (Wang et al., 2024): latents pooled from tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from manyviews import distributed, objectives
+from manyviews.backbones import Encoding
+from manyviews.heads import LatentPool, LogitScale
+from manyviews.methods.imagetext import ADAMW, ImageText
+from manyviews.methods.method import Batch
+from manyviews.methods.tokens import patches_of
+from manyviews.objectives.clip import Positives
+from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.similarity import unit
+
+
+class COSMO(ImageText):
+    """COSMO's contrastive part (Wang et al., 2024): a learned query pools the tokens of each side.
+
+    Args:
+        backbone: image tower with tokens; the paper locks CLIP's. text_backbone: the unimodal half of a language
+            model, or any text tower with tokens.
+        dim: of the joint space; paper 512. heads: of the pooling attention.
+        logit_scale: s; the paper starts at exp(0.2), learned and free.
+        optimizer, schedule, grad_cache, locked: as in CLIP.
+        positives: as in CLIP.
+    """
+
+    needs_tokens: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        text_backbone: nn.Module,
+        dim: int = 512,
+        heads: int = 8,
+        logit_scale: LogitScale | None = None,
+        optimizer: OptimizerFactory = ADAMW,
+        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
+        grad_cache: int = 0,
+        locked: Sequence[str] = (),
+        positives: Positives = "own",
+    ) -> None:
+        image, text = (LatentPool(int(tower.width), dim, heads) for tower in (backbone, text_backbone))  # type: ignore[arg-type]
+        objective = objectives.CLIP(logit_scale or LogitScale(math.exp(0.2), None), positives=positives)
+        super().__init__(
+            backbone, text_backbone, objective, dim, image, text, optimizer, schedule, grad_cache, locked
+        )  # fmt: skip
+
+    def compare_pairs(  # noqa: D102
+        self, images: list[Encoding], texts: list[Encoding], batch: Batch
+    ) -> tuple[Tensor, list[Tensor]]:
+        pair = [self.projector(*patches_of(images[0])), self.text_projector(*patches_of(texts[0]))]
+        return self.objective(pair, gather=distributed.current(), **self.context(batch)), pair
+
+    def joint_image(self, features: Encoding) -> Encoding:  # noqa: D102
+        return Encoding(unit(self.projector(*patches_of(features))))
+
+    def joint_text(self, features: Encoding) -> Encoding:  # noqa: D102
+        return Encoding(unit(self.text_projector(*patches_of(features))))

@@ -1,0 +1,74 @@
+"""FDT (Chen et al., CVPR 2023): images and texts as weights of shared discrete tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from manyviews import distributed, objectives
+from manyviews.backbones import Encoding
+from manyviews.heads import LogitScale
+from manyviews.methods.imagetext import ImageText
+from manyviews.methods.method import Batch
+from manyviews.methods.tokens import patches_of
+from manyviews.objectives.clip import Positives
+from manyviews.optim import OptimizerFactory, Schedule
+
+
+class FDT(ImageText):
+    """FDT (Chen et al., CVPR 2023): both modalities as sparse mixtures of one codebook.
+
+    Args:
+        backbone: image tower with tokens. text_backbone: text tower with tokens.
+        codes, temperature, logit_scale: see `manyviews.objectives.FDT`. dim: of a code.
+        optimizer: paper: AdamW 1e-3, betas (0.9, 0.98), weight decay 0.1.
+        schedule: paper: 2,500 steps of warm-up, cosine.
+        grad_cache, locked: as in CLIP.
+        positives: as in CLIP.
+    """
+
+    needs_tokens: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        text_backbone: nn.Module,
+        codes: int = 16384,
+        dim: int = 512,
+        temperature: float = 1000.0,
+        logit_scale: LogitScale | None = None,
+        optimizer: OptimizerFactory = partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1),
+        schedule: Schedule = Schedule(warmup_steps=2500, scaling="none"),
+        grad_cache: int = 0,
+        locked: Sequence[str] = (),
+        positives: Positives = "own",
+    ) -> None:
+        widths = int(backbone.width), int(text_backbone.width)  # type: ignore[arg-type]
+        objective = objectives.FDT(widths, codes, dim, temperature, scale=logit_scale, positives=positives)
+        super().__init__(
+            backbone, text_backbone, objective, dim, nn.Identity(), nn.Identity(),
+            optimizer, schedule, grad_cache, locked,
+        )  # fmt: skip
+
+    def compare_pairs(  # noqa: D102
+        self, images: list[Encoding], texts: list[Encoding], batch: Batch
+    ) -> tuple[Tensor, list[Tensor]]:
+        tokens, masks = zip(*(patches_of(each[0]) for each in (images, texts)), strict=True)
+        pair = [images[0].pooled, texts[0].pooled]
+        whole = [each[:, : min(x.shape[1] for x in pair)] for each in pair]  # they take no part
+        context = {**self.context(batch), "tokens": list(tokens), "masks": list(masks)}
+        loss = self.objective(whole, gather=distributed.current(), **context)
+        with torch.no_grad():
+            return loss, [self.joint_image(images[0]).pooled, self.joint_text(texts[0]).pooled]
+
+    def joint_image(self, features: Encoding) -> Encoding:  # noqa: D102
+        assert isinstance(self.objective, objectives.FDT)
+        return Encoding(self.objective.embed(*patches_of(features), 0))
+
+    def joint_text(self, features: Encoding) -> Encoding:  # noqa: D102
+        assert isinstance(self.objective, objectives.FDT)
+        return Encoding(self.objective.embed(*patches_of(features), 1))

@@ -1,0 +1,80 @@
+"""MGCA (Wang et al., NeurIPS 2022): instances, tokens and prototypes aligned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manyviews import objectives
+from manyviews.backbones import Encoding
+from manyviews.methods.tokens import TokenImageText
+from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.similarity import unit
+
+
+class MGCA(TokenImageText):
+    """MGCA (Wang et al., NeurIPS 2022): instances, tokens and prototypes.
+
+    Args:
+        backbone: image tower with tokens. text_backbone: text tower with tokens.
+        objective: see `manyviews.objectives.MGCA`; its dim is the joint space's. Default 128 and 500 prototypes.
+        dim: of the joint space.
+        hidden: width of the heads' hidden layer; paper 2048.
+        optimizer: paper: AdamW 2e-5, weight decay 0.05, from pretrained towers.
+        schedule: paper: warm-up for 40 % of all steps, cosine.
+        grad_cache, locked: as in CLIP.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        text_backbone: nn.Module,
+        objective: objectives.MGCA | None = None,
+        dim: int = 128,
+        hidden: int = 2048,
+        optimizer: OptimizerFactory = partial(torch.optim.AdamW, lr=2e-5, weight_decay=0.05),
+        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
+        grad_cache: int = 0,
+        locked: Sequence[str] = (),
+    ) -> None:
+        super().__init__(
+            backbone, text_backbone, objective or objectives.MGCA(dim), dim, None,
+            optimizer, schedule, grad_cache, locked,
+        )  # fmt: skip
+        widths = int(backbone.width), int(text_backbone.width)  # type: ignore[arg-type]
+        self.projector, self.text_projector = (self._head(width, hidden, dim) for width in widths)
+        self.token_heads = nn.ModuleList(self._head(width, hidden, dim) for width in widths)
+        self.token_projector = self.text_token_projector = nn.Identity()  # type: ignore[assignment]
+
+    @staticmethod
+    def _head(width: int, hidden: int, dim: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, dim),
+            nn.BatchNorm1d(dim, affine=False),
+        )  # fmt: skip
+
+    def patches(self, image: Encoding) -> tuple[Tensor, Tensor]:  # noqa: D102
+        tokens, mask = super().patches(image)
+        return self._local(0, tokens, mask)
+
+    def words(self, text: Encoding) -> tuple[Tensor, Tensor]:  # noqa: D102
+        tokens, mask = super().words(text)
+        return self._local(1, tokens, mask)
+
+    def _local(self, modality: int, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The head's BatchNorm counts valid tokens only."""
+        valid = self.token_heads[modality](tokens[mask])
+        return valid.new_zeros(*mask.shape, valid.shape[1]).masked_scatter(mask[..., None], valid), mask
+
+    def whole(self, image: Encoding, text: Encoding, patches: Any, words: Any) -> list[Tensor]:  # noqa: D102
+        return [self.projector(image.pooled), self.text_projector(text.pooled)]
+
+    def joint_image(self, features: Encoding) -> Encoding:  # noqa: D102
+        return Encoding(unit(self.projector(features.pooled)))
+
+    def joint_text(self, features: Encoding) -> Encoding:  # noqa: D102
+        return Encoding(unit(self.text_projector(features.pooled)))

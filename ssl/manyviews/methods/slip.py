@@ -1,0 +1,60 @@
+"""SLIP (Mu et al., ECCV 2022): CLIP and, on two views of the images, NT-Xent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from manyviews import distributed, objectives
+from manyviews.backbones import Encoding
+from manyviews.heads import LogitScale, projector
+from manyviews.methods.imagetext import ADAMW, ImageText
+from manyviews.methods.method import Batch
+from manyviews.objectives.clip import Positives
+from manyviews.optim import OptimizerFactory, Schedule
+
+
+class SLIP(ImageText):
+    """CLIP on view 0 of the image and the caption, SimCLR on views 1 and 2 of the image.
+
+    Args:
+        backbone: image tower. text_backbone: text tower.
+        dim: of the joint space.
+        weight: of SimCLR's loss. temperature: of it.
+        projector_hidden: width of its projector's hidden layers; paper 4096. projector_out: paper 256.
+        logit_scale, optimizer, schedule, grad_cache, locked: as in CLIP.
+        positives: as in CLIP.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        text_backbone: nn.Module,
+        dim: int = 512,
+        weight: float = 1.0,
+        temperature: float = 0.1,
+        projector_hidden: int = 4096,
+        projector_out: int = 256,
+        logit_scale: LogitScale | None = None,
+        optimizer: OptimizerFactory = ADAMW,
+        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
+        grad_cache: int = 0,
+        locked: Sequence[str] = (),
+        positives: Positives = "own",
+    ) -> None:
+        super().__init__(
+            backbone, text_backbone, objectives.SLIP(logit_scale, weight, temperature, positives), dim,
+            optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
+        )  # fmt: skip
+        width = int(backbone.width)  # type: ignore[arg-type]
+        self.image_projector = projector(width, projector_hidden, projector_out, 3)
+
+    def compare_pairs(  # noqa: D102
+        self, images: list[Encoding], texts: list[Encoding], batch: Batch
+    ) -> tuple[Tensor, list[Tensor]]:
+        if len(images) != 3:
+            raise ValueError(f"SLIP needs three views of the image, for CLIP and two for SimCLR, got {len(images)}")
+        pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
+        strong = [self.image_projector(view.pooled) for view in images[1:]]
+        return self.objective(pair, strong=strong, gather=distributed.current(), **self.context(batch)), pair
