@@ -6,6 +6,7 @@ long as most of these runs. What is started by others (ranks, Slurm's jobs) is t
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,8 +37,10 @@ class Started:
 
     def __init__(self, *arguments: object, cwd: Path | None = None, group: bool = False) -> None:
         self.arguments, self.group = command(*arguments)[1:], group
-        self.said = [Path(tempfile.mkstemp()[1]) for _ in ("stdout", "stderr")]
-        options = self.arguments, cwd or Path.cwd(), environment(), self.said, group
+        self.folder = Path(tempfile.mkdtemp())
+        self.said = [self.folder / name for name in ("stdout", "stderr")]
+        start_method = multiprocessing.get_start_method()
+        options = self.arguments, cwd or Path.cwd(), environment(), self.said, group, start_method
         self.process = FORKS.Process(target=_main, args=options)
         self.process.start()
 
@@ -50,7 +53,9 @@ class Started:
         """Until it holds; an error if the command ends before."""
         deadline = time.monotonic() + seconds
         while not condition():
-            assert self.process.is_alive() and time.monotonic() < deadline, self.said[1].read_text()
+            if not self.process.is_alive() or time.monotonic() > deadline:
+                self.process.kill()  # or pytest would wait for it
+                raise AssertionError(self.end().stderr)
             time.sleep(0.005)
 
     def send(self, number: int) -> None:
@@ -63,10 +68,14 @@ class Started:
             self.send(signal.SIGKILL)
             self.process.join()
         out, err = (path.read_text() for path in self.said)
-        for path in self.said:
-            path.unlink()
+        shutil.rmtree(self.folder)
         assert not late, f"{self.arguments} runs for more than {seconds} s\n{err}"
         return subprocess.CompletedProcess(self.arguments, self.process.exitcode, out, err)
+
+
+def program(*arguments: object) -> subprocess.CompletedProcess:
+    """The same by an interpreter of its own: for what must not depend on what forks share, such as hashes of texts."""
+    return subprocess.run(command(*arguments), env=environment(), capture_output=True, text=True, timeout=300)
 
 
 def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
@@ -95,18 +104,22 @@ def gone(session: int, seconds: float = 60) -> bool:
     return not left
 
 
-def _main(argv: list[str], cwd: Path, environ: dict[str, str], said: list[Path], group: bool) -> None:
+def _main(
+    argv: list[str], cwd: Path, environ: dict[str, str], said: list[Path], group: bool, start_method: str
+) -> None:
     """What a console script does, in a fork."""
     if group:
         os.setsid()
     os.chdir(cwd)
+    os.environ.clear()
     os.environ.update(environ)
     for number, path in enumerate(said, 1):
-        os.dup2(os.open(path, os.O_WRONLY), number)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     sys.stdout, sys.stderr = (open(number, "w", closefd=False, buffering=1) for number in (1, 2))
-    multiprocessing.set_start_method("fork", force=True)  # as it is in a program of its own
+    multiprocessing.set_start_method(start_method, force=True)  # as in a program of its own, not as in this fork
     sys.argv = argv
     sys.modules["__main__"].__spec__ = None  # Lightning starts other ranks by argv, not by the name of a module
-    from manyviews.cli import main
+    from manyviews import cli
 
-    sys.exit(main())
+    assert Path(cli.__file__).is_relative_to(ROOT), f"pip install -e {ROOT}: these tests are not for {cli.__file__}"
+    sys.exit(cli.main())

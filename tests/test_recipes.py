@@ -1,6 +1,7 @@
 """Every recipe parses, builds, and names only what exists."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -74,10 +75,10 @@ class Part(Source):
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory, worker_id):
+def runs(tmp_path_factory):
     """What recipes name below `runs/`: some of the built-in sets, packed, and two towers, exported untrained."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "runs"
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "runs"
     with FileLock(f"{folder}.lock"):  # one for all test workers
         if not folder.exists():
             made = folder.with_name("runs.part")

@@ -2,14 +2,13 @@
 
 import json
 import signal
-import subprocess
 import time
 
 import pytest
 import torch
 
 from manyviews.runs import newest_whole
-from tests.process import Started, command, environment, run
+from tests.process import Started, program, run
 from tests.recipe import recipe, scalars, weights, write
 
 pytestmark = pytest.mark.slow
@@ -19,7 +18,7 @@ pytestmark = pytest.mark.slow
 def undisturbed(digits, tmp_path_factory):
     """One run from start to end, which the disturbed ones are compared with."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = run("fit", "--config", write(folder / "recipe.yaml", recipe(digits)), "--run", folder / "run")
+    done = program("fit", "--config", write(folder / "recipe.yaml", recipe(digits)), "--run", folder / "run")
     assert done.returncode == 0, done.stderr
     return folder / "run"
 
@@ -76,7 +75,7 @@ def test_sigkill_and_resume_is_bit_equal(digits, tmp_path, undisturbed, workers)
     config = recipe(digits, data__workers=workers)
     process = start_and_signal(tmp_path, config, signal.SIGKILL, 30)
     assert process.returncode == -signal.SIGKILL
-    again = run("fit", "--config", tmp_path / "recipe.yaml", "--run", tmp_path / "run")
+    again = program("fit", "--config", tmp_path / "recipe.yaml", "--run", tmp_path / "run")
     assert again.returncode == 0 and "going on from step-" in again.stderr
     assert equal(weights(tmp_path / "run"), weights(undisturbed))
     ours, theirs = scalars(tmp_path / "run"), scalars(undisturbed)
@@ -138,8 +137,7 @@ def test_a_signal_after_the_end_does_not_spoil_the_exit_code(digits, tmp_path, n
     """Slurm's warning, say, to a job that has just finished: it would count as failed."""
     callback = {"class_path": "tests.recipe.AtExit", "init_args": {"number": int(number)}}
     config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__callbacks=[callback], trainer__max_steps=2))
-    program = command("fit", "--config", config, "--run", tmp_path / "run")
-    done = subprocess.run(program, env=environment(), capture_output=True, text=True)
+    done = program("fit", "--config", config, "--run", tmp_path / "run")
     assert done.returncode == 0 and (tmp_path / "run/finished.json").exists(), done.stderr
 
 

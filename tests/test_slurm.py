@@ -114,10 +114,14 @@ def undisturbed(site):
 
 @pytest.fixture(scope="module")
 def limited(site):
-    """A job that meets its time limit. It takes two minutes, in which the other tests go on."""
-    site.recipe("limited.yaml", 0.8)
-    options = ("--tasks-per-node", "2", "--time", "2")
-    return site.submit("pretrain", "limited.yaml", *options, sbatch="--signal=USR1@75")[0]
+    """A job that meets its time limit. It takes three minutes, in which the other tests go on.
+
+    Slurm sends the signal up to a minute before it is due: one to two minutes after the start, at no step or after the
+    last one neither on a slow machine nor on a fast one.
+    """
+    site.recipe("limited.yaml", 2.0)
+    options = ("--tasks-per-node", "2", "--time", "3")
+    return site.submit("pretrain", "limited.yaml", *options, sbatch="--signal=USR1@60")[0]
 
 
 @slurm
@@ -152,17 +156,6 @@ def test_a_job_and_a_task_of_an_array_are_requeued(site, limited, undisturbed):
 
 
 @slurm
-def test_the_time_limit_saves_requeues_and_goes_on(site, limited, undisturbed):
-    """Slurm's own USR1, 75 s before a limit of two minutes, on two ranks."""
-    ended = site.await_end(limited, seconds=400)
-    log = site.log(limited)
-    assert ended["JobState"] == "COMPLETED" and int(ended["Restarts"]) >= 1, log
-    assert "stopped by SIGUSR1" in log and "the job asks to be queued again" in log and "goodput 100.0 %" in log
-    site.equal(f"limited-{limited}", undisturbed, 2)
-    assert json.loads((site.folder / f"runs/limited-{limited}/finished.json").read_text())["goodput"] == 1.0
-
-
-@slurm
 def test_a_chain_of_pretraining_and_evaluations(site):
     """Pretraining on images and texts, then a probe, then zero-shot: jobs by dependencies, with the environment that
     the scripts hand on; each sees the checkpoint of the first."""
@@ -189,6 +182,17 @@ def test_a_killed_rank_ends_the_job(site):
     log = site.log(job)
     assert ended["JobState"] == "FAILED" and ended["Restarts"] == "0", log
     assert "task 1" in log and "Killed" in log
+
+
+@slurm
+def test_the_time_limit_saves_requeues_and_goes_on(site, limited, undisturbed):
+    """Slurm's own USR1, a minute or two before the limit of three, on two ranks."""
+    ended = site.await_end(limited, seconds=400)
+    log = site.log(limited)
+    assert ended["JobState"] == "COMPLETED" and int(ended["Restarts"]) >= 1, log
+    assert "stopped by SIGUSR1" in log and "the job asks to be queued again" in log and "goodput 100.0 %" in log
+    site.equal(f"limited-{limited}", undisturbed, 2)
+    assert json.loads((site.folder / f"runs/limited-{limited}/finished.json").read_text())["goodput"] == 1.0
 
 
 def test_what_submit_would_do(tmp_path, monkeypatch, capsys):

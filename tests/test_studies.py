@@ -1,6 +1,7 @@
 """Claims and leaderboard: their files parse and build, a small study runs, is resumed, and its verdicts are honest."""
 
 import json
+import multiprocessing
 import os
 import signal
 from importlib.util import find_spec
@@ -18,7 +19,7 @@ from manyviews.cli.export import export_backbone
 from manyviews.evaluation import Features
 from manyviews.methods import Method
 from manyviews.similarity import unit
-from tests.process import Started, gone, run
+from tests.process import Started, gone, members, run
 from tests.recipe import recipe, write
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -166,15 +167,45 @@ def test_what_is_wrong_with_a_study_is_said(small):
     assert skipped.returncode == 0 and "skipped: steps needs {data}/set: give --data-dir" in skipped.stderr
 
 
-@pytest.mark.slow
-def test_a_stopped_study_leaves_nothing_running(small):
-    """Stopped while it starts the second of eight runs."""
+@pytest.fixture(scope="module")
+def endless(small):
+    """A study of eight runs that do not end by themselves."""
     (small / "alone").mkdir()
-    long = {"title": "long", "recipe": "../studies/base.txt", "variants": {"long": {"trainer": {"max_steps": 9000}}}}
+    long = {
+        "title": "long",
+        "recipe": "../studies/base.txt",
+        "variants": {"long": {"trainer": {"max_steps": 10**6}, "checkpoints": {"every_n_steps": 10}}},
+    }
     long["seeds"] = list(range(8))
     (small / "alone/long.yaml").write_text(yaml.safe_dump(long))
-    process = Started("claims", "--studies", small / "alone", "--out", small / "out9", "--workers", 8, group=True)
-    process.await_(lambda: list((small / "out9").rglob("log.txt")))
-    os.kill(process.pid, signal.SIGTERM)
-    assert process.end(120).returncode == 130
-    assert gone(process.pid)
+    return small / "alone/long.yaml"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_a_stopped_study_leaves_nothing_running(endless, tmp_path, send):
+    """SIGTERM to the study, or as `timeout` and Slurm send it to its server and its runs too, which save."""
+    process = Started("claims", "--studies", endless.parent, "--out", tmp_path, "--workers", 2, group=True)
+    process.await_(lambda: len(list(tmp_path.rglob("step-*.ckpt"))) >= 2)
+    send(process.pid, signal.SIGTERM)
+    ended = process.end(120)
+    assert ended.returncode == 130, ended.stderr
+    assert len(members(process.pid)) <= 2, "a run is left"  # its server and tracker may take a moment
+    assert gone(process.pid, 10)
+    for log in tmp_path.rglob("log.txt"):
+        assert "stopped by SIGTERM" in log.read_text()
+
+
+@pytest.mark.slow
+def test_a_study_that_is_stopped_while_it_starts_a_run_does_not_lose_it(endless, tmp_path, monkeypatch):
+    kind, started = multiprocessing.get_context("forkserver").Process, []
+
+    def start(self, plain=kind.start):
+        plain(self)
+        started.append(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(kind, "start", start)
+    with pytest.raises(KeyboardInterrupt):
+        study._run_all(study.Study.read(endless), {("long", seed): tmp_path / str(seed) for seed in range(8)}, 8)
+    assert len(started) == 1 and started[0].exitcode is not None

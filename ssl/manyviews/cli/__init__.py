@@ -41,13 +41,15 @@ def main(argv: list[str] | None = None) -> int:
     program, argv = argv is None, sys.argv[1:] if argv is None else argv
     if argv[:1] == ["fit"]:
         before = signals.listen(signal.SIGTERM, signals.WARNING)  # importing takes seconds
+        code = 1
         try:
             from manyviews.cli.fit import fit
 
-            return fit(argv[1:])
+            return (code := fit(argv[1:]))
         finally:
-            if not program:  # which ends now; that takes seconds in which a signal would kill it
-                signals.restore(before)
+            if program and code == 0:  # ends now, which takes seconds in which Slurm's warning would make it a failure
+                before = dict.fromkeys(before, signal.SIG_IGN)
+            signals.restore(before)
     options = parser()
     arguments, rest = options.parse_known_args(argv)
     if rest and arguments.command not in ("multistage", "submit"):  # whose rest goes to fit

@@ -47,10 +47,7 @@ def _exported(package: str) -> list[tuple[str, str]]:
 
 
 def _sources(package: str) -> list[tuple[str, str]]:
-    modules = [
-        ast.parse(_path(f"{package}.{name}").with_suffix(".py").read_text()).body
-        for name in ("bundled", "folders", "tables", "generated", "clouds", "moving")
-    ]
+    modules = [ast.parse(path.read_text()).body for path in _path(package).glob("*.py")]
     classes = {node.name: node for node in chain(*modules) if isinstance(node, ast.ClassDef)}
     named = {
         "builtin:emoji": "Emoji",

@@ -1,4 +1,4 @@
-"""Commands on a checkpoint: probe, knn, retrieve, embed, export. A checkpoint says itself how it was made."""
+"""Commands on a checkpoint, which says itself how it was made: `bring_up`, then one function a command."""
 
 from __future__ import annotations
 

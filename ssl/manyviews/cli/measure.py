@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from manyviews.cli.evaluate import bring_up, side_by_side
-from manyviews.cli.report import REPORT_PROBE
 from manyviews.evaluation import (
     KNN,
     Composition,
@@ -20,6 +19,7 @@ from manyviews.evaluation import (
     TextRetrieval,
     ZeroShot,
 )
+from manyviews.evaluation.linear import COARSE_PROBE
 from manyviews.methods import ImageText
 from manyviews.monitoring import diagnostics
 
@@ -40,7 +40,7 @@ def measure(runs: list[Path], labels: list[str | None], banks: dict[str, str]) -
             bring_up(argparse.Namespace(checkpoint=None, run=str(run), device="auto", label=label)) for run in runs
         ]
         train, val = (side_by_side([each.features(split) for each in trained]) for split in ("train", "val"))
-        protocols: list[Protocol] = [KNN(), REPORT_PROBE, *([Retrieval()] if len(val.views) > 1 else [])]
+        protocols: list[Protocol] = [KNN(), COARSE_PROBE, *([Retrieval()] if len(val.views) > 1 else [])]
         if trained[-1].data.views.modality == "points":
             protocols += [LinearSVM(), FewShotSVM()]
         found = {name: value for p in protocols for name, value in p.evaluate(train, val).scores.items()}

@@ -23,7 +23,6 @@ from manyviews.cli.evaluate import Trained, bring_up, instantiate, pixels_of
 from manyviews.distributed import LOCAL
 from manyviews.evaluation import (
     KNN,
-    LinearProbe,
     LinearSVM,
     Protocol,
     Retrieval,
@@ -31,6 +30,7 @@ from manyviews.evaluation import (
     ZeroShot,
 )
 from manyviews.evaluation.features import Features, prepared
+from manyviews.evaluation.linear import COARSE_PROBE
 from manyviews.methods import ImageText, Method
 from manyviews.monitoring import pictures
 
@@ -68,7 +68,7 @@ def report(arguments: argparse.Namespace) -> None:
     described: dict[str, Any] = {}
     for name, row in rows.items():
         train, val = row.features("train"), row.features("val")
-        protocols: list[Protocol] = [KNN(), REPORT_PROBE, *([Retrieval()] if len(val.views) > 1 else [])]
+        protocols: list[Protocol] = [KNN(), COARSE_PROBE, *([Retrieval()] if len(val.views) > 1 else [])]
         if row.data.plain.modality == "points":
             protocols.append(LinearSVM())
         scores[name] = {k: v for p in protocols for k, v in p.evaluate(train, val).scores.items()}
@@ -109,10 +109,6 @@ def calibrated(method: Method, data: Any) -> Method:
             method.backbone.train()
             method.embed(batch)
     return method.eval()
-
-
-# A coarser grid than the probe command's, so that the table takes a minute also for 3,072 raw pixels.
-REPORT_PROBE = LinearProbe(lr=(0.003, 0.03, 0.3), weight_decay=(0.0, 1e-3, 1e-2), epochs=30)
 
 
 COLUMNS = {

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -136,6 +137,10 @@ def _run_all(study: Study, todo: dict[Job, Path], workers: int) -> list[str]:
     banks = {label: str(study.folder / file) for label, file in study.content.get("banks", {}).items()}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["manyviews.cli.fit", "manyviews.cli.measure"])
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # `timeout` and Slurm send it to the server too, which
+    forkserver.ensure_running()  # would die, and nobody could wait for its runs; they take it back
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     started, number, failed = time.monotonic(), 0, []
     process: BaseProcess
@@ -164,11 +169,11 @@ def _run_all(study: Study, todo: dict[Job, Path], workers: int) -> list[str]:
                 )
                 if error:
                     failed.append(f"{name} seed {seed}: {error} (see {todo[job] / 'log.txt'})")
+    finally:
         for process, _ in running.values():  # each saves at its next batch, and goes on from there
             process.terminate()
         for process, _ in running.values():
             process.join()
-    finally:
         signals.restore(before)
     if signals.received is not None:
         raise KeyboardInterrupt
@@ -251,6 +256,7 @@ def _one(
     banks: dict[str, str] | None = None,
 ) -> str | None:
     """One run in a process of its own: fit, measure, write the result. Returns what went wrong."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     import torch
 
     torch.set_num_threads(threads)

@@ -75,7 +75,8 @@ def write(study: Study, results: Results, out: Path) -> list[dict[str, Any]]:
     (out / f"{study.name}.json").write_text(json.dumps(content, indent=1) + "\n")
     console, tables = Console(width=130), [_variants(study, results), *([effect_table(found)] if found else [])]
     text = [f"# {study.content['title']}", study.content.get("scale", "").strip(), *map(_markdown, tables)]
-    where = f"`{shlex.join(made['command'])}`, {made['hardware']}, commit {made['git']}"
+    commit = made["git"] + " with changes" * made["git_dirty"]
+    where = f"`{shlex.join(made['command'])}`, {made['hardware']}, commit {commit}"
     (out / f"{study.name}.md").write_text("\n\n".join([*text, where]) + "\n")
     for table in tables:
         console.print(table)

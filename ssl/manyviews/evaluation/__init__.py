@@ -1,5 +1,6 @@
 """Protocols that put a number on frozen features: the same code as a callback and as a command."""
 
+from manyviews.evaluation.accuracy import Accuracy
 from manyviews.evaluation.callback import Evaluation
 from manyviews.evaluation.close import TextToImage
 from manyviews.evaluation.composition import ARO, Composition
@@ -14,7 +15,7 @@ from manyviews.evaluation.protocol import Protocol, Result
 from manyviews.evaluation.retrieval import Retrieval
 from manyviews.evaluation.svm import FewShotSVM, LinearSVM
 from manyviews.evaluation.textretrieval import TextRetrieval
-from manyviews.evaluation.zeroshot import Accuracy, ZeroShot
+from manyviews.evaluation.zeroshot import ZeroShot
 
 __all__ = [
     "ARO",

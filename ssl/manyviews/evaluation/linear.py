@@ -89,6 +89,10 @@ class LinearProbe(Protocol):
         return ((x_test @ weight.flatten(1)).view(len(x_test), grid, classes) + bias).argmax(2).cpu()
 
 
+COARSE_PROBE = LinearProbe(lr=(0.003, 0.03, 0.3), weight_decay=(0.0, 1e-3, 1e-2), epochs=30)
+"""The probe of `manyviews report`, of claims and leaderboards: a minute also for 3,072 raw pixels."""
+
+
 @dataclass
 class LogisticRegression(Protocol):
     """Scikit-learn's logistic regression (L-BFGS, at most 500 iterations) on standardised features: for small sets.

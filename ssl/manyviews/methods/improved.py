@@ -1,4 +1,4 @@
-"""Improved baselines (Fini et al., TMLR 2023): weak and strong views of both sides; and SLIP (Mu et al., ECCV 2022)."""
+"""Improved baselines (Fini et al., TMLR 2023): weak and strong views of both sides."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from manyviews.objectives.bacon import BaCon
 from manyviews.objectives.barlow import BarlowTwins, VICReg
 from manyviews.objectives.beclr import BECLR
 from manyviews.objectives.byol import BYOL, SimSiam
+from manyviews.objectives.cgvlm import CGVLM
 from manyviews.objectives.chamfer import PointCMAE, PointMAE
 from manyviews.objectives.clip import CLIP, PairwiseCLIP
 from manyviews.objectives.cmim import CMIM
@@ -13,7 +14,7 @@ from manyviews.objectives.crossentropy import CrossEntropy
 from manyviews.objectives.dcl import DCL
 from manyviews.objectives.deepcluster import DeepCluster
 from manyviews.objectives.fdt import FDT
-from manyviews.objectives.filip import CGVLM, FILIP
+from manyviews.objectives.filip import FILIP
 from manyviews.objectives.hallucinator import Hallucinator
 from manyviews.objectives.hard import HardContrastive
 from manyviews.objectives.hydra import Hydra, HydraMoCo
