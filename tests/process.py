@@ -4,6 +4,7 @@ Each is forked from one process a test worker that has imported everything and d
 long as most of these runs. What is started by others (ranks, Slurm's jobs) is the program itself, see `command`.
 """
 
+import contextlib
 import multiprocessing
 import os
 import shutil
@@ -54,12 +55,13 @@ class Started:
         deadline = time.monotonic() + seconds
         while not condition():
             if not self.process.is_alive() or time.monotonic() > deadline:
-                self.process.kill()  # or pytest would wait for it
+                self.send(signal.SIGKILL)  # or pytest would wait for it
                 raise AssertionError(self.end().stderr)
             time.sleep(0.005)
 
     def send(self, number: int) -> None:
-        os.killpg(self.pid, number) if self.group else os.kill(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number) if self.group else os.kill(self.pid, number)
 
     def end(self, seconds: float = 300) -> subprocess.CompletedProcess:
         """Waits for its end."""

@@ -16,6 +16,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
@@ -246,6 +247,12 @@ def _done(recipe: dict[str, Any], seed: int, folder: Path, labels: list[str | No
     return True
 
 
+def _stop_with(study: BaseProcess) -> None:
+    """A run does not outlive a study that was killed: it saves at its next batch."""
+    study.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _one(
     recipe: dict[str, Any],
     seed: int,
@@ -257,6 +264,8 @@ def _one(
 ) -> str | None:
     """One run in a process of its own: fit, measure, write the result. Returns what went wrong."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    if (study := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_stop_with, args=(study,), daemon=True).start()
     import torch
 
     torch.set_num_threads(threads)
