@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from manyviews import signals
 from manyviews.backbones import ConvNet
 from manyviews.cli import multistage, study, verdict
 from manyviews.cli.evaluate import instantiate, side_by_side
@@ -213,3 +214,4 @@ def test_a_study_that_is_stopped_while_it_starts_a_run_does_not_lose_it(endless,
     with pytest.raises(KeyboardInterrupt):
         study._run_all(study.Study.read(endless), {("long", seed): tmp_path / str(seed) for seed in range(8)}, 8)
     assert len(started) == 1 and started[0].exitcode is not None
+    assert signals.received is None, "what comes next in this process would stop at once"

@@ -176,7 +176,8 @@ def _run_all(study: Study, todo: dict[Job, Path], workers: int) -> list[str]:
         for process, _ in running.values():
             process.join()
         signals.restore(before)
-    if signals.received is not None:
+    stopped, signals.received = signals.received, None
+    if stopped is not None:
         raise KeyboardInterrupt
     return failed
 
