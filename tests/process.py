@@ -1,6 +1,6 @@
 """`manyviews ...` in processes of their own.
 
-Each is forked from one process a test worker that has imported everything and done nothing: importing takes ten times as
+Each is forked from one process of a test worker, which has imported everything and done nothing: importing takes ten times as
 long as most of these runs. What is started by others (ranks, Slurm's jobs) is the program itself, see `command`.
 """
 
