@@ -107,6 +107,14 @@ class Ids(pl.Callback):
             f.write(f"{trainer.global_step} {batch['index'].tolist()}\n")
 
 
+class Late(pl.Callback):
+    """One rank starts later than the others: before the process group is there."""
+
+    def __init__(self, seconds: float, rank: int) -> None:
+        if int(os.environ.get("LOCAL_RANK", "0")) == rank:
+            time.sleep(seconds)
+
+
 class Fault(pl.Callback):
     """Before a step one rank raises, dies, or falls silent."""
 

@@ -32,6 +32,7 @@ from manyviews.runs import (
     FiniteGuard,
     FullySharded,
     Ledger,
+    Patience,
     RandomState,
     RunFolder,
     StopOnSignal,
@@ -60,6 +61,9 @@ class FitCLI(LightningCLI):
         """Our arguments beside Lightning's."""
         parser.add_argument("--run", type=str | None, help="folder of the run (default: runs/NAME of the config file)")
         parser.add_argument("--timeout", type=float, default=900.0, help="seconds that ranks wait for each other")
+        parser.add_argument(
+            "--startup_timeout", type=float, default=1800.0, help="the same, until the first step has been made"
+        )
         parser.add_lightning_class_args(Monitor, "monitor")
         parser.add_lightning_class_args(CollapseAlarm, "collapse")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
@@ -94,7 +98,7 @@ class FitCLI(LightningCLI):
         # Lightning's own requeueing saves inside the handler, and takes the checkpoint of any earlier job.
         environment = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
         self.ledger = Ledger(self.folder.path / "attempts", self.config.monitor.every_n_steps)
-        extra: list[pl.Callback] = [RandomState(), _Config(self.folder, self.resolved)]
+        extra: list[pl.Callback] = [RandomState(), _Config(self.folder, self.resolved), Patience(self.config.timeout)]
         if sys.stderr.isatty() and self.config.trainer.enable_progress_bar is not False:
             extra.append(RichProgressBar(refresh_rate=20))
         with warnings.catch_warnings():
@@ -111,7 +115,7 @@ class FitCLI(LightningCLI):
         ):
             raise ValueError(ONLY_OURS)
         if isinstance(trainer.strategy, DDPStrategy | FullySharded):
-            trainer.strategy._timeout = timedelta(seconds=self.config.timeout)
+            trainer.strategy._timeout = timedelta(seconds=self.config.startup_timeout)
         return trainer
 
 

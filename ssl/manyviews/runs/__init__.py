@@ -1,7 +1,7 @@
 """What makes a run survive and tell the truth about itself: folder, checkpoints, faults, random state."""
 
 from manyviews.runs.checkpoints import Checkpoints
-from manyviews.runs.faults import FiniteGuard, StopOnSignal, Stopped
+from manyviews.runs.faults import FiniteGuard, Patience, StopOnSignal, Stopped
 from manyviews.runs.folder import RunFolder
 from manyviews.runs.ledger import Ledger
 from manyviews.runs.random import RandomState
@@ -14,6 +14,7 @@ __all__ = [
     "FiniteGuard",
     "FullySharded",
     "Ledger",
+    "Patience",
     "RandomState",
     "RunFolder",
     "StopOnSignal",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import signal
+from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -81,6 +83,32 @@ class FiniteGuard(pl.Callback):
                 "weights are those before the first of them. Lower the learning rate, lengthen the warm-up, or clip "
                 "(trainer.gradient_clip_val); resume from the newest checkpoint"
             )
+
+
+class Patience(pl.Callback):
+    """Limits how long ranks wait for each other, from the end of the first step on.
+
+    Until then another, longer limit holds, which the process group is made with: ranks start at different times,
+    import, read their first shards and compile, and none of that means that one of them has died.
+
+    Args:
+        seconds: that a collective may wait.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.limit: timedelta | None = timedelta(seconds=seconds)
+
+    def on_train_batch_end(  # noqa: D102
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.limit is None or trainer.world_size == 1:
+            return
+        # The function is public under another name from torch 2.14 on.
+        set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+        mesh = pl_module.device_mesh
+        for group in [None, *(mesh.get_all_groups() if mesh is not None else [])]:
+            set_timeout(self.limit, group)
+        self.limit = None
 
 
 class Stopped(BaseException):

@@ -46,7 +46,7 @@ FREE = {
     },
     "data.init_args": {"root", "workers", "cache_dir", "cache_gb", "max_broken"},
 }
-WATCHING = {"run", "timeout", "monitor", "collapse", "checkpoints", "stop", "finite"}
+WATCHING = {"run", "timeout", "startup_timeout", "trust", "monitor", "collapse", "checkpoints", "stop", "finite"}
 
 
 @dataclass
