@@ -91,6 +91,22 @@ STRONG = TextAugmentation(synonym=0.4, swap=0.4, delete=0.2)
 """The two of the improved recipe (Fini et al., TMLR 2023)."""
 
 
+TOKENIZER_OPTIONS = frozenset({"clean", "reduction_mask", "strip_sep_token", "language"})
+"""What a model's configuration may ask of its tokenizer; more could make it load code."""
+
+
+def _check_tokenizer(text_config: Any, local: bool) -> None:
+    """Raises ValueError for a tokenizer that would be looked up on a network, or could load code."""
+    if not isinstance(text_config, dict):
+        raise ValueError("its configuration has no text_cfg")
+    if text_config.get("hf_tokenizer_name") and not local:
+        raise ValueError("its tokenizer is Hugging Face's, and nothing is downloaded: give a folder, local-dir:PATH")
+    options = text_config.get("tokenizer_kwargs") or {}
+    strange = sorted(set(options) - TOKENIZER_OPTIONS)
+    if strange or not all(isinstance(value, str | int | float | None) for value in dict(options).values()):
+        raise ValueError(f"tokenizer_kwargs {', '.join(strange) or options} are not admitted")
+
+
 class Captions:
     """Text views of a sample: one of its captions, drawn anew each epoch, and as often changed as there are views.
 
@@ -136,8 +152,12 @@ class Captions:
         logging.getLogger().setLevel(logging.WARNING)  # it tells the root logger how it looked the name up
         try:
             local = self.tokenizer.startswith("local-dir:")
-            if not local and open_clip.get_model_config(self.tokenizer) is None:  # which it would pass over in silence
+            if not local and ":" in self.tokenizer:
+                raise ValueError("nothing is looked up on a network; local-dir:PATH is a folder on disk")
+            config = open_clip.get_model_config(self.tokenizer)
+            if config is None:  # which it would pass over in silence
                 raise ValueError("open_clip does not know it")
+            _check_tokenizer(config.get("text_cfg"), local)
             return open_clip.get_tokenizer(self.tokenizer, context_length=self.context)
         except (FileNotFoundError, KeyError, AttributeError, ValueError) as error:
             raise ValueError(

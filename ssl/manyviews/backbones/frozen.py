@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from manyviews import foreign
 from manyviews.backbones.encoding import Encoding
 
 
@@ -40,20 +40,29 @@ class Exported(nn.Module):
         return Encoding.of(self.backbone(images))
 
 
+EXPORTED = {"class_path": str, "init_args": foreign.Unchecked, "architecture": str, "timm_kwargs": dict[str, Any]}
+"""The fields of an exported folder's `config.json`; the arguments are checked with their class."""
+
+
 def load_exported(folder: Path) -> nn.Module:
     """The backbone of an exported folder; see `Exported`."""
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: no config.json; `manyviews export --run RUN --out {folder}` writes it")
-    how = json.loads((folder / "config.json").read_text())
+    file = folder / "config.json"
+    how = foreign.read_json(file, EXPORTED)
+    wanted = {"class_path": how.get("class_path"), "init_args": how.get("init_args") or {}}
+    foreign.check(wanted, nn.Module, str(file))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "backbone")  # as a recipe is read: a backbone may lie in another
-    wanted = {"class_path": how["class_path"], "init_args": how.get("init_args") or {}}
-    made: nn.Module = parser.instantiate(parser.parse_object({"backbone": wanted})).backbone
-    inner = made.get_submodule("model") if "architecture" in how else made  # timm's files have timm's names
     try:
+        made: nn.Module = parser.instantiate(parser.parse_object({"backbone": wanted})).backbone
+        inner = made.get_submodule("model") if "architecture" in how else made  # timm's files have timm's names
         inner.load_state_dict(load_file(folder / "model.safetensors"))
-    except RuntimeError as error:
-        raise ValueError(f"{folder}: its weights are not those of {how['class_path']}: {error}") from error
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # the parser, safetensors and torch have their own kinds
+        reason = f"its weights are not those of {how['class_path']}"
+        raise ValueError(f"{folder}: {reason}, or it cannot be built: {error}") from error
     return made
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import timm
@@ -20,7 +22,7 @@ class TimmBackbone(nn.Module):
         name: timm's model name, such as `resnet50` or `vit_small_patch16_224`.
         small_stem: for ResNets on small images (CIFAR): a 3x3 stride-1 first convolution and no max-pooling.
         image_size, patch_size: for ViTs; None keeps the model's own.
-        checkpoint: a local weights file that timm can read; nothing is ever downloaded.
+        checkpoint: a local weights file that timm can read, without code in it; nothing is ever downloaded.
         drop_path: stochastic depth rate.
         frozen_patches: for ViTs, as in MoCo v3: the patch projection stays random and the positions are 2-D sines,
             which keeps gradient spikes away.
@@ -48,7 +50,9 @@ class TimmBackbone(nn.Module):
             near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
             raise ValueError(f"timm has no model {name!r}" + (f"; near it: {', '.join(near)}" if near else ""))
         self.name, self.small_stem, self.options = name, small_stem, options
-        self.model = timm.create_model(name, num_classes=0, checkpoint_path=checkpoint or "", **options)
+        self.model = timm.create_model(name, num_classes=0, **options)
+        if checkpoint:
+            _load(self.model, checkpoint)
         if small_stem:
             _make_small_stem(self.model, name)
         if frozen_patches:
@@ -66,6 +70,22 @@ class TimmBackbone(nn.Module):
             tokens = features.flatten(1, 2) if self.channels_last else features.flatten(2).transpose(1, 2)
         pooled = self.model.forward_head(features, pre_logits=True)
         return Encoding(pooled, tokens, prefix_tokens=self.prefix_tokens)
+
+
+def _load(model: nn.Module, checkpoint: str) -> None:
+    """Weights from disk: tensors and plain types only, whatever timm's default is.
+
+    Raises:
+        FileNotFoundError: without the file. ValueError: for a pickle of anything else.
+    """
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"{checkpoint}: no such weights")
+    try:
+        timm.models.load_checkpoint(model, checkpoint, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
+        is_pickle = isinstance(error, pickle.UnpicklingError) or isinstance(error.__cause__, pickle.UnpicklingError)
+        what = "holds more than weights, and loading it could run code" if is_pickle else "does not fit"
+        raise ValueError(f"{checkpoint}: {what} ({' '.join(str(error).split())[:500]})") from error
 
 
 def _make_small_stem(model: nn.Module, name: str) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import timm
 import torch
 from torch import Tensor, nn
 
+from manyviews import foreign
 from manyviews.backbones.encoding import Encoding
 
 FOLDER = "local-dir:"
@@ -108,6 +111,10 @@ def build(name: str, part: Literal["visual", "text"], checkpoint: str | None, op
     import open_clip  # takes seconds
 
     config = copy.deepcopy(model_config(name))
+    if config["text_cfg"].get("hf_model_name") and part == "text":
+        raise ValueError(
+            f"{name}: its text tower is Hugging Face's; only open_clip's own text transformers can be towers"
+        )
     if checkpoint is None and name.startswith(FOLDER):
         files = [Path(name.removeprefix(FOLDER)) / f"open_clip_{f}" for f in ("model.safetensors", "pytorch_model.bin")]
         checkpoint = str(next((file for file in files if file.is_file()), files[0]))
@@ -123,7 +130,13 @@ def build(name: str, part: Literal["visual", "text"], checkpoint: str | None, op
         from open_clip.factory import load_state_dict
         from open_clip.model import convert_to_custom_text_state_dict
 
-        state = convert_to_custom_text_state_dict(load_state_dict(checkpoint))
+        try:
+            state = convert_to_custom_text_state_dict(load_state_dict(checkpoint, weights_only=True))
+        except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, StopIteration) as error:
+            reason = " ".join(str(error).split())[:500]
+            raise ValueError(
+                f"{checkpoint}: no file of weights and nothing else; loading it could run code ({reason})"
+            ) from error
         own = {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
         try:
             tower.load_state_dict(own)
@@ -148,13 +161,69 @@ def model_config(name: str) -> dict[str, Any]:
     import open_clip
 
     if name.startswith(FOLDER):
-        file = Path(name.removeprefix(FOLDER)) / "open_clip_config.json"
-        if not file.is_file():
-            raise FileNotFoundError(f"{file}: not there; {FOLDER}PATH is a model as open_clip saves it")
-        found: dict[str, Any] | None = json.loads(file.read_text())["model_cfg"]
-    else:
-        found = open_clip.get_model_config(name)
+        return _checked(Path(name.removeprefix(FOLDER)) / "open_clip_config.json")
+    found: dict[str, Any] | None = None if ":" in name else open_clip.get_model_config(name)
     if found is None:
         near = [model for model in open_clip.list_models() if model.lower().startswith(name.lower()[:5])]
-        raise ValueError(f"open_clip has no model {name!r}" + (f"; near it: {', '.join(near[:6])}" if near else ""))
+        remote = f" (nothing is looked up on a network; {FOLDER}PATH is a folder on disk)" if ":" in name else ""
+        raise ValueError(
+            f"open_clip has no model {name!r}{remote}" + (f"; near it: {', '.join(near[:6])}" if near else "")
+        )
+    return found
+
+
+TOP = {
+    "embed_dim": int,
+    "quick_gelu": bool,
+    "init_logit_scale": float,
+    "init_logit_bias": float | None,
+    "custom_text": bool,
+    "cast_dtype": str | None,
+    "output_dict": bool,
+}
+"""What a model's configuration may hold beside its towers."""
+PREPROCESS = dict[str, list[float] | list[int] | int | float | str | None]
+"""Size, mean, deviation, interpolation, mode of resizing and fill colour."""
+
+
+def preprocessing(name: str) -> dict[str, Any]:
+    """What a `local-dir:` model says of its images: size, mean, deviation; of a model known by name nothing."""
+    if not name.startswith(FOLDER):
+        return {}
+    model_config(name)  # checks the file
+    file = Path(name.removeprefix(FOLDER)) / "open_clip_config.json"
+    said: dict[str, Any] = json.loads(file.read_bytes()).get("preprocess_cfg") or {}
+    for key in ("mean", "std"):
+        foreign.check(said.get(key), tuple[float, float, float] | None, f"{file}: preprocess_cfg.{key}")
+    return said
+
+
+def _checked(file: Path) -> dict[str, Any]:
+    """The model of an open_clip folder, which may be anybody's, checked against open_clip's own classes.
+
+    Raises:
+        FileNotFoundError: without the file. ValueError: for what open_clip does not know, or would look up elsewhere.
+    """
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: not there; {FOLDER}PATH is a model as open_clip saves it")
+    content = foreign.read_json(file, {"model_cfg": foreign.Unchecked, "preprocess_cfg": PREPROCESS})
+    found = content.get("model_cfg")
+    if not isinstance(found, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= found.keys():
+        raise ValueError(f"{file}: no model_cfg with embed_dim, vision_cfg and text_cfg")
+    for key, value in found.items():
+        if key in ("vision_cfg", "text_cfg"):
+            foreign.check_arguments(value, CLIPVisionCfg if key == "vision_cfg" else CLIPTextCfg, f"{file}: {key}")
+        elif key in TOP:
+            foreign.check(value, TOP[key], f"{file}: {key}")
+        else:
+            raise ValueError(
+                f"{file}: unknown key model_cfg.{key}; there are {', '.join(TOP)}, vision_cfg and text_cfg"
+            )
+    timm_name = found["vision_cfg"].get("timm_model_name")
+    if timm_name is not None and (":" in timm_name or not timm.is_model(timm_name)):
+        raise ValueError(f"{file}: timm has no model {timm_name!r}; names of a hub or a path are not looked up")
+    if found["text_cfg"].get("hf_model_name") is not None:
+        raise ValueError(f"{file}: a text tower of Hugging Face; only open_clip's own text transformers can be towers")
     return found

@@ -60,43 +60,52 @@ def main(argv: list[str] | None = None) -> int:
         print(catalogue())
         return 0
     try:
-        if arguments.command in ("claims", "leaderboard"):
-            from manyviews.cli import claims
-
-            getattr(claims, arguments.command)(arguments)
-        elif arguments.command == "submit":
-            from manyviews.cli import slurm
-
-            slurm.submit(arguments, rest)
-        elif arguments.command == "grid":
-            from manyviews.cli import slurm
-
-            slurm.grid(arguments)
-        elif arguments.command == "doctor":
-            from manyviews.cli.doctor import doctor
-
-            return doctor(arguments)
-        elif arguments.command == "multistage":
-            from manyviews.cli import multistage
-
-            multistage.command(arguments, rest)
-        elif arguments.command == "report":
-            from manyviews.cli.report import report
-
-            report(arguments)
-        elif arguments.command in ("zeroshot", "composition", "transfer", "mine", "search"):
-            from manyviews.cli import joint
-
-            getattr(joint, arguments.command)(arguments)
-        else:
-            from manyviews.cli import evaluate
-
-            getattr(evaluate, arguments.command)(arguments)
+        return _call(arguments, rest)
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"manyviews {arguments.command}: {error}", file=sys.stderr)
         return 2
+
+
+def _call(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Imports what a command needs, and calls it."""
+    if arguments.command in ("claims", "leaderboard"):
+        from manyviews.cli import claims
+
+        getattr(claims, arguments.command)(arguments)
+    elif arguments.command == "submit":
+        from manyviews.cli import slurm
+
+        slurm.submit(arguments, rest)
+    elif arguments.command == "grid":
+        from manyviews.cli import slurm
+
+        slurm.grid(arguments)
+    elif arguments.command == "doctor":
+        from manyviews.cli.doctor import doctor
+
+        return doctor(arguments)
+    elif arguments.command == "multistage":
+        from manyviews.cli import multistage
+
+        multistage.command(arguments, rest)
+    else:
+        from manyviews import foreign
+
+        with foreign.trusting(arguments.trust):
+            if arguments.command == "report":
+                from manyviews.cli.report import report
+
+                report(arguments)
+            elif arguments.command in ("zeroshot", "composition", "transfer", "mine", "search"):
+                from manyviews.cli import joint
+
+                getattr(joint, arguments.command)(arguments)
+            else:
+                from manyviews.cli import evaluate
+
+                getattr(evaluate, arguments.command)(arguments)
     return 0
 
 
@@ -120,6 +129,9 @@ def parser() -> argparse.ArgumentParser:
             which.add_argument("--pretrained", metavar="P", help="an open_clip folder, or a weights file with --model")
             made[name].add_argument("--model", metavar="NAME", help="open_clip's name of what --pretrained is")
         made[name].add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+        made[name].add_argument(
+            "--trust", metavar="NAME", action="append", default=[], help="a module or class that it may name and run"
+        )
     for name in (*scored, "report", "embed", *joint):
         made[name].add_argument("--data", metavar="D", help="folder of shards (default: those of the run)")
         made[name].add_argument("--label", help="label field (default: the run's)")

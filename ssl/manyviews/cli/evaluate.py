@@ -13,7 +13,9 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from PIL import Image
 
+from manyviews import foreign
 from manyviews.backbones import views_of
+from manyviews.cli.errors import explain
 from manyviews.evaluation import (
     KNN,
     Accuracy,
@@ -77,28 +79,60 @@ def bring_up(arguments: argparse.Namespace) -> Trained:
             raise FileNotFoundError(f"{arguments.run}: no whole checkpoint in {arguments.run}/checkpoints")
         checkpoint = newest
     content = load(checkpoint)
-    if CONFIG_KEY not in content:
-        raise ValueError(f"{checkpoint}: holds no configuration; it was not written by `manyviews fit`")
-    config = content[CONFIG_KEY]
+    config = foreign_config(content, checkpoint)
     changes = {"root": getattr(arguments, "data", None), "label": getattr(arguments, "label", None)}
     changes["workers"] = getattr(arguments, "workers", None)
     settings = config["data"].setdefault("init_args", {})
     settings.update({key: value for key, value in changes.items() if value is not None})
-    method, data = instantiate(config)
-    method.load_state_dict(content["state_dict"])
+    method, data = instantiate(config, str(checkpoint))
+    try:
+        method.load_state_dict(content["state_dict"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"{checkpoint}: its weights do not fit its configuration: {reason}") from error
     device = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     return Trained(method.to(device), data, checkpoint, int(content["global_step"]), run, config)
 
 
-def instantiate(config: dict[str, Any]) -> tuple[Method, Any]:
-    """A fresh method and data module, as a run's configuration describes them."""
+def foreign_config(content: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """The configuration in a checkpoint, which may be anybody's, checked before anything of it is imported.
+
+    Raises:
+        ValueError: if there is none, or it is not such as a run writes. foreign.Untrusted: if it names a class that is
+            not admitted.
+    """
+    config = content.get(CONFIG_KEY)
+    if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
+        raise ValueError(f"{checkpoint}: holds no configuration; it was not written by `manyviews fit`")
+    if not isinstance(content.get("state_dict"), dict) or not isinstance(content.get("global_step"), int):
+        raise ValueError(f"{checkpoint}: holds no weights or no step; it was not written by `manyviews fit`")
+    try:
+        foreign.check(config["model"], Method, f"{checkpoint}: model")
+        foreign.check(config["data"], pl.LightningDataModule, f"{checkpoint}: data")
+        foreign.check(config.get("seed_everything"), int | None, f"{checkpoint}: seed_everything")
+    except RecursionError:
+        raise ValueError(f"{checkpoint}: its configuration is nested too deeply") from None
+    return config
+
+
+def instantiate(config: dict[str, Any], source: str = "configuration") -> tuple[Method, Any]:
+    """A fresh method and data module, as a configuration describes them that is the user's own or was checked.
+
+    Raises:
+        ValueError: naming `source`, if they cannot be built.
+    """
     pl.seed_everything(config.get("seed_everything") or 0, verbose=False)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Method, "model")
     parser.add_subclass_arguments(pl.LightningDataModule, "data")
-    parsed = parser.parse_object({"model": config["model"], "data": config["data"]})
-    ready: Namespace = parser.instantiate(parsed)
+    try:
+        parsed = parser.parse_object({"model": config["model"], "data": config["data"]})
+        ready: Namespace = parser.instantiate(parsed)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # the parser has its own kind, and constructors given foreign numbers any
+        raise ValueError(f"{source}: cannot be built: {explain(error)}") from error
     return ready.model, ready.data
 
 

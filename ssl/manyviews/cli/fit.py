@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -9,11 +10,13 @@ import platform
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
+import torch
 import yaml
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import RichProgressBar
@@ -22,8 +25,8 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 from lightning.pytorch.utilities import rank_zero_only
 
 import manyviews.evaluation  # short class names in YAML are those of imported classes
-import manyviews.methods  # noqa: F401
-from manyviews import signals
+import manyviews.methods
+from manyviews import foreign, signals
 from manyviews.cli.errors import explain
 from manyviews.monitoring import Board, CollapseAlarm, Monitor
 from manyviews.runs import (
@@ -63,6 +66,9 @@ class FitCLI(LightningCLI):
         parser.add_argument("--timeout", type=float, default=900.0, help="seconds that ranks wait for each other")
         parser.add_argument(
             "--startup_timeout", type=float, default=1800.0, help="the same, until the first step has been made"
+        )
+        parser.add_argument(
+            "--trust", type=str, action="append", help="a module or class that an exported folder or a run may name"
         )
         parser.add_lightning_class_args(Monitor, "monitor")
         parser.add_lightning_class_args(CollapseAlarm, "collapse")
@@ -143,13 +149,94 @@ class _Config(pl.Callback):
             trainer.logger.log_hyperparams({key: self.config[key] for key in ("model", "data", "seed_everything")})
 
 
+SECTIONS: dict[str, Any] = {
+    "trainer": pl.Trainer,
+    "monitor": Monitor,
+    "collapse": CollapseAlarm,
+    "checkpoints": Checkpoints,
+    "stop": StopOnSignal,
+    "finite": FiniteGuard,
+}
+"""What holds arguments of a class in a configuration."""
+FIELDS: dict[str, Any] = {
+    "model": manyviews.methods.Method,
+    "data": pl.LightningDataModule,
+    "optimizer": torch.optim.Optimizer | None,
+    "lr_scheduler": torch.optim.lr_scheduler.LRScheduler | None,
+}
+"""What holds a class with its arguments."""
+
+
+def check_files(argv: list[str]) -> None:
+    """Checks the files of a command line that lie in a run's or an exported folder, which may be anybody's.
+
+    What the user typed, and files of theirs outside of any such folder, are the user's own word.
+
+    Raises:
+        ValueError: for a file whose configuration is not admitted, or that cannot be given here.
+    """
+    words = [part for word in argv for part in word.split("=", 1)]
+    is_config = {value for key, value in itertools.pairwise(words) if key in ("--config", "-c")}
+    seen: set[str] = set()
+
+    def look(word: str) -> None:
+        if word in seen or len(word) > 4096 or "\n" in word or "\0" in word:
+            return
+        seen.add(word)
+        file = Path(word)
+        if file.suffix not in (".yaml", ".yml", ".json") or not file.is_file():
+            return
+        owner = foreign.owner_of(file)
+        if owner is not None and word in is_config:
+            _check_config(file)
+        elif owner is not None and file.suffix != ".json":  # banks are data; their readers check them
+            raise ValueError(
+                f"{file} lies in the folder {owner}, which may be another's: only --config takes a file of it"
+            )
+        elif word in is_config:
+            for text in _texts(yaml.safe_load(file.read_text())):
+                look(text)
+
+    for word in words:
+        look(word)
+
+
+def _check_config(file: Path) -> None:
+    try:
+        config = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{file}: not readable as YAML ({error})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file}: expected keys and values, got {config!r:.100}")
+    for key, value in config.items():
+        if key in SECTIONS:
+            foreign.check_arguments(value or {}, SECTIONS[key], f"{file}: {key}")
+        else:
+            foreign.check(value, FIELDS.get(key, Any), f"{file}: {key}")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for child in value.values() if isinstance(value, dict) else value:
+            yield from _texts(child)
+
+
 def fit(argv: list[str]) -> int:
     """Trains from the command line.
 
     Exit codes: 0 done, or saved and to be queued again; 1 a fault, 2 bad input, 128 + n stopped by signal n.
     """
     _quiet()
+    words = [part for word in argv for part in word.split("=", 1)]
+    with foreign.trusting(value for key, value in itertools.pairwise(words) if key == "--trust"):
+        return _fit(argv)
+
+
+def _fit(argv: list[str]) -> int:
     try:
+        check_files(argv)
         cli = FitCLI(
             pl.LightningModule,
             pl.LightningDataModule,

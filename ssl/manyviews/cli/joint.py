@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from manyviews import foreign
 from manyviews.backbones import views_of
 from manyviews.cli.evaluate import Trained, bring_up, instantiate, pixels_of, show
 from manyviews.distributed import LOCAL
@@ -44,14 +44,12 @@ def pretrained(arguments: argparse.Namespace) -> Trained:
         raise ValueError(f"{path} is a file of weights: give --model, the open_clip model it is of")
     if not arguments.data:
         raise ValueError("--pretrained needs --data, a folder of shards")
-    from manyviews.backbones.openclip import model_config
+    from manyviews.backbones.openclip import model_config, preprocessing
 
     name = arguments.model if path.is_file() else f"local-dir:{path}"
     tower: dict[str, Any] = {"name": name, **({"checkpoint": str(path)} if path.is_file() else {})}
     config = model_config(name)
-    preprocess: dict[str, Any] = {"mean": CLIP_MEAN, "std": CLIP_STD}
-    if path.is_dir():
-        preprocess |= json.loads((path / "open_clip_config.json").read_text()).get("preprocess_cfg", {})
+    preprocess: dict[str, Any] = {"mean": CLIP_MEAN, "std": CLIP_STD, **preprocessing(name)}
     side = config["vision_cfg"].get("image_size", 224)
     one = {"class_path": "viewshards.views.Augmentation", "init_args": {"size": side}}
     recipe = {
@@ -99,7 +97,7 @@ def composition(arguments: argparse.Namespace) -> None:
     """True against false captions: of a split's own cases, or of ARO's files."""
     if not arguments.aro:
         return _measure(arguments, Composition(arguments.split))
-    excluded = json.loads(Path(arguments.exclude).read_text()) if arguments.exclude else []
+    excluded = foreign.read_json(Path(arguments.exclude), list[str]) if arguments.exclude else []
     return _measure(arguments, ARO(arguments.aro, arguments.images, tuple(excluded)))
 
 

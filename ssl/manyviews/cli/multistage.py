@@ -12,9 +12,11 @@ import os
 from pathlib import Path
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from sklearn.cluster import MiniBatchKMeans
 
+from manyviews import foreign
 from manyviews.cli import evaluate
 from manyviews.cli.fit import fit
 from manyviews.evaluation import KNN, LinearProbe
@@ -79,6 +81,13 @@ def refine(before: NDArray[np.int64] | None, now: NDArray[np.int64], k: int) -> 
 
 def command(arguments: argparse.Namespace, rest: list[str]) -> None:
     """All stages, then kNN and a linear probe on each stage's features and on all of them."""
+    given = yaml.safe_load(Path(arguments.config).read_text())
+    typed = {word for text in rest for word in text.split("=", 1) if foreign.PATH.fullmatch(word)}
+    with foreign.trusting(foreign.class_paths(given) | typed):  # the user's own words, in their own runs
+        _command(arguments, rest)
+
+
+def _command(arguments: argparse.Namespace, rest: list[str]) -> None:
     folder = Path(arguments.run)
     try:
         runs = multistage(["--config", arguments.config, *rest], folder, arguments.stages, arguments.k)

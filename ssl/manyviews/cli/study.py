@@ -281,16 +281,18 @@ def _one(
         contextlib.redirect_stderr(log),
     ):
         try:
+            from manyviews import foreign
             from manyviews.cli.measure import measure
             from manyviews.cli.multistage import multistage
             from manyviews.runs import Ledger
 
             before = [start for path in (folder / "run").rglob("attempts") for start in Ledger(path).all()]
             wall, cpu = time.perf_counter(), sum(os.times()[:4])  # loader processes too
-            runs = multistage(["--config", str(config)], folder / "run", stages)
-            seconds = time.perf_counter() - wall + sum(start.seconds for start in before)
-            used = sum(os.times()[:4]) - cpu + sum(start.cpu_seconds for start in before)
-            found = measure(runs, labels, banks or {})
+            with foreign.trusting(foreign.class_paths(recipe)):  # a study's recipe is the user's own
+                runs = multistage(["--config", str(config)], folder / "run", stages)
+                seconds = time.perf_counter() - wall + sum(start.seconds for start in before)
+                used = sum(os.times()[:4]) - cpu + sum(start.cpu_seconds for start in before)
+                found = measure(runs, labels, banks or {})
         except Exception as error:
             import traceback
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manyviews import foreign
 from manyviews.backbones import Encoding
 from manyviews.evaluation.accuracy import classified
 from manyviews.evaluation.joint import JointProtocol, embed_texts
@@ -82,11 +82,10 @@ class ZeroShot(JointProtocol):
         if self.bank != "plain":
             if not Path(self.bank).is_file():
                 raise ValueError(f"zero-shot bank {self.bank!r}: expected plain, openai, simple, or a JSON file")
-            bank = json.loads(Path(self.bank).read_text())
-            unknown = bank.keys() - {"templates", "classnames"}
-            strange = set(bank.get("classnames", {})) - set(labels) if labels else set()
-            if unknown or strange:
-                raise ValueError(f"{self.bank}: nothing is called {sorted(unknown or strange)[0]!r} here")
+            bank = foreign.read_json(Path(self.bank), {"templates": list[str], "classnames": dict[str, str]})
+            strange = bank.get("classnames", {}).keys() - set(labels) if labels else set()
+            if strange:
+                raise ValueError(f"{self.bank}: no class is called {sorted(strange)[0]!r} here")
         templates = bank.get("templates", ["{c}", "a {c}", "a picture of a {c}"])
         named = bank.get("classnames", {})
         return [named.get(label, label.replace("_", " ")) for label in labels], list(templates)
@@ -94,7 +93,7 @@ class ZeroShot(JointProtocol):
     @staticmethod
     def _classifier(module: Any, data: Any, names: list[str], templates: list[str]) -> Encoding:
         """One text a class, or where tokens are compared every template of every class."""
-        texts = embed_texts(module, data, [template.format(c=name) for name in names for template in templates])
+        texts = embed_texts(module, data, [template.replace("{c}", name) for name in names for template in templates])
         if texts.tokens is not None:
             return texts
         pooled = texts.pooled.view(len(names), len(templates), -1).mean(1)

@@ -7,6 +7,7 @@ import hashlib
 import io
 import logging
 import os
+import pickle
 import re
 import shutil
 import zipfile
@@ -123,7 +124,14 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: no such checkpoint")
     if damage := damage_of(path):
         raise ValueError(f"{path}: not a whole checkpoint ({damage})")
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: not a checkpoint of tensors and plain types ({str(error).splitlines()[0]})"
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path}: not a checkpoint: it holds a {type(checkpoint).__name__}")
     return checkpoint
 
 
@@ -135,15 +143,29 @@ def damage_of(path: Path) -> str | None:
     try:
         recorded = _recorded(path)
         if recorded is None:
-            with zipfile.ZipFile(path) as z:
-                broken = z.testzip()
-            return None if broken is None else f"its part {broken} does not match its checksum"
+            return _damage_of_unsealed(path)
         size, digest = recorded
         if path.stat().st_size != size:
             return f"{path.stat().st_size:,} bytes, {sidecar(path).name} says {size:,}"
         return None if _sha256(path) == digest else f"it does not match {sidecar(path).name}"
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
-        return f"cut or damaged: {error}"
+    except Exception as error:  # damaged bytes make the unpacking libraries fail in any way
+        return f"cut or damaged: {' '.join(str(error).split()) or type(error).__name__}"
+
+
+def _damage_of_unsealed(path: Path) -> str | None:
+    with zipfile.ZipFile(path) as z:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in z.infolist()):
+            return "it holds compressed parts, which torch does not write"
+        broken = z.testzip()
+    if broken is not None:
+        return f"its part {broken} does not match its checksum"
+    try:
+        found = torch.load(path, mmap=True, map_location="cpu", weights_only=True)  # reads no weights yet
+    except pickle.UnpicklingError as error:
+        return (
+            f"it holds more than tensors and plain types, and loading it could run code: {str(error).splitlines()[0]}"
+        )
+    return None if isinstance(found, dict) else f"it holds a {type(found).__name__}, not the parts of a checkpoint"
 
 
 def saved_steps(folder: Path) -> list[tuple[int, Path]]:
