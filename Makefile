@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: quickstart test fast check slurm clean
+.PHONY: quickstart test fast fuzz check slurm clean
 
 quickstart: $(READY)  ## environment, embedded data set, pretraining on images and on images with names, table, picture
 	$(BIN)/viewshards pack builtin:emoji runs/data/emoji
@@ -17,6 +17,9 @@ test: $(READY)  ## the whole suite
 
 fast: $(READY)  ## the tests that need no training run or subprocess
 	$(BIN)/python -m pytest -n 2 -m "not slow" tests
+
+fuzz: $(READY)  ## fifty times the damaged and hostile inputs that the suite tries
+	FUZZ=50 $(BIN)/python -m pytest -n 2 tests/fuzz
 
 check: $(READY)  ## style, types and the import contracts
 	$(BIN)/ruff check .

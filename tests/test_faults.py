@@ -1,6 +1,7 @@
 """What goes wrong on clusters, brought about on purpose: signals, dead and silent ranks, full disks, damaged files."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -13,9 +14,10 @@ import pytest
 import torch
 
 from manyviews.runs import AtomicCheckpointIO, newest_whole
+from manyviews.runs.files import check_secrets, printable, whole, without_credentials, write_text
 from manyviews.runs.ledger import Attempt, goodput
 from manyviews.runs.storage import load
-from tests.process import Started, environment, run
+from tests.process import Started, environment, gone, run
 from tests.recipe import recipe, scalars, weights, write
 
 slow = pytest.mark.slow
@@ -96,6 +98,106 @@ def test_one_faulty_rank_ends_the_run_and_is_named(digits, tmp_path, kind):
         assert first.startswith("rank 1 of 2 on ") and first.endswith("step 12") and "injected" in rest[-1]
         assert "manyviews fit: rank 1 of 2" in done.stderr and "injected" in done.stderr
     assert newest_whole(tmp_path / "run/checkpoints").name == "step-00000010.ckpt"
+
+
+@slow
+@pytest.mark.parametrize(
+    ("first", "second", "code"), [("TERM", "TERM", 143), ("INT", "INT", 130), ("USR1", "INT", 130)]
+)
+def test_a_second_signal_ends_at_once(digits, tmp_path, first, second, code):
+    """A step that never ends (a dead file system, say) does not look at the first. The checkpoint that is there counts."""
+    fault = {"class_path": "tests.recipe.Fault", "init_args": {"step": 12, "rank": 0, "kind": "silent"}}
+    changes = {"trainer__callbacks": [fault], "data__workers": 1}
+    config = write(tmp_path / "recipe.yaml", recipe(digits, **changes))
+    process = Started("fit", "--config", config, "--run", tmp_path / "run", group=True)
+    process.await_((tmp_path / "run/checkpoints/step-00000010.ckpt.sha256").exists)
+    time.sleep(1)
+    for number, name in enumerate((first, first, second) if first == "TERM" else (first, second)):
+        os.kill(process.pid, getattr(signal, f"SIG{name}"))
+        time.sleep(0.2 if number == 0 else 2.5)  # TERM twice within two seconds is meant once
+        if number == 0 or (first == "TERM" and number == 1):
+            assert process.process.is_alive()
+    done = process.end(seconds=60)
+    assert done.returncode == code, done.stderr
+    assert "a second signal ends at once" in done.stderr and "the newest checkpoint counts" in done.stderr
+    assert gone(process.pid) and newest_whole(tmp_path / "run/checkpoints").name == "step-00000010.ckpt"
+
+
+@slow
+def test_damaged_files_of_a_run_stop_neither_it_nor_what_reads_it(digits, tmp_path):
+    """Empty after a power cut, cut, or of other types: told, and done without."""
+    config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__max_steps=20))
+    folder, arguments = tmp_path / "run", ["fit", "--config", config, "--run", tmp_path / "run"]
+    assert run(*arguments).returncode == 0
+    finished, kept = folder / "finished.json", (folder / "config.yaml").read_text()
+    for text in ("", "{", "[]", '{"steps": "x"}', "null"):
+        finished.write_text(text)
+        done = run(*arguments)
+        assert done.returncode == 0 and "finished.json is damaged" in done.stderr, done.stderr
+        assert json.loads(finished.read_text())["steps"] == 20
+    for text in ("", "[1", "- 1"):
+        (folder / "config.yaml").write_text(text)
+        assert run(*arguments).returncode == 0
+        other = run(*arguments, "--model.temperature", "0.3")  # the checkpoint knows what the run is
+        assert other.returncode == 2 and "holds another experiment" in other.stderr, other.stderr
+    (folder / "config.yaml").write_text(kept)
+    finished.unlink()
+    for number, text in enumerate(
+        ["", "[]", '{"first_step": "x"}', '{"first_step": 1, "devices": 1, "step": null}', '{"a": 1}']
+    ):
+        (folder / f"attempts/000{number + 1}.json").write_text(text)
+    done = run(*arguments)
+    assert done.returncode == 0 and "ignored in the statistics" in done.stderr and finished.exists(), done.stderr
+
+
+@slow
+def test_credentials_reach_no_file(digits, tmp_path):
+    config = write(tmp_path / "recipe.yaml", recipe(digits))
+    for option in (
+        ["--data.root", "http://user:hush@host/shards"],
+        ["--data.cache_dir", "s3://key:hush@bucket/x"],
+        ["--trainer.default_root_dir", "s3://key:hush@bucket/x"],
+    ):
+        done = run("fit", "--config", config, "--run", tmp_path / "run", *option)
+        assert done.returncode == 2 and "hush" not in done.stderr and "environment" in done.stderr, done.stderr
+    assert not (tmp_path / "run").exists()
+    knn = run("knn", "--run", tmp_path, "--data", "http://user:hush@host/x")
+    assert knn.returncode == 2 and "hush" not in knn.stderr
+
+
+def test_what_is_a_credential():
+    for config in (
+        {"logger": {"init_args": {"api_key": "x"}}},
+        {"a": [{"password": "x"}]},
+        {"HF_TOKEN": "x"},
+        ["s3://k:x@b"],
+    ):
+        with pytest.raises(ValueError, match="environment"):
+            check_secrets(config)
+    check_secrets({"tokenizer": "x", "token": None, "root": "http://host/a@b", "tokens": "x", "secretary": "x"})
+    assert without_credentials("--x=s3://k:x@b/c http://h/@") == "--x=s3://***@b/c http://h/@"
+    assert printable("a\tb\nc\x1b[31m") == "a\\tb\\nc\\x1b[31m"
+
+
+@pytest.mark.parametrize("how", ["raise", "kill"])
+def test_a_file_is_there_whole_or_not_at_all(tmp_path, how):
+    """Also when the process is killed in the middle: what was there stays."""
+    path = tmp_path / "x.json"
+    write_text(path, "old")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with whole(path) as part:
+                part.write_text("new")
+                if how == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise RuntimeError
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    assert path.read_text() == "old"
+    write_text(path, "new")
+    assert path.read_text() == "new"
 
 
 @slow

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -22,7 +23,8 @@ from manyviews.cli import main
 from manyviews.cli.evaluate import foreign_config, instantiate
 from manyviews.cli.export import export_backbone
 from manyviews.cli.fit import check_files
-from manyviews.evaluation import ZeroShot
+from manyviews.evaluation import FewShotSVM, ZeroShot, composition
+from manyviews.evaluation.features import Features
 from manyviews.runs.folder import CONFIG_KEY
 from manyviews.runs.storage import sidecar
 from tests.process import run
@@ -410,3 +412,49 @@ def test_every_public_class_declares_types_that_can_be_read():
 def test_nothing_is_imported_for_a_plain_command_line():
     done = subprocess.run([sys.executable, "-c", "import manyviews.foreign, sys; assert 'torch' not in sys.modules"])
     assert done.returncode == 0
+
+
+def test_folds_are_of_these_shards_and_of_numbers(tmp_path):
+    shards = {"train": {"samples": 40}, "val": {"samples": 20}}
+    make = torch.Generator().manual_seed(0)
+
+    def features(split, count):
+        label = torch.arange(count) % 2
+        views = torch.randn(1, count, 4, generator=make) + label[None, :, None]
+        return Features(views, label, torch.arange(count), torch.full((count,), -1), shards=shards[split])
+
+    train, val = features("train", 40), features("val", 20)
+    found = FewShotSVM(2, 3, repeats=2).evaluate(train, val)
+    file = tmp_path / "folds.json"
+    file.write_text(json.dumps({"details": found.details, "shards": shards}))
+    again = FewShotSVM(2, 3, folds=str(file)).evaluate(train, val)
+    assert again.scores == found.scores
+    file.write_text(json.dumps({"details": found.details, "shards": {**shards, "val": {"samples": 21}}}))
+    with pytest.raises(ValueError, match="drawn on other shards .*val of 21 samples there, .*val of 20 samples here"):
+        FewShotSVM(2, 3, folds=str(file)).evaluate(train, val)
+    for wrong in (
+        "",
+        "[]",
+        "{}",
+        '{"folds": 3}',
+        '{"folds": [{"classes": ["x"]}]}',
+        '{"folds": [{"train": [1]}]}',
+        '{"details": 3}',
+    ):
+        file.write_text(wrong)
+        with pytest.raises(ValueError, match="folds.json"):
+            FewShotSVM(2, 3, folds=str(file)).evaluate(train, val)
+
+
+def test_cases_of_a_benchmark_name_images_below_their_folder_and_texts():
+    for name in ("../x.png", "/etc/passwd", "a/../../x.png"):
+        with pytest.raises(ValueError, match="leads out of the folder"):
+            composition._below("images", name)
+    for case in ({"captions": 3}, {"captions": [1]}, {"false_caption": "a", "true_caption": 3, "relation_name": "x"}):
+        with pytest.raises(ValueError):
+            composition._read(case)
+    picture = np.zeros((10, 20, 3), np.uint8)
+    assert composition._crop(picture, {"bbox_x": 5, "bbox_y": 2, "bbox_w": 3, "bbox_h": 4}).shape == (4, 3, 3)
+    for box in ((-1, 0, 2, 2), (0, 0, 0, 2), (50, 0, 2, 2), (0, 0, 10**9, -1)):
+        with pytest.raises(ValueError, match="is not in the image"):
+            composition._crop(picture, dict(zip(("bbox_x", "bbox_y", "bbox_w", "bbox_h"), box, strict=True)))

@@ -103,4 +103,7 @@ def test_by_the_command(digits, tmp_path):
     assert again.returncode == 0 and "goodput 100.0 %" in again.stderr, again.stderr
     steps = [step for step, _ in scalars(tmp_path / "run")["train/loss"]]
     assert steps == sorted(set(steps)) and steps[-1] == 30
-    assert run("knn", "--run", tmp_path / "run", "--k", "5", "--temperature", "0.1").returncode == 0
+    assert (
+        run("knn", "--trust", "tests.recipe", "--run", tmp_path / "run", "--k", "5", "--temperature", "0.1").returncode
+        == 0
+    )

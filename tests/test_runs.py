@@ -11,6 +11,8 @@ from manyviews.runs import newest_whole
 from tests.process import Started, program, run
 from tests.recipe import recipe, scalars, weights, write
 
+TRUST = ("--trust", "tests.recipe")
+
 pytestmark = pytest.mark.slow
 
 
@@ -190,20 +192,20 @@ def test_finished_and_other_experiments(digits, tmp_path, undisturbed):
 
 
 def test_the_saved_configuration_is_itself_runnable(tmp_path, undisturbed):
-    done = run("fit", "--config", undisturbed / "config.yaml", "--run", tmp_path / "again")
+    done = run("fit", *TRUST, "--config", undisturbed / "config.yaml", "--run", tmp_path / "again")
     assert done.returncode == 0, done.stderr
     assert equal(weights(tmp_path / "again"), weights(undisturbed))
 
 
 def test_commands_on_the_checkpoint(tmp_path, undisturbed):
-    knn = run("knn", "--run", undisturbed, "--k", "5", "--temperature", "0.1", "--json", tmp_path / "knn.json")
+    knn = run("knn", *TRUST, "--run", undisturbed, "--k", "5", "--temperature", "0.1", "--json", tmp_path / "knn.json")
     assert knn.returncode == 0, knn.stderr
     content = json.loads((tmp_path / "knn.json").read_text())
     assert content["scores"]["knn5"] > 0.5 and content["protocol"]["k"] == [5]
     assert (tmp_path / "knn.png").stat().st_size > 5000
-    probe = run("probe", "--run", undisturbed, "--epochs", "5", "--seeds", "2")
+    probe = run("probe", *TRUST, "--run", undisturbed, "--epochs", "5", "--seeds", "2")
     assert probe.returncode == 0 and "+-" in probe.stdout and "logistic" in probe.stdout, probe.stderr
-    retrieve = run("retrieve", "--run", undisturbed)
+    retrieve = run("retrieve", *TRUST, "--run", undisturbed)
     assert (
         retrieve.returncode == 2
         and "Retrieval needs samples with 2 or more natural views, these have 1" in retrieve.stderr
@@ -213,7 +215,7 @@ def test_commands_on_the_checkpoint(tmp_path, undisturbed):
 
 
 def test_report(undisturbed):
-    report = run("report", "--run", undisturbed)
+    report = run("report", *TRUST, "--run", undisturbed)
     assert report.returncode == 0, report.stderr
     assert all(name in report.stdout for name in ("trained encoder", "untrained encoder", "raw pixels", "kNN"))
     scores = json.loads((undisturbed / "evaluations/report.json").read_text())["scores"]
@@ -225,15 +227,15 @@ def test_embed_and_export(tmp_path, undisturbed):
     import numpy as np
     import pyarrow.parquet
 
-    embed = run("embed", "--run", undisturbed, "--out", tmp_path / "f.npz", "--projector")
+    embed = run("embed", *TRUST, "--run", undisturbed, "--out", tmp_path / "f.npz", "--projector")
     assert embed.returncode == 0, embed.stderr
     stored = np.load(tmp_path / "f.npz")
     assert stored["features"].shape == (360, 1, 32) and len(set(stored["key"])) == 360
     assert list((undisturbed / "projector").rglob("tensors.tsv"))
-    assert run("embed", "--run", undisturbed, "--out", tmp_path / "f.parquet").returncode == 0
+    assert run("embed", *TRUST, "--run", undisturbed, "--out", tmp_path / "f.parquet").returncode == 0
     table = pyarrow.parquet.read_table(tmp_path / "f.parquet")
     np.testing.assert_allclose(np.stack(table["view0"].to_numpy()), stored["features"][:, 0], rtol=1e-6)
-    export = run("export", "--run", undisturbed, "--out", tmp_path / "model")
+    export = run("export", *TRUST, "--run", undisturbed, "--out", tmp_path / "model")
     assert export.returncode == 0 and "loaded back, features differ by 0.0e+00" in export.stdout, export.stderr
 
 
@@ -243,10 +245,10 @@ def test_online_and_offline_numbers_are_the_same(digits, tmp_path):
     assert run("fit", "--config", write(tmp_path / "r.yaml", config), "--run", tmp_path / "run").returncode == 0
     online = scalars(tmp_path / "run")["val/knn20"]
     assert len(online) == 2
-    assert run("knn", "--run", tmp_path / "run", "--json", tmp_path / "knn.json").returncode == 0
+    assert run("knn", *TRUST, "--run", tmp_path / "run", "--json", tmp_path / "knn.json").returncode == 0
     assert json.loads((tmp_path / "knn.json").read_text())["scores"]["knn20"] == pytest.approx(online[-1][1], abs=1e-7)
     assert (tmp_path / "run/checkpoints/best.ckpt").exists()
-    best = run("knn", "--checkpoint", tmp_path / "run/checkpoints/best.ckpt", "--json", tmp_path / "best.json")
+    best = run("knn", *TRUST, "--checkpoint", tmp_path / "run/checkpoints/best.ckpt", "--json", tmp_path / "best.json")
     assert best.returncode == 0
     found = json.loads((tmp_path / "best.json").read_text())["scores"]["knn20"]
     assert found == pytest.approx(max(value for _, value in online), abs=1e-7)

@@ -5,6 +5,7 @@ The cluster is started here, as root; `tests/slurm_cluster.sh install` brings th
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -129,7 +130,7 @@ def test_a_job_and_a_task_of_an_array_are_requeued(site, limited, undisturbed):
     """`scontrol requeue` of a job of two ranks and of one task of an array, USR1 to its other task, which has the array's
     own number: each goes on in its own folder, alone."""
     site.recipe("requeued.yaml", 0.3, data__workers=2)
-    site.recipe("point.yaml", 0.3)
+    site.recipe("point.yaml", 0.6)
     write(site.folder / "grid.yaml", {"recipe": "point.yaml", "grid": {"model.temperature": [0.2, 0.5]}})
     # Submitting reads the recipe, which takes seconds: held meanwhile, or the job would be done before the sweep is there.
     (job,) = site.submit("pretrain", "requeued.yaml", "--tasks-per-node", "2", sbatch="--hold")
@@ -209,13 +210,15 @@ def test_what_submit_would_do(tmp_path, monkeypatch, capsys):
         "pretrain=$(sbatch --parsable --job-name=clip-emoji --output=runs/slurm/%x-%j.out --nodes=2 --ntasks-per-node=8 "
         "--gpus-per-node=8 --time=4:00:00 slurm/pretrain.sbatch experiments/clip/emoji.yaml --seed_everything 3)"
     )
-    assert "--dependency=afterok:$pretrain" in probe and probe.endswith("probe.sbatch runs/clip-emoji-$pretrain probe)")
-    assert "--dependency=afterok:$pretrain,afterany:$probe --kill-on-invalid-dep=yes" in zeroshot
+    after = '--dependency=afterok:"$pretrain"'
+    assert after in probe and probe.endswith('probe.sbatch runs/clip-emoji-"$pretrain" probe)')
+    assert f'{after},afterany:"$probe" --kill-on-invalid-dep=yes' in zeroshot
     assert "--gpus=1" in zeroshot
     assert main(["submit", "sweep", "grid.yaml", "--at-once", "1", "--dry-run"]) == 0
     assert "--array=0-1%1" in capsys.readouterr().out
     assert main(["grid", "grid.yaml", "--task", "1"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["--config=experiments/clip/emoji.yaml", "--a.b=[2, 3]", "--c=x y"]
+    words = capsys.readouterr().out.split("\0")
+    assert words == ["--config=experiments/clip/emoji.yaml", "--a.b=[2, 3]", "--c=x y", ""]
     assert not (tmp_path / "runs").exists()
     for wrong, told in (
         (["grid", "grid.yaml", "--task", "2"], "has 2 points, 0 to 1; got task 2"),
@@ -231,6 +234,48 @@ def test_what_submit_would_do(tmp_path, monkeypatch, capsys):
     ):
         assert main(wrong) == 2
         assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a b", "a'b", 'a"b', "$(touch owned)", "a;touch owned", "`touch owned`", "a\nb", "$pretrain", "a|b>c", "%j"],
+)
+def test_a_printed_command_runs_nothing_but_sbatch(tmp_path, monkeypatch, capsys, name):
+    """Pasted into a shell: `sbatch` gets each word as it was typed, whatever is in it; later jobs get its number."""
+    (tmp_path / "slurm").symlink_to(ROOT / "slurm")
+    monkeypatch.chdir(tmp_path)
+    recipe = f"experiments/{name}/{name}.yaml"
+    write(tmp_path / recipe, {})
+    (tmp_path / "bin").mkdir()
+    stub = "#!/usr/bin/env python3\nimport json, sys\njson.dump(sys.argv[1:], open('seen', 'a')); open('seen', 'a').write('\\n')\nprint(77)\n"
+    (tmp_path / "bin/sbatch").write_text(stub)
+    (tmp_path / "bin/sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    rest = ["--seed_everything", "3", f"--model.x={name}"]
+    assert main(["submit", "pretrain", recipe, "--then", "probe", "--dry-run", "--partition", name, *rest]) == 0
+    done = subprocess.run(["bash", "-c", capsys.readouterr().out], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    first, then = (json.loads(line) for line in (tmp_path / "seen").read_text().splitlines())
+    assert first[-4:] == [recipe, *rest] and f"--partition={name}" in first
+    title = next(word for word in first if word.startswith("--job-name="))
+    assert re.fullmatch(r"--job-name=[\w.+-]+", title)
+    assert "--dependency=afterok:77" in then and then[-2:] == [f"runs/{name}-{name}-77", "probe"]
+    assert not list(tmp_path.rglob("owned"))
+
+
+def test_a_point_of_a_grid_reaches_the_job_as_it_is(tmp_path, capsys):
+    strange = ["a b", "x\ny", "$(touch owned)", "'\"", "`touch owned`"]
+    grid = write(tmp_path / "a\nb/grid.yaml", {"recipe": "point.yaml", "grid": {"model.name": strange}})
+    write(tmp_path / "a\nb/point.yaml", {})
+    for number, value in enumerate(strange):
+        assert main(["grid", str(grid), "--task", str(number)]) == 0
+        out = capsys.readouterr().out
+        code = 'mapfile -d "" -t point; printf "%s\\0" "${#point[@]}" "${point[@]}"'
+        done = subprocess.run(["bash", "-c", code], input=out, capture_output=True, text=True, cwd=tmp_path)
+        count, config, option, _ = done.stdout.split("\0")
+        assert count == "2" and config == f"--config={tmp_path}/a\nb/point.yaml"
+        assert yaml.safe_load(option.removeprefix("--model.name=")) == value
+    assert not list(tmp_path.rglob("owned"))
 
 
 def test_an_evaluation_reads_its_options_before_the_queue(tmp_path, monkeypatch, capsys):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,7 @@ def test_open_clip_loads_what_was_trained(trained, capsys, tmp_path):
     assert "--pretrained needs --data" in capsys.readouterr().err
 
 
-def test_a_run_is_searched_by_text_and_by_image(trained, capsys, tmp_path):
+def test_a_run_is_searched_by_text_and_by_image(trained, table, capsys, tmp_path):
     run, _, _ = trained
     text = ("search", "--run", run, "--text", "a large red circle left of a small blue square", "--k", "8")
     _, first = printed(capsys, *text, "--out", tmp_path / "text.png", "--device", "cpu")
@@ -139,6 +140,21 @@ def test_a_run_is_searched_by_text_and_by_image(trained, capsys, tmp_path):
         assert sheet.size[0] >= 8 * 96
     _, again = printed(capsys, *text, "--out", tmp_path / "text.png", "--device", "cpu")
     assert again == first.partition("\n")[2]  # the index is kept
+    # Of a set of the same name and counts whose pictures are others another index is made; a damaged one is made again.
+    other = tmp_path / "other/shards"
+    raw = shutil.copytree(table.parent, tmp_path / "raw")
+    for path in raw.glob("*.png"):
+        with Image.open(path) as image:
+            turned = image.rotate(180)
+        turned.save(path)
+    assert viewshards(["pack", str(raw / table.name), str(other)]) == 0
+    capsys.readouterr()
+    _, elsewhere = printed(capsys, *text, "--data", other, "--out", tmp_path / "text.png", "--device", "cpu")
+    assert "index of 60 images" in elsewhere
+    for kept in (run / "search").glob("*.npz"):
+        kept.write_bytes(kept.read_bytes()[:500])
+    _, again = printed(capsys, *text, "--out", tmp_path / "text.png", "--device", "cpu")
+    assert "not readable" in again and again.partition("index of")[2] == first.partition("index of")[2]
     shard = Shapes()
     some = next(i for i, (_, split) in enumerate(shard.samples) if split == "val")
     Image.open(io.BytesIO(shard.files(some)["png"])).save(tmp_path / "query.png")
@@ -152,14 +168,14 @@ def test_a_run_is_searched_by_text_and_by_image(trained, capsys, tmp_path):
 def test_cells_are_mined_and_trained_on(trained, capsys, tmp_path):
     run, _, _ = trained
     for kind, width in (("neighbours", 4), ("owners", 4)):
-        out = tmp_path / f"{kind}.npy"
+        out = tmp_path / f"{kind}.npz"
         printed(capsys, "mine", "--run", run, "--kind", kind, "--k", "3", "--out", out, "--device", "cpu")
-        cells = np.load(out)
+        cells = np.load(out)["numbers"]
         assert cells.shape[1] == width and set(cells[cells >= 0].tolist()) == set(range(640))
     config = ["--config", str(run / "config.yaml"), "--run", str(tmp_path / "again")]
-    options = ["--data.cells", str(tmp_path / "neighbours.npy"), "--data.cell_samples", "2", "--trainer.max_steps", "2"]
+    options = ["--data.cells", str(tmp_path / "neighbours.npz"), "--data.cell_samples", "2", "--trainer.max_steps", "2"]
     assert main(["fit", *config, *options, "--trainer.callbacks", "[]", "--checkpoints.monitor", "null"]) == 0
-    assert main(["mine", "--run", str(run), "--out", "x.txt"]) == 2 and "ends in .npy" in capsys.readouterr().err
+    assert main(["mine", "--run", str(run), "--out", "x.txt"]) == 2 and "ends in .npz" in capsys.readouterr().err
 
 
 def test_transfer_and_composition(trained, capsys, tmp_path):

@@ -6,7 +6,10 @@ import argparse
 import importlib
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
+
+from viewshards.limits import Limits
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="viewshards", description="Shards for training: make, index, check, look at.")
+    names = [field.name for field in fields(Limits)]
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     pack = commands.add_parser("pack", help="write a data set into shards", description=pack_help)
@@ -41,11 +45,15 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--kind", choices=("image", "cloud", "clip", "h5"), help="of a folder's files, if it has several")
     pack.add_argument("--split-by", metavar="COLUMN", help="split a table by this column: equal values stay together")
     pack.add_argument("--root", default="data", help="where torchvision finds its data (%(default)s)")
+    pack.add_argument("--outside", action="store_true", help="let a table name files outside of its folder")
     pack.add_argument("--skip-broken", action="store_true", help="leave out what does not decode, and list it")
     pack.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (%(default)s)")
 
     index = commands.add_parser("index", help="index WebDataset tars that are there already")
     index.add_argument("root", metavar="ROOT", type=Path, help="folder of the tars")
+    index.add_argument(
+        "--fast", action="store_true", help="hash no contents: a resume then knows the set by sizes and times only"
+    )
     index.add_argument("--split", help="the split all of them belong to (default: train, val or test in their names)")
 
     verify = commands.add_parser("verify", help="check sizes, end blocks and checksums, and decode every sample")
@@ -64,6 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("root", metavar="ROOT")
     inspect.add_argument("--split", default="train", help="(default: %(default)s)")
     inspect.add_argument("--sheet", type=Path, help="write a contact sheet to this PNG")
+    for command in (pack, index, verify, tracks, inspect):
+        command.add_argument(
+            "--limit", action="append", default=[], metavar="NAME=NUMBER", help=f"raise a limit: {', '.join(names)}"
+        )
     return parser
 
 
@@ -88,8 +100,9 @@ def _tracks(arguments: argparse.Namespace) -> int:
         module, _, name = arguments.extractor.partition(":")
         found = getattr(importlib.import_module(module), name)
         extractor = found() if isinstance(found, type) else found
-    source = TrackedShards(arguments.root, extractor, arguments.frames)
-    pack(source, arguments.out, Encoding(), workers=max(1, arguments.workers))
+    limits = Limits.of(arguments.limit)
+    source = TrackedShards(arguments.root, extractor, arguments.frames, limits)
+    pack(source, arguments.out, Encoding(limits=limits), workers=max(1, arguments.workers))
     return 0
 
 
@@ -98,12 +111,12 @@ def _pack(arguments: argparse.Namespace) -> int:
     from viewshards.sources import open_source
 
     labels = [name for name in arguments.labels.split(",") if name]
-    source = open_source(
-        arguments.source, arguments.root, arguments.val_fraction, labels, arguments.split_by, arguments.kind
-    )
+    limits = Limits.of(arguments.limit)
+    asked = arguments.val_fraction, labels, arguments.split_by, arguments.kind, arguments.outside
+    source = open_source(arguments.source, arguments.root, *asked, limits)
     for note in source.notes:
         print(f"note: {note}", file=sys.stderr)
-    encoding = Encoding(arguments.resize, arguments.quality, arguments.skip_broken)
+    encoding = Encoding(arguments.resize, arguments.quality, arguments.skip_broken, limits)
     manifest = pack(
         source, arguments.out, encoding, arguments.shard_mb, arguments.shard_samples, max(1, arguments.workers)
     )
@@ -116,7 +129,9 @@ def _pack(arguments: argparse.Namespace) -> int:
 def _index(arguments: argparse.Namespace) -> int:
     from viewshards.existing import build_index
 
-    manifest = build_index(arguments.root, arguments.split)
+    manifest = build_index(arguments.root, arguments.split, arguments.fast, Limits.of(arguments.limit))
+    if arguments.fast:
+        print("contents were not hashed: a resumed run knows these shards by sizes and times only", file=sys.stderr)
     for split, shards in manifest.splits.items():
         print(f"{split}: {sum(s.samples for s in shards)} samples in {len(shards)} shards")
     return 0
@@ -126,7 +141,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from viewshards.existing import verify
 
     problems = 0
-    for problem in verify(arguments.root):
+    for problem in verify(arguments.root, Limits.of(arguments.limit)):
         print(problem)
         problems += 1
     print(f"{arguments.root}: {problems} problems" if problems else f"{arguments.root}: every sample is whole")
@@ -136,7 +151,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     from viewshards.existing import contact_sheet, inspect
 
-    for name, value in inspect(arguments.root, arguments.split).items():
+    limits = Limits.of(arguments.limit)
+    for name, value in inspect(arguments.root, arguments.split, limits=limits).items():
         if isinstance(value, dict):
             if not value:
                 continue
@@ -146,6 +162,6 @@ def _inspect(arguments: argparse.Namespace) -> int:
         else:
             print(f"{name}: {value}")
     if arguments.sheet:
-        contact_sheet(arguments.root, arguments.split, arguments.sheet)
+        contact_sheet(arguments.root, arguments.split, arguments.sheet, limits=limits)
         print(f"contact sheet: {arguments.sheet}")
     return 0

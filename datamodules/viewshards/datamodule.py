@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,11 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from viewshards.cache import ShardCache
-from viewshards.dataset import Sample, ShardDataset, collate, prepare_worker, start_worker
-from viewshards.index import BrokenShard
+from viewshards.cache import ShardCache, is_remote, read
+from viewshards.dataset import Sample, ShardDataset
+from viewshards.decode import Arrays, array
+from viewshards.index import BrokenShard, atomic_write
+from viewshards.limits import DEFAULT, Limits
+from viewshards.loader import Loader, check_room
 from viewshards.order import CellBatches, ClusterBatches, EvalBatches, TrainBatches, default_lanes
-from viewshards.shards import ShardSet
+from viewshards.pictures import picture
+from viewshards.shards import ShardSet, changes
 from viewshards.text import Captions
 from viewshards.views import CentreCrop, MultiView, PlainViews, PointViews, VideoViews, device
 from viewshards.views.points import drawn
@@ -60,10 +66,14 @@ class ShardDataModule(pl.LightningDataModule):
         seed: of order and augmentation.
         lanes: see `viewshards.order`; default the largest divisor of the global batch up to 64.
         window: pieces whose samples are shuffled together.
-        clusters: a `.npy` file with a cluster for each training sample: every global batch is then of one cluster.
-        cells: a `.npy` file (C, S) with samples that shall meet in a batch, a row a cell; see `viewshards.order`.
+        clusters: a `.npz` file of `keep_numbers`, or a `.npy` file, with a cluster for each training sample: every
+            global batch is then of one cluster.
+        cells: such a file (C, S) with samples that shall meet in a batch, a row a cell; see `viewshards.order`.
         cell_samples: how many samples of a cell; default all S.
         workers: loader processes of each rank; default its share of the cores, at most 16.
+        timeout: seconds without a batch after which the run ends and names the shard; only with workers.
+        limits: how large a picture, an array, a number in a file may be.
+        accept_changed_data: go on with a checkpoint, cells or clusters of other data than this, with a warning.
         max_broken: share of the split's samples that may be unreadable before the run stops with their list.
         cache_dir: node-local folder for shards of a URL. cache_gb: its bound.
         mean: RGB mean that is subtracted, of [0, 1]. std: RGB deviation that is divided by.
@@ -89,6 +99,9 @@ class ShardDataModule(pl.LightningDataModule):
         cells: str | None = None,
         cell_samples: int | None = None,
         workers: int | None = None,
+        timeout: float = 900.0,
+        limits: Limits = DEFAULT,
+        accept_changed_data: bool = False,
         max_broken: float = 0.001,
         cache_dir: str | None = None,
         cache_gb: float = 100.0,
@@ -103,6 +116,10 @@ class ShardDataModule(pl.LightningDataModule):
         self.seed, self.lanes, self.window = seed, lanes or default_lanes(global_batch_size), window
         self.clusters, self.workers, self.max_broken, self.missing = clusters, workers, max_broken, missing
         self.cells, self.cell_samples = cells, cell_samples
+        self.timeout, self.limits, self.accept_changed_data = timeout, limits, accept_changed_data
+        is_remote(root)  # refuses what no root may be
+        if timeout <= 0:
+            raise ValueError(f"data.timeout must be positive, got {timeout}")
         self.cache = ShardCache(cache_dir, int(cache_gb * 2**30)) if cache_dir else None
         self.mean, self.std = mean, std
         self.position = {"epoch": 0, "consumed": 0}
@@ -122,12 +139,12 @@ class ShardDataModule(pl.LightningDataModule):
     @cached_property
     def train_set(self) -> ShardSet:
         """The shards trained on."""
-        return ShardSet(self.root, self.train_split, self.cache)
+        return ShardSet(self.root, self.train_split, self.cache, self.limits)
 
     @cached_property
     def val_set(self) -> ShardSet:
         """The shards evaluated on."""
-        return ShardSet(self.root, self.val_split, self.cache)
+        return ShardSet(self.root, self.val_split, self.cache, self.limits)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -177,7 +194,7 @@ class ShardDataModule(pl.LightningDataModule):
         batches.epoch, batches.consumed = self.position["epoch"], self.position["consumed"]
         names = self.natural_views, self.label, self.fields
         dataset = ShardDataset(self.train_set, self.views, self.seed, *names, self.text, self.missing)
-        return self._loader(dataset, batches, keep=True)
+        return self._loader(dataset, batches, self.global_batch_size // world, keep=True)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """The validation batches of this rank; padding has weight 0."""
@@ -198,13 +215,13 @@ class ShardDataModule(pl.LightningDataModule):
             world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         names = self.natural_views, self.label
         dataset = ShardDataset(shards, self.plain, self.seed, *names, text=self.text, missing=self.missing)
-        return self._loader(dataset, EvalBatches(len(shards), batch_size, world, rank), keep=False)
+        return self._loader(dataset, EvalBatches(len(shards), batch_size, world, rank), batch_size, keep=False)
 
     def shards_of(self, split: str) -> ShardSet:
         """The shards of a split; `train` and `val` stand for those this module trains and evaluates on."""
         name = {"train": self.train_split, "val": self.val_split}.get(split, split)
         known = {self.train_split: "train_set", self.val_split: "val_set"}.get(name)
-        return getattr(self, known) if known else ShardSet(self.root, name, self.cache)
+        return getattr(self, known) if known else ShardSet(self.root, name, self.cache, self.limits)
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """(n, L) ids of n texts by the tokenizer of training: for prompts.
@@ -245,6 +262,18 @@ class ShardDataModule(pl.LightningDataModule):
         pictures: Tensor = (view * std + mean).clamp(0, 1)
         return pictures
 
+    def picture(self, path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+        """A picture from a file, by the decoder of training: (H, W, 3) bytes.
+
+        Raises:
+            OSError: without the file. ValueError: if it does not decode.
+        """
+        data = read(str(path), self.limits.file_bytes)
+        try:
+            return picture(data, self.limits)
+        except Exception as error:  # damaged pictures fail in their own ways
+            raise ValueError(f"{path}: not a readable picture ({error})") from error
+
     def of_picture(self, picture: NDArray[np.uint8]) -> Tensor:
         """One picture (H, W, 3) as evaluation sees it: (1, 3, size, size), normalised.
 
@@ -267,16 +296,19 @@ class ShardDataModule(pl.LightningDataModule):
         Raises:
             ValueError: if it is a position in another order, naming each difference.
         """
+        frame = self._frame()
         different = [
             f"{name}: checkpoint {state_dict.get(name)}, now {mine}"
-            for name, mine in self._frame().items()
-            if state_dict.get(name) != mine
+            for name, mine in frame.items()
+            if name != "shards" and state_dict.get(name) != mine
         ]
         if different:
             raise ValueError(
                 "this run cannot continue the checkpoint's order of samples; " + "; ".join(different) + ". Give the "
-                "original values (and shards), or start a new run"
+                "original values, or start a new run"
             )
+        before = state_dict.get("shards")
+        self._compare(before if isinstance(before, dict) else {}, frame["shards"], "the checkpoint")
         epoch, consumed = state_dict["epoch"], state_dict["consumed"]
         if consumed >= self.steps_per_epoch * self.global_batch_size:  # saved on the last batch of an epoch
             epoch, consumed = epoch + 1, 0
@@ -284,46 +316,94 @@ class ShardDataModule(pl.LightningDataModule):
 
     def _frame(self) -> dict[str, Any]:
         return {
-            "shards": self.train_set.fingerprint,
+            "shards": {split: self.shards_of(split).fingerprint for split in self._splits()},
             "seed": self.seed,
             "global_batch_size": self.global_batch_size,
             "lanes": self.lanes,
             "window": self.window,
             **{
-                name: hashlib.sha256(_numbers(path).tobytes()).hexdigest()[:16]
+                name: hashlib.sha256(self.numbers(path).tobytes()).hexdigest()[:16]
                 for name, path in (("clusters", self.clusters), ("cells", self.cells))
                 if path
             },
             **({"cell_samples": self.cell_samples} if self.cell_samples else {}),
+            **({"synonyms": self.text.synonyms()} if self.text is not None and self.text.synonyms() else {}),
         }
+
+    def _splits(self) -> list[str]:
+        """The splits that training and evaluation read, as far as they are there."""
+        return [split for split in (self.train_split, self.val_split) if split in self.train_set.manifest.splits]
+
+    def _compare(self, before: dict[str, Any], now: dict[str, Any], what: str) -> None:
+        """Raises ValueError if `before` was made on other data than `now`, in words; or warns, if that is accepted."""
+        found = [
+            f"{split}: {', '.join(words)}"
+            for split, mine in now.items()
+            if split in before and (words := changes(before[split], mine))
+        ]
+        found += [f"{split}: not in it" for split in now if split not in before]
+        if found and not self.accept_changed_data:
+            raise ValueError(
+                f"{what} is of other data than {self.root} holds now; {'; '.join(found)}. Give the original shards, or "
+                "accept what is there now: --data.accept_changed_data true"
+            )
+        if found:
+            logger.warning("%s is of other data than %s holds now, as accepted; %s", what, self.root, "; ".join(found))
+
+    def keep_numbers(self, path: str | os.PathLike[str], numbers: NDArray[np.int64]) -> None:
+        """Writes cells or clusters of the training samples, with what these samples are.
+
+        Raises:
+            ValueError: for a name that does not end in .npz.
+        """
+        if Path(path).suffix != ".npz":
+            raise ValueError(f"{path}: expected a name that ends in .npz")
+        shards = json.dumps({self.train_split: self.train_set.fingerprint}).encode()
+        with atomic_write(path) as f:
+            np.savez(f, numbers=numbers, shards=np.frombuffer(shards, np.uint8))
+
+    def numbers(self, path: str | os.PathLike[str]) -> NDArray[np.int64]:
+        """Cells or clusters of the training samples, from a `.npz` of `keep_numbers`, or a `.npy` of one's own.
+
+        Raises:
+            ValueError: if it holds no whole numbers, or is of other data.
+        """
+        data = read(str(path))
+        try:
+            if Path(path).suffix == ".npz":
+                arrays = Arrays(data, self.limits)
+                found, shards = arrays["numbers"], json.loads(arrays["shards"].tobytes())
+            else:
+                found, shards = array(data, self.limits), None
+        except Exception as error:  # damaged archives fail in their own ways
+            raise ValueError(f"{path}: not readable as .npy or .npz of numbers ({error})") from error
+        if found.dtype.kind not in "iu":
+            raise ValueError(f"{path}: expected whole numbers, got {found.shape} of {found.dtype}")
+        if isinstance(shards, dict):
+            self._compare(shards, {self.train_split: self.train_set.fingerprint}, str(path))
+        else:
+            logger.warning("%s does not say of which samples it is: taken as of %s", path, self.root)
+        return found.astype(np.int64)
 
     def _train_batches(self, world: int, rank: int) -> TrainBatches:
         frame = self.train_set.counts, self.global_batch_size, self.lanes, self.window, self.seed, world, rank
         if self.clusters:
-            return ClusterBatches(_numbers(self.clusters), *frame)
+            return ClusterBatches(self.numbers(self.clusters), *frame)
         if self.cells:
-            cells = _numbers(self.cells)
+            cells = self.numbers(self.cells)
             return CellBatches(cells, self.cell_samples or cells.shape[-1], *frame)
         return TrainBatches(*frame)
 
-    def _loader(self, dataset: ShardDataset, batches: TrainBatches | EvalBatches, keep: bool) -> DataLoader[Sample]:
+    def _loader(
+        self, dataset: ShardDataset, batches: TrainBatches | EvalBatches, batch_size: int, keep: bool
+    ) -> DataLoader[Sample]:
         workers = self.workers
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", self.trainer.num_devices if self.trainer else 1))
         if workers is None:
-            ranks = int(os.environ.get("LOCAL_WORLD_SIZE", self.trainer.num_devices if self.trainer else 1))
             workers = min(16, max(1, len(os.sched_getaffinity(0)) // ranks))
-        if workers == 0:
-            prepare_worker()
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=workers,
-            collate_fn=collate,
-            worker_init_fn=start_worker,
-            persistent_workers=keep and workers > 0,
-            prefetch_factor=4 if workers else None,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else every new iterator draws from the RNG that dropout uses
-        )
+        if workers and not dataset.shards.remote:  # of which no shard should be fetched for a look
+            check_room(dataset, batch_size, workers, ranks)
+        return Loader(dataset, batches, workers, keep, self.timeout)
 
     def count_broken(self, problems: Sequence[str]) -> None:
         """Remembers samples that could not be read; raises BrokenShard with their list when they are too many."""
@@ -334,11 +414,6 @@ class ShardDataModule(pl.LightningDataModule):
                 f"{len(self.broken)} of {len(self.train_set)} samples of {self.root} cannot be read, more than "
                 f"max_broken = {self.max_broken:g}. `viewshards verify {self.root}` lists them all:\n  {listed}"
             )
-
-
-def _numbers(path: str) -> NDArray[np.int64]:
-    found: NDArray[np.int64] = np.load(path, allow_pickle=False)
-    return found
 
 
 class _Position(pl.Callback):

@@ -7,7 +7,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import cv2
@@ -15,14 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
-from viewshards.decode import PICTURES, Picture, decode, kind
+from viewshards.decode import Picture, kind
 from viewshards.index import BrokenShard
 from viewshards.order import generator
+from viewshards.sample import FILES, BrokenSample, Contents
 from viewshards.shards import ShardSet
 from viewshards.text import Captions
-from viewshards.video import Clip, FrameArray, Tracks, Video
 from viewshards.views import MultiView, PlainPoints, PlainVideo, PlainViews, PointViews, VideoViews
 
 IN_A_ROW = 16
@@ -35,11 +36,9 @@ Sample = dict[str, Any]
 
 Render = MultiView | PlainViews | PointViews | PlainPoints | VideoViews | PlainVideo
 """Makes the views of one sample from its natural views, and the rows of the `device` backend, if any."""
-FILES = {"image": PICTURES, "points": frozenset({"npy"}), "video": frozenset({"mp4", "webm", "npy"})}
-"""What files hold the natural views of a modality."""
 
 
-class Incomplete(ValueError):
+class Incomplete(Exception):
     """A sample that lacks a view or a caption, where only complete ones count."""
 
 
@@ -74,6 +73,8 @@ class ShardDataset(Dataset[Sample]):
         missing: bool = False,
     ) -> None:
         self.fields, self.text, self.missing = list(fields), text, missing
+        self.reading: Any = None
+        """In shared memory the sample that each loader process is reading, -1 for none; a Loader sets it."""
         self.shards, self.render, self.seed = shards, render, seed
         self.render_tracks = bool(getattr(getattr(render, "views", render), "tracks", False))
         self.natural_views, self.label = natural_views, label
@@ -81,12 +82,23 @@ class ShardDataset(Dataset[Sample]):
         if label != "cls" and label not in known:
             raise ValueError(f"{shards.root}: no label field {label!r}; it has {', '.join(sorted(known)) or 'none'}")
         self.classes = {name: number for number, name in enumerate(known.get(label, []))}
+        self.labels = tuple(known)
 
     def __len__(self) -> int:
         return len(self.shards)
 
     def __getitem__(self, place: tuple[int, int]) -> Sample:
         epoch, wanted = place
+        worker = get_worker_info()
+        if self.reading is None or worker is None:
+            return self._found(epoch, wanted)
+        self.reading[worker.id] = max(0, wanted)
+        try:
+            return self._found(epoch, wanted)
+        finally:
+            self.reading[worker.id] = -1
+
+    def _found(self, epoch: int, wanted: int) -> Sample:
         if wanted < 0:
             return self._blank(epoch)
         problems: list[str] = []
@@ -96,15 +108,22 @@ class ShardDataset(Dataset[Sample]):
                 return {**self._load(epoch, sample), "weight": float(not problems), "replaced": problems}
             except Incomplete:
                 return self._blank(epoch)
-            except ValueError as error:  # damaged content; what the disk or the network do is no reason to go on
-                shard, _ = self.shards.locate(sample)
-                problems.append(f"{self.shards.path(shard)} sample {sample}: {error}")
+            except (BrokenSample, BrokenShard) as error:  # what the disk or the network do is no reason to go on
+                problems.append(self._named(sample, error))
         raise BrokenShard(f"{IN_A_ROW} samples in a row cannot be read:\n" + "\n".join(problems))
+
+    def _named(self, sample: int, error: Exception) -> str:
+        shard, _ = self.shards.locate(sample)
+        try:
+            key = self.shards.key(sample)
+        except (BrokenShard, OSError):  # its index is what is broken
+            return f"{self.shards.path(shard)} sample {sample}: {error}"
+        return f"{self.shards.path(shard)} {key}, sample {sample}: {error}"
 
     def _blank(self, epoch: int) -> Sample:
         """Padding of an evaluation batch: the shape of a sample, nothing of its content."""
         for sample in range(len(self)):
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(BrokenSample, BrokenShard, Incomplete):
                 whole = self._load(epoch, sample)
                 seen = [name for name in (self.render.modality, "tracks") if name in whole]
                 views = {name: [np.zeros_like(view) for view in whole[name]] for name in seen}
@@ -114,22 +133,29 @@ class ShardDataset(Dataset[Sample]):
 
     def _load(self, epoch: int, sample: int) -> Sample:
         files = self.shards.read(sample)
-        named = self._natural(files)
-        fields = {e: decode(e, data) for e, data in files.items() if e not in named and kind(e) not in PICTURES}
-        about = fields.get("json", {})
-        rng = generator(self.seed, epoch, AUGMENTATION, sample)
-        natural: list[Any] = [decode(extension, files[extension]) for extension in named if extension]
+        try:
+            return self._made(epoch, sample, Contents(files, self.shards.limits, self.labels))
+        except (Incomplete, BrokenSample):
+            raise
+        except Exception as error:  # a value that no check has foreseen and no view can use
+            raise BrokenSample(str(error) or type(error).__name__) from error
+
+    def _made(self, epoch: int, sample: int, contents: Contents) -> Sample:
+        named = self._natural(contents.files)
         there = [bool(extension) for extension in named]
         plain = isinstance(self.render, PlainViews | PlainPoints | PlainVideo)
-        if self.missing and plain and not (all(there) and (self.text is None or self.text.has(fields))):
+        if self.missing and plain and not (all(there) and (self.text is None or self.text.has(contents.fields))):
             raise Incomplete(f"{self.shards.key(sample)} lacks a view or a caption")
+        rng = generator(self.seed, epoch, AUGMENTATION, sample)
+        read = {"image": contents.picture, "points": contents.cloud, "video": contents.clip}[self.render.modality]
+        natural: list[Any] = [read(extension) for extension in named if extension]
         if not all(there):  # something of the right shape, which `present` says is none
             natural = [natural[max(0, sum(there[: v + 1]) - 1)] for v in range(len(there))]
+        if plain and self._first and len(natural) != self._first["views"]:  # else they could not be stacked
+            raise BrokenSample(f"{len(natural)} natural views, the first sample has {self._first['views']}")
         views: list[Any]
         if isinstance(self.render, VideoViews | PlainVideo):
-            tracks = Tracks.of(fields["traj.npz"]) if "traj.npz" in fields else None
-            clips = [Clip(each if isinstance(each, Video) else FrameArray(each), tracks) for each in natural]
-            seen, draws = self.render(clips, rng)
+            seen, draws = self.render(natural, rng)
             views = [frames for frames, _ in seen]
             moving = {"tracks": [ids for _, ids in seen]} if self.render_tracks else {}
         else:
@@ -140,26 +166,24 @@ class ShardDataset(Dataset[Sample]):
             "draws": draws,
             "index": sample,
             "key": self.shards.key(sample),
-            "label": self._label(fields, about),
-            "group": _group(about),
+            "label": self._label(contents),
+            "group": contents.group,
+            **self._numbers(contents),
         }
-        for name in self.fields:
-            if not isinstance(about, dict) or name not in about:
-                raise ValueError(f"its .json has no field {name!r}")
-            out[name] = np.asarray(about[name], np.float32)
-        if "txt" in fields:
-            out["caption"] = fields["txt"]
+        if contents.caption is not None:
+            out["caption"] = contents.caption
         if self.text is not None and plain:
-            out |= self.text.all(fields)
+            out |= self.text.all(contents.fields)
         elif self.text is not None:
             rng = generator(self.seed, epoch, TEXT, sample)
-            out |= self.text.none() if self.missing and not self.text.has(fields) else self.text.draw(fields, rng)
+            has_none = self.missing and not self.text.has(contents.fields)
+            out |= self.text.none() if has_none else self.text.draw(contents.fields, rng)
         if self.missing:
-            texts = [self.text.has(fields)] * len(out.get("text", [])) if self.text is not None else []
+            texts = [self.text.has(contents.fields)] * len(out.get("text", [])) if self.text is not None else []
             out["present"] = np.array([there[v % len(there)] for v in range(len(views))] + texts)
         return out
 
-    def _natural(self, files: dict[str, bytes]) -> list[str]:
+    def _natural(self, files: Mapping[str, bytes]) -> list[str]:
         """Extensions of the files with the natural views, in order; with `missing` empty for those it lacks."""
         named = {e.rpartition(".")[0]: e for e in sorted(files) if kind(e) in FILES[self.render.modality]}
         wanted = list(named) if self.natural_views is None else list(self.natural_views)
@@ -168,19 +192,30 @@ class ShardDataset(Dataset[Sample]):
             return [named.get(view, "") for view in wanted]
         if missing or not wanted:
             what = f"{self.render.modality} {', '.join(missing) or 'at all'}"
-            raise ValueError(f"no {what}; it has {', '.join(sorted(files))}")
+            raise BrokenSample(f"no {what}; it has {', '.join(sorted(files))}")
         return [named[view] for view in wanted]
 
-    def _label(self, fields: dict[str, Any], about: Any) -> int:
+    def _numbers(self, contents: Contents) -> dict[str, NDArray[np.float32]]:
+        found = {name: contents.numbers(name) for name in self.fields}
+        for name, value in found.items():
+            if self._first and value.shape != self._first[name]:
+                raise BrokenSample(f"field {name!r} is {value.shape}, that of the first sample {self._first[name]}")
+        return found
+
+    @cached_property
+    def _first(self) -> dict[str, Any]:
+        """How many natural views the first whole sample has, and the shape of its fields, which all have to have."""
+        for sample in range(min(len(self), 1000)):
+            with contextlib.suppress(BrokenSample, BrokenShard):
+                contents = Contents(self.shards.read(sample), self.shards.limits, self.labels)
+                views = len(self._natural(contents.files))
+                return {"views": views, **{name: contents.numbers(name).shape for name in self.fields}}
+        return {}
+
+    def _label(self, contents: Contents) -> int:
         if self.label == "cls":
-            return int(fields.get("cls", -1))
-        return self.classes.get(str(about.get(self.label)), -1) if isinstance(about, dict) else -1
-
-
-def _group(about: Any) -> int:
-    """The `same` field of a sample's `.json`, by which known duplicates carry one number; -1 without."""
-    same = about.get("same") if isinstance(about, dict) else None
-    return int(str(same)) if str(same).isdecimal() else -1
+            return contents.label
+        return self.classes.get(str(contents.about.get(self.label)), -1)
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:

@@ -7,66 +7,129 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+import math
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import simplejpeg
+from numpy.lib import format as npy
 from numpy.typing import NDArray
-from PIL import Image
 
+from viewshards.limits import DEFAULT, Limits
+from viewshards.pictures import Picture, jpeg, picture
 from viewshards.video import Video
 
-Picture = NDArray[np.uint8]
-"""(H, W, 3) uint8 RGB."""
+NUMBER = re.compile(rb"\s*(-1|\d{1,18})\s*")
+KINDS = "biuf"
+"""Arrays hold numbers: bool, whole, unsigned, float."""
 
 
-def jpeg(data: bytes) -> Picture:
-    """JPEG by libjpeg-turbo; a CMYK or otherwise odd one by PIL."""
-    try:
-        return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"))
-    except ValueError:
-        return picture(data)
+def array(data: bytes, limits: Limits = DEFAULT) -> NDArray[Any]:
+    """A `.npy` array of numbers, which is as large as its header says.
+
+    Object arrays, which are pickles, are refused, and so is a header that asks for more than there is.
+    """
+    file = io.BytesIO(data)
+    version = npy.read_magic(file)
+    reader = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+    if reader is None:
+        raise ValueError(f"an array of format version {version[0]}.{version[1]}")
+    shape, is_fortran, kind = reader(file)
+    if kind.kind not in KINDS:
+        raise ValueError(f"an array of {kind}, expected numbers")
+    size = math.prod(shape) * kind.itemsize
+    limits.check("array_bytes", size, f"an array {shape} of {kind} in bytes")
+    if len(data) - file.tell() != size or min(shape, default=0) < 0:
+        raise ValueError(f"an array {shape} of {kind} takes {size} bytes, there are {len(data) - file.tell()}")
+    found = np.frombuffer(data, kind, offset=file.tell()).copy() if size else np.empty(0, kind)
+    return found.reshape(shape, order="F" if is_fortran else "C")
 
 
-def picture(data: bytes) -> Picture:
-    """PNG or WebP (or whatever PIL reads), put on white where it is transparent."""
-    with Image.open(io.BytesIO(data)) as image:
-        if image.mode.startswith("I;16") or image.mode == "I":
-            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            rgba = image.convert("RGBA")
-            white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-            white.alpha_composite(rgba)
-            return np.asarray(white.convert("RGB"))
-        return np.asarray(image.convert("RGB"))
+class Arrays(Mapping[str, NDArray[Any]]):
+    """The arrays of a `.npz`, each unpacked when it is asked for, and then only so far as the limits go.
+
+    Raises:
+        ValueError: for what is no archive.
+    """
+
+    def __init__(self, data: bytes, limits: Limits = DEFAULT) -> None:
+        self._zip, self._limits = zipfile.ZipFile(io.BytesIO(data)), limits
+        self._parts = {part.filename.removesuffix(".npy"): part for part in self._zip.infolist()}
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts  # without unpacking it, as a mapping's own would
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        part, most = self._parts[name], self._limits.array_bytes + 2**16  # and its header
+        self._limits.check("array_bytes", part.file_size - 2**16, f"the array {name} in bytes")
+        try:
+            with self._zip.open(part) as file:
+                data = file.read(min(part.file_size, most) + 1)  # what the archive says may not be so
+        except Exception as error:  # damaged archives fail in their own ways
+            raise ValueError(f"the array {name} does not unpack: {error}") from error
+        if len(data) != part.file_size:
+            raise ValueError(f"the array {name} has another size than its archive says")
+        return array(data, self._limits)
 
 
-def array(data: bytes) -> NDArray[Any]:
-    """A `.npy` array; object arrays, which are pickles, are refused."""
-    return np.load(io.BytesIO(data), allow_pickle=False)  # type: ignore[no-any-return]
+def class_number(data: bytes, limits: Limits = DEFAULT) -> int:
+    """A `.cls`: a whole number in digits; -1 is unknown."""
+    found = NUMBER.fullmatch(data)
+    if found is None:
+        raise ValueError(f"expected a class number in digits, got {data[:40]!r}")
+    number = int(found[1])
+    limits.check("classes", number + 1, "classes up to its number")
+    return number
 
 
-def arrays(data: bytes) -> dict[str, NDArray[Any]]:
-    """The arrays of a `.npz`; object arrays are refused."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+def text(data: bytes, limits: Limits = DEFAULT) -> str:
+    """A `.txt` in UTF-8."""
+    limits.check("text_bytes", len(data), "bytes of a text")
+    return data.decode()
 
 
-DECODERS: dict[str, Callable[[bytes], Any]] = {
+def fields(data: bytes, limits: Limits = DEFAULT) -> Any:
+    """A `.json`."""
+    limits.check("json_bytes", len(data), "bytes of a .json")
+    found = json.loads(data)
+    if data.count(b"[") + data.count(b"{") > limits.json_depth:  # most have fewer, and need no look
+        limits.check("json_depth", _depth(found), "lists and objects in each other")
+    return found
+
+
+def _depth(value: Any) -> int:
+    level, depth = [value], 0
+    while level := [each for each in level if isinstance(each, list | dict)]:
+        depth += 1
+        level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
+    return depth
+
+
+DECODERS: dict[str, Callable[[bytes, Limits], Any]] = {
     "jpg": jpeg,
     "jpeg": jpeg,
     "png": picture,
     "webp": picture,
-    "txt": lambda data: data.decode(),
-    "json": json.loads,
-    "cls": lambda data: int(data),
+    "txt": text,
+    "json": fields,
+    "cls": class_number,
     "npy": array,
-    "npz": arrays,
+    "npz": Arrays,
     "mp4": Video,
     "webm": Video,
 }
 PICTURES = frozenset({"jpg", "jpeg", "png", "webp"})
+
+
+__all__ = ["DECODERS", "PICTURES", "Arrays", "Picture", "array", "decode", "is_known", "kind"]
 
 
 def kind(extension: str) -> str:
@@ -79,15 +142,16 @@ def is_known(extension: str) -> bool:
     return kind(extension) in DECODERS
 
 
-def decode(extension: str, data: bytes) -> Any:
+def decode(extension: str, data: bytes, limits: Limits = DEFAULT) -> Any:
     """The value of a file.
 
     Raises:
-        ValueError: for bytes that do not decode, naming the extension.
+        ValueError: for bytes that do not decode, or go beyond a limit, naming the extension.
     """
+    decoder = DECODERS.get(kind(extension))
+    if decoder is None:
+        raise ValueError(f"no decoder for .{extension}; known: {', '.join(sorted(DECODERS))}")
     try:
-        return DECODERS[kind(extension)](data)
-    except KeyError:
-        raise ValueError(f"no decoder for .{extension}; known: {', '.join(sorted(DECODERS))}") from None
+        return decoder(data, limits)
     except Exception as error:  # every decoder fails in its own way on damaged bytes
-        raise ValueError(f".{extension} does not decode: {error}") from error
+        raise ValueError(f".{extension} does not decode: {error or type(error).__name__}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -14,22 +13,29 @@ import numpy as np
 from rich.progress import track
 
 from viewshards import index as indices
-from viewshards.decode import PICTURES, Picture, decode, kind
-from viewshards.index import BrokenShard
+from viewshards.decode import PICTURES, Picture, kind
+from viewshards.index import BrokenShard, atomic_write
+from viewshards.limits import DEFAULT, Limits
 from viewshards.pack import describe
-from viewshards.shards import Manifest, Shard, ShardSet
-from viewshards.video import FrameArray, Tracks, Video
+from viewshards.sample import CLIPS, BrokenSample, Contents
+from viewshards.shards import MANIFEST, Manifest, Shard, ShardSet, is_untouched
+from viewshards.video import Clip
 from viewshards.views import opencv
-from viewshards.views.points import checked, drawn, normalised
+from viewshards.views.points import drawn, normalised
 from viewshards.views.video import overlaid
 
 SPLIT_NAME = re.compile(r"(?:^|[-_.])(train|val|validation|test)(?:[-_.]|$)")
 
 
-def build_index(root: Path, split: str | None = None) -> Manifest:
+def build_index(root: Path, split: str | None = None, fast: bool = False, limits: Limits = DEFAULT) -> Manifest:
     """Indexes every tar of a folder and writes its manifest.
 
     A tar's split is the word train, val, validation or test in its name, or `split`.
+
+    Args:
+        root: folder of the tars. split: of all of them.
+        fast: hash no contents; a resume then knows the set by the sizes and times of its tars.
+        limits: how large what is read may be.
 
     Raises:
         FileNotFoundError: without any tar. BrokenShard: for a tar that is not whole.
@@ -40,18 +46,18 @@ def build_index(root: Path, split: str | None = None) -> Manifest:
     splits: dict[str, list[Shard]] = defaultdict(list)
     highest = -1
     for tar in track(tars, description="indexing"):
-        index = indices.scan(tar)
+        index = indices.scan(tar, limits)
         indices.save(index, indices.path_of(str(tar)))
         found = SPLIT_NAME.search(tar.name)
-        splits[split or (found[1].replace("validation", "val") if found else "train")].append(describe(tar))
-        highest = max(highest, _highest_class(tar, index))
+        splits[split or (found[1].replace("validation", "val") if found else "train")].append(describe(tar, fast))
+        highest = max(highest, _highest_class(tar, index, limits))
     labels = {"cls": [str(c) for c in range(highest + 1)]} if highest >= 0 else {}
     manifest = Manifest(root.resolve().name, dict(splits), labels, {"source": "index of existing tars"})
     manifest.save(root)
     return manifest
 
 
-def _highest_class(tar: Path, index: indices.Index) -> int:
+def _highest_class(tar: Path, index: indices.Index, limits: Limits) -> int:
     highest = -1
     with open(tar, "rb") as f:
         for position in range(len(index)):
@@ -59,64 +65,81 @@ def _highest_class(tar: Path, index: indices.Index) -> int:
             if "cls" in files:
                 offset, size = files["cls"]
                 f.seek(offset)
-                highest = max(highest, decode("cls", f.read(size)))
+                try:
+                    highest = max(highest, Contents({"cls": f.read(min(size, 1000))}, limits).label)
+                except BrokenSample as error:
+                    raise BrokenShard(f"{tar}: {index.key(position)}: {error}") from error
     return highest
 
 
-def verify(root: Path) -> Iterator[str]:
-    """Checks every shard of a set: size, end blocks, sha256, index, and that every sample decodes. Yields problems."""
+def verify(root: Path, limits: Limits = DEFAULT) -> Iterator[str]:
+    """Checks a set as thoroughly as can be: whatever would stop training, and every changed byte. Yields problems.
+
+    The manifest against its checksum; each shard's size, end, index and contents against the manifest; each sample by
+    the very checks of training, with every frame of every clip.
+    """
     manifest = Manifest.load(str(root))
+    if not is_untouched(root):
+        yield f"{root / MANIFEST}: changed since it was written"
     for split, shards in manifest.splits.items():
         for shard in track(shards, description=f"verifying {split}"):
-            yield from _verify_shard(root / shard.file, shard)
+            yield from _verify_shard(root / shard.file, shard, tuple(manifest.labels), limits)
 
 
-def _verify_shard(path: Path, shard: Shard) -> Iterator[str]:
-    if not path.exists():
-        yield f"{path}: missing"
+def _verify_shard(path: Path, shard: Shard, labels: tuple[str, ...], limits: Limits) -> Iterator[str]:
+    if not path.is_file():
+        yield f"{path}: missing, or not a file"
         return
     if path.stat().st_size != shard.bytes:
         yield f"{path}: {path.stat().st_size} bytes, the manifest says {shard.bytes}"
-    if shard.sha256 is not None:
-        with open(path, "rb") as f:
-            if hashlib.file_digest(f, "sha256").hexdigest() != shard.sha256:
-                yield f"{path}: sha256 differs from the manifest's"
     try:
-        index = indices.scan(path)
-        stored = indices.load(indices.path_of(str(path)))
+        index = indices.scan(path, limits)
+        stored = indices.load(indices.path_of(str(path)), shard.index)
     except BrokenShard as error:
         yield str(error)
         return
-    if len(index) != shard.samples or len(stored) != len(index) or not np.array_equal(stored.offset, index.offset):
+    equal = stored.bytes == index.bytes and stored.extensions == index.extensions
+    equal = equal and all(
+        np.array_equal(getattr(stored, name), getattr(index, name)) for name in ("keys", "offset", "size", "header")
+    )
+    if len(index) != shard.samples or not equal:
         yield f"{path}: the index does not fit; `viewshards index` makes it again"
+    now = describe(path, fast=shard.sha256 is None)
+    if now.sha256 != shard.sha256:
+        yield f"{path}: sha256 differs from the manifest's"
+    elif now.contents != shard.contents:
+        yield f"{path}: its contents are not those that the manifest says"
     with open(path, "rb") as f:
         for position in range(len(index)):
-            for extension, (offset, size) in index.files(position).items():
-                f.seek(offset)
-                try:
-                    decode(extension, f.read(size))
-                except ValueError as error:
-                    yield f"{path} {index.key(position)}: {error}"
+            try:
+                found = Contents(index.read(f.fileno(), position, limits), limits, labels).problems()
+            except ValueError as error:
+                found = [str(error)]
+            for problem in found:
+                yield f"{path} {index.key(position)}: {problem}"
 
 
-def inspect(root: str, split: str, limit: int = 2000) -> dict[str, Any]:
+def inspect(root: str, split: str, limit: int = 2000, limits: Limits = DEFAULT) -> dict[str, Any]:
     """Counts, fields, picture sizes and class balance of a split, the last three by its first `limit` samples."""
-    shards = ShardSet(root, split)
+    shards = ShardSet(root, split, limits=limits)
     fields: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     classes: Counter[str] = Counter()
+    broken: list[str] = []
     names = shards.manifest.labels.get("cls", [])
     looked = min(limit, len(shards))
     for sample in range(looked):
-        files = shards.read(sample)
-        fields.update(files.keys())
-        for extension, data in files.items():
-            if kind(extension) in PICTURES:
-                height, width = decode(extension, data).shape[:2]
-                sizes[f"{width}x{height}"] += 1
-            elif extension == "cls":
-                number = decode(extension, data)
+        try:
+            contents = Contents(shards.read(sample), limits)
+            fields.update(contents.files.keys())
+            for extension in contents.files:
+                if kind(extension) in PICTURES:
+                    height, width = contents.picture(extension).shape[:2]
+                    sizes[f"{width}x{height}"] += 1
+            if (number := contents.label) >= 0:
                 classes[names[number] if number < len(names) else str(number)] += 1
+        except (BrokenSample, BrokenShard) as error:
+            broken.append(f"sample {sample}, {shards.key(sample)}: {error}")
     return {
         "split": split,
         "samples": len(shards),
@@ -126,12 +149,15 @@ def inspect(root: str, split: str, limit: int = 2000) -> dict[str, Any]:
         "fields": dict(fields.most_common()),
         "picture sizes": dict(sizes.most_common(8)),
         "classes": dict(classes.most_common()),
+        "broken": dict.fromkeys(broken, ""),
     }
 
 
-def contact_sheet(root: str, split: str, path: Path, samples: int = 64, side: int = 96) -> None:
-    """A PNG with evenly spaced samples of a split; the natural views of one sample stand side by side."""
-    shards = ShardSet(root, split)
+def contact_sheet(
+    root: str, split: str, path: Path, samples: int = 64, side: int = 96, limits: Limits = DEFAULT
+) -> None:
+    """A PNG with evenly spaced samples of a split; the natural views of one sample side by side, broken ones grey."""
+    shards = ShardSet(root, split, limits=limits)
     cells = [_cell(shards, int(i), side) for i in np.linspace(0, len(shards) - 1, min(samples, len(shards)))]
     width = max(cell.shape[1] for cell in cells)
     cells = [
@@ -142,26 +168,36 @@ def contact_sheet(root: str, split: str, path: Path, samples: int = 64, side: in
     columns = max(1, round(np.sqrt(len(cells) * height / width)))
     cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
     rows = [np.hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)]
-    if not cv2.imwrite(str(path), cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR)):
+    if path.suffix.lower() != ".png" or not path.parent.is_dir():
         raise OSError(f"{path}: cannot be written; give a .png path in a folder that exists")
+    _, png = cv2.imencode(".png", cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR))
+    with atomic_write(path) as f:
+        f.write(png.tobytes())
 
 
 def _cell(shards: ShardSet, sample: int, side: int) -> Picture:
-    files = shards.read(sample)
-    pictures = [decode(e, d) for e, d in sorted(files.items()) if kind(e) in PICTURES]
-    cells = [opencv.resize(picture, side, side) for picture in pictures]
-    others = [decode(e, d) for e, d in sorted(files.items()) if kind(e) in ("npy", "mp4", "webm")] if not cells else []
-    for other in others:
-        if isinstance(other, Video) or other.ndim == 4:
-            cells.append(_strip(other if isinstance(other, Video) else FrameArray(other), files, side))
-        else:
-            cells.append(drawn(normalised(checked(other)), side))
+    try:
+        return _drawn(Contents(shards.read(sample), shards.limits), side)
+    except ValueError:
+        return np.full((side, side, 3), 128, np.uint8)
+
+
+def _drawn(contents: Contents, side: int) -> Picture:
+    files = sorted(contents.files)
+    cells = [opencv.resize(contents.picture(e), side, side) for e in files if kind(e) in PICTURES]
+    for extension in [e for e in files if kind(e) in CLIPS] if not cells else []:
+        try:
+            cells.append(drawn(normalised(contents.cloud(extension)), side))
+        except BrokenSample:
+            cells.append(_strip(contents.clip(extension), side))
+    if not cells:
+        raise BrokenSample(f"nothing to look at; it has {', '.join(files)}")
     return np.hstack(cells)
 
 
-def _strip(video: Video | FrameArray, files: dict[str, bytes], side: int) -> Picture:
+def _strip(clip: Clip, side: int) -> Picture:
     """Four frames of a clip, and below them its trajectories if it has any."""
-    tracks = Tracks.of(decode("traj.npz", files["traj.npz"])) if "traj.npz" in files else None
+    video, tracks = clip.video, clip.tracks
     length = video.length if tracks is None else len(tracks.frame_index)
     places = ((np.arange(4) + 0.5) * length / 4).astype(int)
     frames = video.read((places if tracks is None else tracks.frame_index[places]).tolist())

@@ -6,14 +6,17 @@ what is being packed until then, so the same command goes on and another one is 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import hashlib
 import io
 import json
+import math
+import os
 import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -26,16 +29,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from viewshards import index as indices
 from viewshards.dataset import prepare_worker
-from viewshards.decode import PICTURES, decode, kind
+from viewshards.decode import PICTURES, kind
 from viewshards.index import BrokenShard, atomic_write
+from viewshards.limits import DEFAULT, Limits
 from viewshards.order import generator
+from viewshards.sample import Contents
 from viewshards.shards import MANIFEST, Manifest, Shard
 from viewshards.sources.source import Source
-from viewshards.video import Video
 from viewshards.views import opencv
 
 PLAN = ".pack.json"
-LOCK = ".pack.lock"
 PROBED = 32  # samples whose mean size decides how many go into a shard
 
 
@@ -47,23 +50,28 @@ class Encoding:
         resize: shorter side in pixels that larger pictures are brought to; None keeps the bytes as they are.
         quality: of the JPEG that a resized picture becomes (PNG and WebP sources become PNG).
         skip_broken: leave out samples that do not decode instead of stopping.
+        limits: how large what is packed may be; they change no byte of it.
     """
 
     resize: int | None = None
     quality: int = 92
     skip_broken: bool = False
+    limits: Limits = DEFAULT
 
-    def __call__(self, files: dict[str, bytes]) -> dict[str, bytes]:
-        """Decodes every file, so that nothing broken gets in; resizes pictures if asked to."""
-        out = {}
+    def __call__(self, files: dict[str, bytes], labels: tuple[str, ...] = ()) -> dict[str, bytes]:
+        """Checks every file as training will, so that nothing broken gets in; resizes pictures if asked to."""
+        contents, out = Contents(files, self.limits, labels), {}
         for extension, data in files.items():
-            value = decode(extension, data)
-            if isinstance(value, Video):
-                value.read([value.length - 1])  # the last frame stands for all
-            if kind(extension) in PICTURES and self.resize and min(value.shape[:2]) > self.resize:
+            if kind(extension) not in PICTURES:
+                contents.check(extension)
+            elif min((value := contents.picture(extension)).shape[:2]) > (self.resize or math.inf):
                 extension, data = self._resized(extension, value)
             out[extension] = data
         return out
+
+    def made(self) -> dict[str, Any]:
+        """What of it decides about the bytes."""
+        return {"resize": self.resize, "quality": self.quality, "skip_broken": self.skip_broken}
 
     def _resized(self, extension: str, image: Any) -> tuple[str, bytes]:
         assert self.resize is not None
@@ -105,15 +113,15 @@ def pack(
         ValueError: if `out` holds something else, or samples do not decode.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK).open("w") as lock:
+    lock = os.open(out, os.O_RDONLY)  # the folder itself: a file would be in the way, or removed under another
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"{out}: another process is packing into it") from None
-        try:
-            return _pack(source, out, encoding, shard_mb, shard_samples, workers, console or Console(stderr=True))
-        finally:
-            (out / LOCK).unlink(missing_ok=True)
+        return _pack(source, out, encoding, shard_mb, shard_samples, workers, console or Console(stderr=True))
+    finally:
+        os.close(lock)
 
 
 def _pack(
@@ -126,14 +134,20 @@ def _pack(
     console: Console,
 ) -> Manifest:
     each = shard_samples or _samples_of(source, encoding, shard_mb)
-    made = {"source": source.name, "fingerprint": source.fingerprint(), "shard_samples": each, **asdict(encoding)}
+    made = {"source": source.name, "fingerprint": source.fingerprint(), "shard_samples": each, **encoding.made()}
+    times = source.times()
     done = _take_up(out, made)
-    if done is not None:
-        console.print(f"{out}: packed already, {_summary(done)}")
-        return done
     jobs = _plan(source, out, each)
+    if done is not None:
+        if done.made.get("times") != times:
+            console.print(f"{out}: the source's files were written anew; comparing their contents", markup=False)
+            if done.made.get("contents") != _hashed([_contents(source, job) for job in jobs]):
+                raise ValueError(f"{out} holds the same files with other contents; give another folder, or empty it")
+        console.print(f"{out}: packed already, {_summary(done)}", markup=False)
+        return done
     shards: dict[str, list[tuple[str, Shard]]] = {job.split: [] for job in jobs}
     skipped: list[str] = []
+    read: dict[Path, str] = {}
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
     )
@@ -145,7 +159,7 @@ def _pack(
             with bar:
                 task = bar.add_task(f"packing {source.name}", total=len(source.samples))
                 for future in as_completed(futures):
-                    shard, problems = future.result()
+                    shard, problems, read[futures[future].path] = future.result()
                     skipped += problems
                     shards[futures[future].split].append((shard.file, shard))
                     bar.advance(task, len(futures[future].samples))
@@ -153,10 +167,12 @@ def _pack(
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     splits = {split: [shard for _, shard in sorted(written)] for split, written in shards.items()}
-    manifest = Manifest(source.name, splits, source.labels, {**made, "skipped": sorted(skipped)})
+    contents = _hashed([read[job.path] for job in jobs])
+    account = {"skipped": sorted(skipped), "times": times, "contents": contents}
+    manifest = Manifest(source.name, splits, source.labels, {**made, **account})
     manifest.save(out)
     (out / PLAN).unlink()
-    console.print(f"{out}: {_summary(manifest)}")
+    console.print(f"{out}: {_summary(manifest)}", markup=False)
     return manifest
 
 
@@ -164,12 +180,15 @@ def _take_up(out: Path, made: dict[str, Any]) -> Manifest | None:
     """The manifest if this pack is finished; else notes what is being packed. Refuses a folder with something else."""
     if (out / MANIFEST).exists():
         manifest = Manifest.load(str(out))
-        before = {k: v for k, v in manifest.made.items() if k != "skipped"}
+        before = {k: v for k, v in manifest.made.items() if k not in ("skipped", "times", "contents")}
         if before != made:
             raise ValueError(f"{out} holds other shards ({_differences(before, made)}); give another folder")
         return manifest
     if (out / PLAN).exists():
-        before = json.loads((out / PLAN).read_text())
+        try:
+            before = json.loads((out / PLAN).read_text())
+        except ValueError as error:
+            raise ValueError(f"{out / PLAN}: not readable ({error}); empty {out} or give another folder") from error
         if before != made:
             raise ValueError(f"{out} holds an unfinished pack ({_differences(before, made)}); empty it or give another")
     elif any(out.glob("*.tar")):
@@ -199,7 +218,7 @@ def _samples_of(source: Source, encoding: Encoding, shard_mb: float) -> int:
     sizes, reason = [], ""
     for sample in range(0, len(source.samples), step):
         try:
-            files = encoding(source.files(sample))
+            files = encoding(source.files(sample), tuple(source.labels))
         except (ValueError, OSError) as error:
             reason = f"{source.samples[sample][0]}: {error}"
             continue
@@ -232,30 +251,55 @@ def _adopt(source: Source, encoding: Encoding) -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the process that packs
 
 
-def _write(job: _Job) -> tuple[Shard, list[str]]:
-    """Writes one shard and its index, or finds it written; and what was left out. Runs in a worker process."""
+def _write(job: _Job) -> tuple[Shard, list[str], str]:
+    """Writes one shard and its index, or finds it written; with what was left out and a hash of what was read."""
     source, encoding = _adopted
     reasons: dict[str, str] = {}
-    if not _is_written(job.path):
+    read = hashlib.sha256()
+    if _is_written(job.path):
+        contents = _contents(source, job)
+    else:
         # Fixed times make equal sources give equal bytes.
         with atomic_write(job.path) as f, webdataset.TarWriter(f, encoder=False, mtime=0) as tar:
             for sample in job.samples:
                 try:
-                    files = encoding(source.files(sample))
+                    found = source.files(sample)
+                    _add(read, found)
+                    files = encoding(found, tuple(source.labels))
                 except (ValueError, OSError) as error:
                     if not encoding.skip_broken:
                         raise ValueError(
                             f"{source.name} sample {source.samples[sample][0]}: {error}. "
-                            "Mend or remove it, or pack with --skip-broken"
+                            "Fix or remove it, or pack with --skip-broken"
                         ) from error
                     reasons[source.samples[sample][0]] = str(error)
                     continue
                 tar.write({"__key__": source.samples[sample][0], **files})
-        indices.save(indices.scan(job.path), indices.path_of(str(job.path)))
+        contents = read.hexdigest()
+        indices.save(indices.scan(job.path, encoding.limits), indices.path_of(str(job.path)))
     index = indices.load(indices.path_of(str(job.path)))
     written = {index.key(i) for i in range(len(index))}
     missing = [source.samples[sample][0] for sample in job.samples if source.samples[sample][0] not in written]
-    return describe(job.path), [f"{key}: {reasons.get(key, 'does not decode')}" for key in missing]
+    return describe(job.path), [f"{key}: {reasons.get(key, 'does not decode')}" for key in missing], contents
+
+
+def _contents(source: Source, job: _Job) -> str:
+    """A hash of the source's files of a shard, those that were left out included as far as they can be read."""
+    read = hashlib.sha256()
+    for sample in job.samples:
+        with contextlib.suppress(ValueError, OSError):
+            _add(read, source.files(sample))
+    return read.hexdigest()
+
+
+def _add(read: Any, files: dict[str, bytes]) -> None:
+    for extension, data in files.items():
+        read.update(f"{extension} {len(data)}\n".encode())
+        read.update(data)
+
+
+def _hashed(parts: list[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _is_written(path: Path) -> bool:
@@ -265,9 +309,21 @@ def _is_written(path: Path) -> bool:
         return False
 
 
-def describe(path: Path) -> Shard:
-    """The manifest's entry of a tar whose index is there."""
+def describe(path: Path, fast: bool = False) -> Shard:
+    """The manifest's entry of a tar whose index is there; with `fast` without hashes of its contents."""
+    place = indices.path_of(str(path))
+    index = indices.load(place)
+    beside = hashlib.sha256(Path(place).read_bytes()).hexdigest()
+    if fast:
+        return Shard(path.name, index.bytes, len(index), None, beside)
     with open(path, "rb") as f:
         digest = hashlib.file_digest(f, "sha256").hexdigest()
-    index = indices.load(indices.path_of(str(path)))
-    return Shard(path.name, index.bytes, len(index), digest)
+        contents = {f".{extension}": hashlib.sha256() for extension in index.extensions}
+        for position in range(len(index)):
+            for extension, (offset, size) in index.files(position).items():
+                f.seek(offset)
+                contents[f".{extension}"].update(f"{position} {size}\n".encode())
+                contents[f".{extension}"].update(f.read(size))
+    hashes = {kind: each.hexdigest() for kind, each in sorted(contents.items())}
+    keys = hashlib.sha256(b"\n".join(index.keys.tolist())).hexdigest()
+    return Shard(path.name, index.bytes, len(index), digest, beside, {"keys": keys, **hashes})

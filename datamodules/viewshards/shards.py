@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import re
+import stat
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -15,20 +19,33 @@ import numpy as np
 from viewshards import index as indices
 from viewshards.cache import ShardCache, is_remote, read
 from viewshards.index import BrokenShard, Index, atomic_write
+from viewshards.limits import DEFAULT, Limits
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 OPEN_FILES = 64
+Fingerprint = dict[str, Any]
+"""What a split holds: `samples`, `shards`, `classes`, and of `keys` and each kind of file a hash of the contents."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar of a set: file name in the set's folder, size in bytes, number of samples, sha256 (None: not known)."""
+    """One tar of a set.
+
+    Attributes:
+        file: its path in the set's folder. bytes: its size. samples: how many.
+        sha256: of the tar; None if it was indexed by `--fast`. index: sha256 of its index file; None: not known.
+        contents: hashes of the keys (`keys`) and of the files of each kind (`.jpg`) in it; empty if not known.
+    """
 
     file: str
     bytes: int
     samples: int
     sha256: str | None = None
+    index: str | None = None
+    contents: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -48,9 +65,10 @@ class Manifest:
     made: dict[str, Any] = field(default_factory=dict)
 
     def save(self, root: str | os.PathLike[str]) -> None:
-        """Writes `root/manifest.json`, whole or not at all."""
+        """Writes `root/manifest.json`, whole or not at all, with a checksum of itself."""
+        text = json.dumps({"format": FORMAT, "checksum": NO_CHECKSUM, **asdict(self)}, indent=1)
         with atomic_write(Path(root) / MANIFEST) as f:
-            f.write(json.dumps({"format": FORMAT, **asdict(self)}, indent=1).encode())
+            f.write(text.replace(NO_CHECKSUM, _sha256(text), 1).encode())
 
     @classmethod
     def load(cls, root: str) -> Manifest:
@@ -58,7 +76,7 @@ class Manifest:
 
         Raises:
             FileNotFoundError: if there is none, saying how to make one.
-            ValueError: if it is not one of ours.
+            ValueError: if it is not one of ours, naming the key.
         """
         path = f"{root.rstrip('/')}/{MANIFEST}"
         try:
@@ -68,12 +86,123 @@ class Manifest:
                 f"{path}: not there. Make shards with `viewshards pack SOURCE {root}`, "
                 f"or index WebDataset tars that are there already with `viewshards index {root}`"
             ) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: not readable as JSON ({error})") from error
-        if content.pop("format", None) != FORMAT:
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(f"{path}: not a manifest of format {FORMAT}; make it again with `viewshards index {root}`")
-        content["splits"] = {name: [Shard(**s) for s in shards] for name, shards in content["splits"].items()}
-        return cls(**content)
+        try:
+            return cls._of({key: value for key, value in content.items() if key not in ("format", "checksum")})
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; make it again with `viewshards index {root}`") from error
+
+    @classmethod
+    def _of(cls, content: dict[str, Any]) -> Manifest:
+        known = {"name", "splits", "labels", "made"}
+        if content.keys() != known:
+            raise ValueError(f"expected the keys {', '.join(sorted(known))}, got {', '.join(sorted(content))[:200]}")
+        _expect(isinstance(content["name"], str), "name", "a text", content["name"])
+        for key in ("splits", "labels", "made"):
+            _expect(isinstance(content[key], dict), key, "an object", content[key])
+        for name, classes in content["labels"].items():
+            is_right = isinstance(classes, list) and all(isinstance(each, str) for each in classes)
+            _expect(is_right, f"labels.{name}", "a list of texts", classes)
+        splits = {}
+        for split, shards in content["splits"].items():
+            _expect(isinstance(shards, list), f"splits.{split}", "a list of shards", shards)
+            splits[split] = [_shard(each, f"splits.{split}[{i}]") for i, each in enumerate(shards)]
+            files = [shard.file for shard in splits[split]]
+            if len(set(files)) < len(files):
+                raise ValueError(f"splits.{split} names a shard twice")
+        return cls(content["name"], splits, content["labels"], content["made"])
+
+
+NO_CHECKSUM = "0" * 64
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def is_untouched(root: str | os.PathLike[str]) -> bool:
+    """Whether a set's manifest is as it was written."""
+    text = (Path(root) / MANIFEST).read_text()
+    found = re.search(r'"checksum": "([0-9a-f]{64})"', text)
+    return found is not None and found[1] == _sha256(text.replace(found[1], NO_CHECKSUM, 1))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _expect(is_right: object, key: str, expected: str, value: Any) -> None:
+    if not is_right:
+        raise ValueError(f"{key}: expected {expected}, got {value!r:.200}")
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and SHA256.fullmatch(value) is not None
+
+
+def _shard(content: Any, where: str) -> Shard:
+    fields = Shard.__dataclass_fields__.keys()
+    _expect(isinstance(content, dict) and content.keys() <= fields, where, f"keys of {', '.join(fields)}", content)
+    for key in ("bytes", "samples"):
+        number = content.get(key)
+        is_right = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**62
+        _expect(is_right, f"{where}.{key}", "a whole number", number)
+    for key in ("sha256", "index"):
+        value = content.get(key)
+        _expect(value is None or _is_sha256(value), f"{where}.{key}", "a sha256", value)
+    contents = content.get("contents", {})
+    is_right = isinstance(contents, dict) and all(map(_is_sha256, contents.values()))
+    _expect(is_right, f"{where}.contents", "hashes by kind of file", contents)
+    file = content.get("file")
+    is_inside = isinstance(file, str) and file.endswith(".tar") and "\0" not in file and "://" not in file
+    is_inside = is_inside and not PurePosixPath(file).is_absolute() and ".." not in PurePosixPath(file).parts
+    _expect(is_inside, f"{where}.file", "the path of a .tar below the set's folder", file)
+    return Shard(**content)
+
+
+def fingerprint_of(manifest: Manifest, split: str, places: Iterable[tuple[int, int]] | None = None) -> Fingerprint:
+    """What a split holds, by the hashes of its manifest.
+
+    Args:
+        manifest: of the set. split: of it. places: size and time of each of its tars, which stand for the contents
+            where there are no hashes.
+    """
+    shards = manifest.splits[split]
+    found: Fingerprint = {
+        "samples": sum(shard.samples for shard in shards),
+        "shards": _short([shard.samples for shard in shards]),
+        "classes": _short(manifest.labels),
+    }
+    if all(shard.contents for shard in shards):
+        kinds = sorted({kind for shard in shards for kind in shard.contents})
+        return found | {kind: _short([shard.contents.get(kind) for shard in shards]) for kind in kinds}
+    return found | {"sizes": _short([shard.bytes for shard in shards]), "times": _short(list(places or ()))}
+
+
+def _short(value: Any) -> str:
+    return _sha256(json.dumps(value))[:16]
+
+
+def changes(before: Any, now: Fingerprint) -> list[str]:
+    """In words what is other data now; empty: nothing."""
+    if not isinstance(before, dict):
+        return ["an unreadable fingerprint there"]
+    if before == now:
+        return []
+    if before.get("samples") != now["samples"]:
+        return [f"{before.get('samples')} samples there, {now['samples']} now"]
+    words = {
+        "shards": "cut into other shards",
+        "classes": "names of classes differ",
+        "keys": "names of samples differ",
+        ".cls": "labels differ (.cls)",
+        "sizes": "sizes of shards differ",
+        "times": "shards were written at another time (indexed by --fast: contents are not compared)",
+    }
+    kinds = [key for key in (*before, *(key for key in now if key not in before)) if before.get(key) != now.get(key)]
+    if ("sizes" in before) != ("sizes" in now):
+        return ["one was indexed by --fast, by sizes and times, the other by contents: they cannot be compared"]
+    return [words.get(kind, f"contents of {kind} differ") for kind in kinds]
 
 
 class ShardSet:
@@ -83,14 +212,18 @@ class ShardSet:
         root: folder or URL of the set.
         split: which split.
         cache: where shards of a URL are kept; required for a URL.
+        limits: how large what is read may be.
+
+    Attributes:
+        fingerprint: what the split holds, see `Fingerprint`.
 
     Raises:
         ValueError: for an unknown split.
         BrokenShard: if a local shard is missing or has not the size the manifest gives.
     """
 
-    def __init__(self, root: str, split: str, cache: ShardCache | None = None) -> None:
-        self.root, self.split, self.cache = root.rstrip("/"), split, cache
+    def __init__(self, root: str, split: str, cache: ShardCache | None = None, limits: Limits = DEFAULT) -> None:
+        self.root, self.split, self.cache, self.limits = root.rstrip("/"), split, cache, limits
         self.remote = is_remote(root)
         if self.remote and cache is None:
             raise ValueError(f"{root}: shards of a URL need a node-local cache_dir")
@@ -100,11 +233,12 @@ class ShardSet:
         self.shards = self.manifest.splits[split]
         self.counts = [shard.samples for shard in self.shards]
         self.ends = np.cumsum(self.counts)
-        names = json.dumps([(shard.file, shard.samples) for shard in self.shards])
-        self.fingerprint = hashlib.sha256(names.encode()).hexdigest()[:16]
         self._open: OrderedDict[int, tuple[int, Index]] = OrderedDict()
-        if not self.remote:
-            self._check_sizes()
+        places = None if self.remote else self._places()
+        self.fingerprint = fingerprint_of(self.manifest, split, places)
+        if "sizes" in self.fingerprint:
+            what = "sizes" if self.remote else "sizes and times"
+            logger.warning("%s: known by %s only, not by contents; `viewshards index` without --fast", self.root, what)
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
@@ -125,13 +259,10 @@ class ShardSet:
         """
         shard, position = self.locate(sample)
         descriptor, index = self._reader(shard)
-        files = {}
-        for extension, (offset, size) in index.files(position).items():
-            data = os.pread(descriptor, size, offset)
-            if len(data) < size:
-                raise BrokenShard(f"{self.path(shard)}: ends inside .{extension} of {index.key(position)}")
-            files[extension] = data
-        return files
+        try:
+            return index.read(descriptor, position, self.limits)
+        except ValueError as error:
+            raise BrokenShard(f"{self.path(shard)}: {error}") from error
 
     def locate(self, sample: int) -> tuple[int, int]:
         """Shard number and position in it."""
@@ -150,10 +281,11 @@ class ShardSet:
             os.close(self._open.popitem(last=False)[1][0])
         path, index_path = self.path(shard), indices.path_of(self.path(shard))
         if self.remote and self.cache is not None:
-            descriptor = self.cache.open(path, self.shards[shard].bytes)
-            index = self.cache.read(index_path, indices.load)
+            descriptor = self.cache.open(path, self.shards[shard].bytes, self.shards[shard].sha256)
+            index = self.cache.read(index_path, lambda local: indices.load(local, self.shards[shard].index))
         else:
-            descriptor, index = os.open(path, os.O_RDONLY), indices.load(index_path)
+            index = indices.load(index_path, self.shards[shard].index)
+            descriptor = os.open(path, os.O_RDONLY)
         if index.bytes != self.shards[shard].bytes or len(index) != self.shards[shard].samples:
             os.close(descriptor)
             raise BrokenShard(
@@ -162,16 +294,25 @@ class ShardSet:
         self._open[shard] = descriptor, index
         return self._open[shard]
 
-    def _check_sizes(self) -> None:
-        problems = []
+    def _places(self) -> list[tuple[int, int]]:
+        """Size and time of each tar.
+
+        Raises:
+            BrokenShard: naming those that are missing, no files, or not of the size that the manifest says.
+        """
+        problems, places = [], []
         for number, shard in enumerate(self.shards):
             try:
-                found = Path(self.path(number)).stat().st_size
+                found = Path(self.path(number)).stat()
             except FileNotFoundError:
                 problems.append(f"{self.path(number)} is missing")
                 continue
-            if found != shard.bytes:
-                problems.append(f"{self.path(number)} has {found} bytes, the manifest says {shard.bytes}")
+            places.append((found.st_size, found.st_mtime_ns))
+            if not stat.S_ISREG(found.st_mode):
+                problems.append(f"{self.path(number)} is not a file")
+            elif found.st_size != shard.bytes:
+                problems.append(f"{self.path(number)} has {found.st_size} bytes, the manifest says {shard.bytes}")
         if problems:
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
             raise BrokenShard("; ".join(problems[:5]) + more)
+        return places

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from viewshards.sample import texts
 
 Ids = NDArray[np.int64]
 
@@ -50,7 +53,15 @@ class TextAugmentation:
 
     @cached_property
     def _thesaurus(self) -> dict[str, list[str]]:
-        return json.loads(Path(self.synonyms).read_text()) if self.synonyms else {}
+        if self.synonyms is None:
+            return {}
+        try:
+            found = json.loads(Path(self.synonyms).read_text())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self.synonyms}: not readable as JSON ({error})") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{self.synonyms}: expected an object from word to list of words")
+        return {word: texts(found, word) for word in found}
 
     def __call__(self, caption: str, rng: np.random.Generator) -> str:
         """The changed caption."""
@@ -166,6 +177,11 @@ class Captions:
         finally:
             logging.getLogger().setLevel(level)
 
+    def synonyms(self) -> list[str]:
+        """Hashes of the files of synonyms that views draw from."""
+        files = [each.synonyms for each in self.augmentations if each is not None and each.synonyms]
+        return [hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for file in files]
+
     def tokens(self, texts: Sequence[str]) -> Ids:
         """(n, context) int64 ids of n texts."""
         ids: Ids = self._tokenize(list(texts)).numpy()
@@ -175,19 +191,18 @@ class Captions:
         """The captions of a sample, in order, and the hard captions of each.
 
         Args:
-            fields: `txt` and `json` of the sample, decoded.
+            fields: `txt` and `json` of the sample, decoded and checked (see `viewshards.sample`).
 
         Raises:
             ValueError: if there is none.
         """
-        about = fields.get("json")
-        about = about if isinstance(about, dict) else {}
+        about = fields.get("json") or {}
         found: dict[str, list[str]] = {}
         for name in self.fields:
             if self.language and name != "captions":
                 continue  # whose language is not known
             value = fields.get("txt") if name == "txt" else about.get(name)
-            captions = [value] if isinstance(value, str) else list(value or ())
+            captions = texts({name: value}, name)
             if name == "captions":
                 hard = about.get("hard_captions") or [[]] * len(captions)
                 languages = about.get("languages") or [None] * len(captions)
@@ -242,6 +257,6 @@ class Captions:
         captions = said[: self.every]
         ids = np.zeros((self.every, self.context), np.int64)
         ids[: len(captions)] = self.tokens(captions)
-        about = fields.get("json")
-        cases = {"cases": about["cases"]} if isinstance(about, dict) and "cases" in about else {}
+        about = fields.get("json") or {}
+        cases = {"cases": about["cases"]} if "cases" in about else {}
         return {"text": list(ids), "text_present": np.arange(self.every) < len(captions), "captions": said, **cases}

@@ -16,11 +16,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from viewshards.dataset import FILES
-from viewshards.decode import decode, kind
+from viewshards.decode import kind
+from viewshards.limits import DEFAULT, Limits
+from viewshards.sample import FILES, TRACKS, Contents
 from viewshards.shards import Manifest, ShardSet
 from viewshards.sources.source import Source
-from viewshards.video import FrameArray, Frames, Ids, Tracks, Video
+from viewshards.video import Frames, Ids, Tracks
 
 Extractor = Callable[[Frames], Ids]
 """(T, H, W, 3) bytes to trajectories (T, H, W), 0 for none."""
@@ -137,13 +138,13 @@ class TrackedShards(Source):
 
     Args:
         root: folder of the shards. extractor: makes trajectories of frames. frames: of each clip that are looked at,
-            evenly spaced; None: all.
+            evenly spaced; None: all. limits: how large what is read may be.
     """
 
-    def __init__(self, root: str, extractor: Extractor, frames: int | None = 16) -> None:
+    def __init__(self, root: str, extractor: Extractor, frames: int | None = 16, limits: Limits = DEFAULT) -> None:
         manifest = Manifest.load(root)
         self.name, self.labels, self.extractor, self.frames = manifest.name, manifest.labels, extractor, frames
-        self._sets = {split: ShardSet(root, split) for split in manifest.splits}
+        self._sets = {split: ShardSet(root, split, limits=limits) for split in manifest.splits}
         self._places = [(split, i) for split, shards in self._sets.items() for i in range(len(shards))]
         self.samples = [(self._sets[split].key(i), split) for split, i in self._places]
 
@@ -153,15 +154,16 @@ class TrackedShards(Source):
         names = [extension for extension in sorted(files) if kind(extension) in FILES["video"]]
         if not names:
             raise ValueError(f"no clip; it has {', '.join(sorted(files))}")
-        value = decode(names[0], files[names[0]])
-        video = value if isinstance(value, Video) else FrameArray(value)
+        clip_alone = {names[0]: files[names[0]]}  # tracks that are there are replaced
+        video = Contents(clip_alone, self._sets[split].limits).clip(names[0]).video
         count = min(self.frames or video.length, video.length)
         places = ((np.arange(count) + 0.5) * video.length / count).astype(np.int64)
         ids = self.extractor(video.read(places.tolist()))
         if ids.shape[0] != count or ids.ndim != 3:
             raise ValueError(f"the extractor gave {ids.shape} for {count} frames")
-        files["traj.npz"] = Tracks(ids, places).to_bytes()
+        files[TRACKS] = Tracks(ids, places).to_bytes()
         return files
 
     def fingerprint(self) -> str:  # noqa: D102
-        return f"{super().fingerprint()}-{self.extractor!r}-{self.frames}"
+        clips = {split: shards.fingerprint for split, shards in self._sets.items()}
+        return f"{super().fingerprint()}-{self.extractor!r}-{self.frames}-{clips}"

@@ -7,7 +7,8 @@ for the whole clip, and `frame_index` (T,), the source frames they belong to. Th
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,38 +18,77 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from viewshards.limits import DEFAULT, Limits
+from viewshards.pictures import opened
+
 Frames = NDArray[np.uint8]
 """(T, H, W, 3) uint8 RGB."""
 Ids = NDArray[np.int64]
 """(T, h, w): trajectories by number, 0 for none."""
 
 
+CONTAINERS = (("mov", slice(4, 8), b"ftyp moov mdat free wide skip"), ("matroska", slice(0, 4), b"\x1aE\xdf\xa3"),
+              ("avi", slice(8, 12), b"AVI "))  # fmt: skip
+"""What FFmpeg may read, and how it is known. It knows play lists too, which name other files and addresses."""
+
+
+def container(data: bytes) -> str:
+    """The container of a clip: `mov` (.mp4 and .mov), `matroska` (.webm and .mkv) or `avi`.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    for name, place, marks in CONTAINERS:
+        if len(data) >= 12 and data[place] in (marks.split() if name == "mov" else [marks]):
+            return name
+    raise ValueError("no clip of a known container: expected .mp4, .mov, .webm, .mkv or .avi by its contents")
+
+
 class Video:
     """An encoded clip; frames are decoded when they are asked for.
 
     Args:
-        data: bytes of an .mp4 or .webm file, or whatever PyAV reads.
+        data: bytes of an .mp4, .webm, .mkv, .mov or .avi file. limits: of frames and their pixels.
 
     Attributes:
         length: frames. fps: of the stream.
 
     Raises:
-        ValueError: without a video stream, or without PyAV.
+        ValueError: without a video stream, beyond a limit, or without PyAV.
     """
 
-    def __init__(self, data: bytes) -> None:
-        self._av, self._data = _needed_av(), data
-        with self._open() as container:
-            if not container.streams.video:
-                raise ValueError("no video stream in it")
-            stream = container.streams.video[0]
+    def __init__(self, data: bytes, limits: Limits = DEFAULT) -> None:
+        self._av, self._data, self._limits = _needed_av(), data, limits
+        with self._opened() as (file, stream):
             self.fps = float(stream.average_rate or 0)
-            self.length = int(stream.frames) or sum(packet.size > 0 for packet in container.demux(stream))
-        if not self.length or not self.fps:
+            size = stream.codec_context.width, stream.codec_context.height
+            limits.check("pixels", size[0] * size[1], f"frames of {size[0]} x {size[1]} pixels")
+            self.length = int(stream.frames) or sum(packet.size > 0 for packet in file.demux(stream))
+        limits.check("frames", self.length, "frames of a clip")
+        if self.length < 1 or not 0 < self.fps < 1e6:
             raise ValueError("a video without frames")
 
-    def _open(self) -> Any:
-        return self._av.open(io.BytesIO(self._data))
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[Any, Any]]:
+        """The container and its stream; whatever goes wrong with them is a ValueError."""
+        try:
+            with self._av.open(io.BytesIO(self._data), format=container(self._data)) as file:
+                if not file.streams.video:
+                    raise ValueError("no video stream in it")
+                yield file, file.streams.video[0]
+        except (ValueError, GeneratorExit):
+            raise
+        except Exception as error:  # PyAV's own errors are of many kinds
+            raise ValueError(f"a clip that does not decode: {error or type(error).__name__}") from error
+
+    def _frames(self, file: Any, stream: Any) -> Iterator[tuple[int, Any]]:
+        """Number and frame from where the container stands."""
+        start = stream.start_time or 0
+        for frame in file.decode(stream):
+            self._limits.check(
+                "pixels", frame.width * frame.height, f"a frame of {frame.width} x {frame.height} pixels"
+            )
+            yield round(float((frame.pts - start) * stream.time_base) * self.fps), frame
 
     def read(self, wanted: Sequence[int]) -> Frames:
         """The frames of these numbers, in this order; decoding starts at the key frame before the first of them.
@@ -57,12 +97,9 @@ class Video:
             ValueError: if a frame is not there, or does not decode.
         """
         missing, found = set(wanted), {}
-        with self._open() as container:
-            stream = container.streams.video[0]
-            start = stream.start_time or 0
-            container.seek(start + round(min(wanted) / self.fps / stream.time_base), stream=stream)
-            for frame in container.decode(stream):
-                number = round(float((frame.pts - start) * stream.time_base) * self.fps)
+        with self._opened() as (file, stream):
+            file.seek((stream.start_time or 0) + round(min(wanted) / self.fps / stream.time_base), stream=stream)
+            for number, frame in self._frames(file, stream):
                 if number in missing:
                     found[number] = frame.to_ndarray(format="rgb24")
                     missing.discard(number)
@@ -70,7 +107,21 @@ class Video:
                     break
         if missing:
             raise ValueError(f"frame {min(missing)} of {self.length} cannot be decoded")
-        return np.stack([found[number] for number in wanted])
+        frames = [found[number] for number in wanted]
+        if len({frame.shape for frame in frames}) > 1:
+            raise ValueError("frames of several sizes in one clip")
+        return np.stack(frames)
+
+    def check(self) -> None:
+        """Decodes every frame once.
+
+        Raises:
+            ValueError: naming the first that is not there, or does not decode.
+        """
+        with self._opened() as (file, stream):
+            missing = set(range(self.length)).difference(number for number, _ in self._frames(file, stream))
+        if missing:
+            raise ValueError(f"frame {min(missing)} of {self.length} cannot be decoded")
 
 
 class FrameArray:
@@ -85,6 +136,9 @@ class FrameArray:
         """The frames of these numbers."""
         return np.asarray(self.frames[list(wanted)])
 
+    def check(self) -> None:
+        """An array is whole."""
+
 
 @dataclass(frozen=True)
 class Tracks:
@@ -98,22 +152,31 @@ class Tracks:
     frame_index: NDArray[np.int64]
 
     @classmethod
-    def of(cls, arrays: Mapping[str, NDArray[Any]]) -> Tracks:
+    def of(cls, arrays: Mapping[str, NDArray[Any]], length: int | None = None, limits: Limits = DEFAULT) -> Tracks:
         """Of a `traj.npz`: global numbers (`ids`), or the released form (`masks` with numbers of each frame, `graph`).
+
+        Args:
+            arrays: of the file, of which only these are looked at. length: frames of the clip, if it is known.
+            limits: of the numbers.
 
         Raises:
             ValueError: naming what is missing or does not fit.
         """
         if "ids" in arrays:
-            ids = arrays["ids"].astype(np.int64)
-        elif {"masks", "graph"} <= arrays.keys():
-            ids = to_global(arrays["masks"].astype(np.int64), arrays["graph"].astype(np.int64))
+            ids = _numbers(arrays, "ids", 3, limits)
+        elif "masks" in arrays and "graph" in arrays:
+            masks, graph = _numbers(arrays, "masks", 3, limits), _numbers(arrays, "graph", 2, limits)
+            if graph.shape[1] != len(masks):
+                raise ValueError(f"graph must be (M, {len(masks)}), a column for each frame, got {graph.shape}")
+            ids = to_global(masks, graph)
         else:
-            raise ValueError(f"tracks need ids, or masks and graph; there are {', '.join(arrays)}")
-        index = arrays.get("frame_index", np.arange(len(ids)))
-        if ids.ndim != 3 or index.shape != (len(ids),) or (ids < 0).any():
-            raise ValueError(f"ids must be (T, h, w), at least 0, and frame_index (T,); got {ids.shape}, {index.shape}")
-        return cls(ids, index.astype(np.int64))
+            raise ValueError(f"tracks need ids, or masks and graph; there are {', '.join(arrays)[:200]}")
+        index = _numbers(arrays, "frame_index", 1, None) if "frame_index" in arrays else np.arange(len(ids))
+        if 0 in ids.shape or index.shape != (len(ids),):
+            raise ValueError(f"ids must be (T, h, w), and frame_index (T,); got {ids.shape}, {index.shape}")
+        if length is not None and int(index.max()) >= length:
+            raise ValueError(f"frame_index names frame {int(index.max())} of a clip of {length}")
+        return cls(ids, index)
 
     def to_bytes(self) -> bytes:
         """As the contents of a `traj.npz`."""
@@ -129,6 +192,18 @@ class Clip:
 
     video: Video | FrameArray
     tracks: Tracks | None = None
+
+
+def _numbers(arrays: Mapping[str, NDArray[Any]], name: str, dimensions: int, limits: Limits | None) -> Ids:
+    found = arrays[name]
+    if found.ndim != dimensions or found.dtype.kind not in "iu" or (found.size and int(found.min()) < 0):
+        raise ValueError(
+            f"{name} must be an array of {dimensions} dimensions of whole numbers of at least 0, got {found.shape} of "
+            f"{found.dtype}"
+        )
+    if limits is not None:
+        limits.check("trajectories", int(found.max(initial=0)), f"numbers in {name}")
+    return found.astype(np.int64)
 
 
 def to_local(ids: Ids) -> tuple[Ids, Ids]:
@@ -155,7 +230,7 @@ def to_global(masks: Ids, graph: Ids) -> Ids:
     for t, frame in enumerate(masks):
         rows = np.flatnonzero(graph[:, t])
         local = graph[rows, t]
-        if len(np.unique(local)) < len(local) or local.max(initial=0) > frame.max(initial=0):
+        if len(np.unique(local)) < len(local) or local.max(initial=0) > frame.max(initial=0) or not frame.size:
             raise ValueError(f"graph column {t} does not fit its masks: {local.tolist()}")
         table = np.zeros(int(frame.max(initial=0)) + 1, np.int64)
         table[local] = rows + 1
@@ -212,27 +287,43 @@ VIDEOS = frozenset({".mp4", ".webm", ".mkv", ".mov", ".avi"})
 """Files that are clips by their ending; animated pictures and folders of frames are clips where a table says so."""
 
 
-def clip_file(path: Path) -> tuple[str, bytes]:
+def clip_file(path: Path, limits: Limits = DEFAULT) -> tuple[str, bytes]:
     """Extension and contents of a video file as a shard holds it.
 
     .mp4 and .webm stay as they are; other containers, animated WebP and GIF become `frames.npy`, and so does a folder
     of frames, in the order of their names.
     """
     extension = path.suffix.lower()
-    if extension in (".mp4", ".webm"):
-        return extension.removeprefix("."), path.read_bytes()
     if path.is_dir():
-        images = [Image.open(p).convert("RGB") for p in sorted(path.iterdir())]
-        frames = np.stack([np.asarray(image) for image in images])
+        frames = np.stack(_frames_in(path, limits))
     elif extension in (".webp", ".gif"):
-        with Image.open(path) as image:
-            frames = np.stack([_frame(image, k) for k in range(getattr(image, "n_frames", 1))])
+        with opened(path, limits) as image:
+            count = getattr(image, "n_frames", 1)
+            limits.check("frames", count, "frames of a clip")
+            limits.check("array_bytes", 3 * count * image.width * image.height, "bytes of all frames")
+            frames = np.stack([_frame(image, k) for k in range(count)])
     else:
-        video = Video(path.read_bytes())
+        limits.check("file_bytes", path.stat().st_size, "bytes of a clip")
+        data = path.read_bytes()
+        if extension in (".mp4", ".webm"):
+            return extension.removeprefix("."), data
+        video = Video(data, limits)
         frames = video.read(range(video.length))
     buffer = io.BytesIO()
     np.save(buffer, frames, allow_pickle=False)
     return "frames.npy", buffer.getvalue()
+
+
+def _frames_in(folder: Path, limits: Limits) -> list[Frames]:
+    """The frames in a folder, in the order of their names."""
+    paths, frames, total = sorted(folder.iterdir()), [], 0
+    limits.check("frames", len(paths), "frames of a clip")
+    for path in paths:
+        with opened(path, limits) as image:
+            total += 3 * image.width * image.height
+            limits.check("array_bytes", total, "bytes of all frames")
+            frames.append(np.asarray(image.convert("RGB")))
+    return frames
 
 
 def _frame(image: Image.Image, number: int) -> Frames:

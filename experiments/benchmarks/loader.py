@@ -11,8 +11,10 @@ manifest, tars that are sparse files) is opened, the first global batch after th
 from __future__ import annotations
 
 import argparse
+import hashlib
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from record import record
 
 from viewshards import index as indices
 from viewshards.decode import decode
-from viewshards.index import Index
+from viewshards.index import BLOCK, Index
 from viewshards.order import TrainBatches
 from viewshards.shards import Manifest, Shard, ShardSet
 
@@ -62,14 +64,19 @@ def theirs(folder: Path) -> Callable[[], int]:
 def resume(samples: int, shards: int) -> tuple[float, int]:
     with tempfile.TemporaryDirectory() as name:
         each, size = samples // shards, 4096
-        offset = np.arange(each)[:, None] * size
+        offset = np.arange(each)[:, None] * size + BLOCK  # behind its header, which is zeros here
         keys = np.array([b"%08d" % i for i in range(each)])
-        index = Index(each * size, keys, ["txt"], offset, np.full((each, 1), 64))
-        entries = [Shard(f"big-train-{s:06d}.tar", index.bytes, each) for s in range(shards)]
-        for entry in entries:  # a tar of the right size that takes no room, and a real index
-            with open(Path(name) / entry.file, "wb") as f:
+        headers = np.full((each, 1), zlib.crc32(bytes(BLOCK)), np.uint32)
+        index = Index(each * size, keys, ["txt"], offset, np.full((each, 1), 64), headers)
+        entries = []
+        for s in range(shards):  # a tar of the right size that takes no room, and a real index with its checksum
+            tar = Path(name) / f"big-train-{s:06d}.tar"
+            with open(tar, "wb") as f:
                 f.truncate(index.bytes)
-            indices.save(index, indices.path_of(f"{name}/{entry.file}"))
+            indices.save(index, indices.path_of(str(tar)))
+            beside = hashlib.sha256(Path(indices.path_of(str(tar))).read_bytes()).hexdigest()
+            contents = {"keys": beside, ".txt": beside}  # any hashes: what counts is that they are looked at
+            entries.append(Shard(tar.name, index.bytes, each, beside, beside, contents))
         Manifest("big", {"train": entries}).save(name)
         started = time.perf_counter()
         found = ShardSet(name, "train")

@@ -65,6 +65,10 @@ class Told:
     def tokens(self, texts):
         return torch.tensor([[float(text)] for text in texts])
 
+    def picture(self, path):
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+
     def evaluation_loader(self, split, batch_size=2, world=1, rank=0):
         blank = {**self.samples[0], "index": -1, "label": -1, "group": -1, "weight": 0.0}
         longest = max(len(s["text"]) for s in self.samples)
@@ -147,9 +151,9 @@ def test_banks(tmp_path):
     with pytest.raises(ValueError, match="expected plain, openai, simple, or a JSON file"):
         ZeroShot("nowhere.json").read([])
     (tmp_path / "b.json").write_text(json.dumps({"template": []}))
-    with pytest.raises(ValueError, match="nothing is called 'template'"):
+    with pytest.raises(ValueError, match="unknown key 'template'; did you mean 'templates'"):
         ZeroShot(str(tmp_path / "b.json")).read([])
-    with pytest.raises(ValueError, match="nothing is called 'c'"):
+    with pytest.raises(ValueError, match="no class is called 'c' here"):
         ZeroShot(bank(tmp_path, ["{c}"], c="d")).read(["a"])
     with pytest.raises(ValueError, match="no sample of the val split has one"):
         ZeroShot(bank(tmp_path, ["{c}"], a="1")).measure(Plane(), Told(at(0, 1), classes=["a"]))

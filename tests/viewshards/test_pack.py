@@ -256,10 +256,14 @@ def test_two_packs_into_one_folder_do_not_mix(tmp_path):
     import fcntl
 
     (tmp_path / "out").mkdir()
-    with open(tmp_path / "out/.pack.lock", "w") as lock:
+    lock = os.open(tmp_path / "out", os.O_RDONLY)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="another process is packing into it"):
             packed(folder(tmp_path / "pets"), tmp_path / "out")
+    finally:
+        os.close(lock)
+    packed(folder(tmp_path / "pets"), tmp_path / "out")
 
 
 def test_errors_as_the_user_sees_them(tmp_path, capsys):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from viewshards.limits import DEFAULT, Limits
 from viewshards.sources import clouds, generated, moving
 from viewshards.sources.bundled import Emoji, Sklearn, Torchvision
 from viewshards.sources.folders import ImageFolder, VideoFolder
@@ -22,6 +23,8 @@ def open_source(
     labels: Sequence[str] = (),
     split_by: str | None = None,
     kind: str | None = None,
+    outside: bool = False,
+    limits: Limits = DEFAULT,
 ) -> Source:
     """The source a command line names.
 
@@ -32,10 +35,27 @@ def open_source(
         labels: further columns of a table that are labels.
         split_by: column of a table by whose hash the rows are split, so that rows of one value stay together.
         kind: of the files of a folder that holds several: `image`, `cloud`, `clip` or `h5`.
+        outside: whether a table may name files outside of its folder.
+        limits: how large what is read may be.
 
     Raises:
         FileNotFoundError: if there is no such source. ValueError: if it cannot be read as asked.
     """
+    source = _opened(text, root, val_fraction, labels, split_by, kind, outside, limits)
+    source.limits = limits
+    return source
+
+
+def _opened(
+    text: str,
+    root: str,
+    val_fraction: float,
+    labels: Sequence[str],
+    split_by: str | None,
+    kind: str | None,
+    outside: bool,
+    limits: Limits,
+) -> Source:
     is_table = Path(text).suffix in (".csv", ".jsonl")
     if split_by and not is_table:
         raise ValueError(f"{text}: --split-by is for tables, whose columns have names")
@@ -55,16 +75,16 @@ def open_source(
         return Sklearn(name, val_fraction)
     path = Path(text)
     if path.is_dir():
-        return _of_folder(path, val_fraction, kind)
+        return _of_folder(path, val_fraction, kind, limits)
     if is_table:
-        return Table(path, val_fraction, labels, split_by)
+        return Table(path, val_fraction, labels, split_by, outside)
     raise FileNotFoundError(
         f"{text}: expected a folder of images or clouds, a .csv or .jsonl file, builtin:NAME, torchvision:NAME or "
         "sklearn:NAME"
     )
 
 
-def _of_folder(root: Path, val_fraction: float, kind: str | None) -> Source:
+def _of_folder(root: Path, val_fraction: float, kind: str | None, limits: Limits) -> Source:
     """The source that reads what is in a folder.
 
     Raises:
@@ -84,4 +104,4 @@ def _of_folder(root: Path, val_fraction: float, kind: str | None) -> Source:
     if len(found) > 1:
         there = ", ".join(f"{counts[name]} of kind {name}" for name in found)
         raise ValueError(f"{root}: files of several kinds, {there}: say which by --kind")
-    return clouds.Hdf5(root) if found == ["h5"] else folders[found[0]](root, val_fraction)
+    return clouds.Hdf5(root, limits) if found == ["h5"] else folders[found[0]](root, val_fraction)

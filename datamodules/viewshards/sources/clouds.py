@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from viewshards.decode import Arrays, array
+from viewshards.limits import DEFAULT, Limits
 from viewshards.order import generator
 from viewshards.sources.folders import Folder
 from viewshards.sources.source import SPLITS, Source, hashed_split
@@ -29,7 +31,7 @@ class CloudFolder(Folder):
     extensions = CLOUDS
 
     def content(self, path: Path) -> tuple[str, bytes]:  # noqa: D102
-        return cloud_file(path)
+        return cloud_file(path, limits=self.limits)
 
 
 class Hdf5(Source):
@@ -39,8 +41,9 @@ class Hdf5(Source):
     Class names come from `shape_names.txt` beside the files, one a line, if it is there.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, limits: Limits = DEFAULT) -> None:
         h5py = _needed("h5py", root)
+        self.limits = limits
         self.root, self.name = root, root.resolve().name.replace(".", "_")
         names = root / "shape_names.txt"
         classes = names.read_text().splitlines() if names.is_file() else []
@@ -52,12 +55,20 @@ class Hdf5(Source):
         if len(kinds) > len(set(splits)):  # ScanObjectNN's variants lie side by side
             raise ValueError(f"{root}: files of several sets, {', '.join(sorted(kinds))}: put those of one in a folder")
         for number, path in enumerate(paths):
-            file = h5py.File(path, "r")
-            missing = {"data", "label"} - set(file)
-            if missing or file["data"].ndim != 3:
-                raise ValueError(f"{path}: expected data (n, N, 3) and label (n,); it has {', '.join(file)}")
-            clouds, labels = file["data"][:], file["label"][:].reshape(-1).astype(int)
-            highest = max(highest, int(labels.max()))
+            try:
+                with h5py.File(path, "r") as file:
+                    clouds, labels = (_dataset(file, name, limits) for name in ("data", "label"))
+            except Exception as error:  # HDF5 has many kinds
+                raise ValueError(f"{path}: {error or type(error).__name__}") from error
+            labels = labels.reshape(-1)
+            is_right = clouds.ndim == 3 and clouds.dtype.kind == "f" and labels.dtype.kind in "iu"
+            if not is_right or len(labels) != len(clouds) or int(labels.min(initial=0)) < 0:
+                raise ValueError(
+                    f"{path}: expected data (n, N, 3) of floats and label (n,) of whole numbers of at least 0, got "
+                    f"{clouds.shape} of {clouds.dtype} and {labels.shape} of {labels.dtype}"
+                )
+            highest = max(highest, int(labels.max(initial=-1)))
+            limits.check("classes", highest + 1, f"{path}: classes up to its number")
             self._files.append((clouds, labels))
             split = splits[number]
             for i in range(len(clouds)):
@@ -69,6 +80,23 @@ class Hdf5(Source):
         number, i = self._places[sample]
         clouds, labels = self._files[number]
         return {"points.npy": array_bytes(checked(clouds[i])), "cls": str(labels[i]).encode()}
+
+
+def _printable(text: str) -> str:
+    return text.encode("unicode_escape").decode()[:200]
+
+
+def _dataset(file: Any, name: str, limits: Limits) -> NDArray[Any]:
+    """An array that lies in the file itself; HDF5 can name other files, which are not read."""
+    link = file.get(name, getlink=True)
+    if link is None:
+        raise ValueError(f"expected data (n, N, 3) and label (n,); it has {_printable(', '.join(file))}")
+    found: Any = file[name] if type(link).__name__ == "HardLink" else None
+    if not hasattr(found, "shape") or found.external is not None or found.is_virtual:
+        raise ValueError(f"{name} does not lie in this file, but in one that it names")
+    limits.check("array_bytes", found.size * found.dtype.itemsize, f"{name} in bytes")
+    values: NDArray[Any] = found[:]
+    return values
 
 
 class Solids(Source):
@@ -127,36 +155,75 @@ class Solids(Source):
         return np.stack([r * x, r * y, v], 1)
 
 
-def cloud_file(path: Path, points: int = SAMPLED) -> tuple[str, bytes]:
+def cloud_file(path: Path, points: int = SAMPLED, limits: Limits = DEFAULT) -> tuple[str, bytes]:
     """`points.npy` and its contents: an array as it is, `points` points of a mesh's surface, even over its area.
 
     A mesh is sampled with a seed of its name, so that packing again gives the same bytes.
 
     Raises:
-        ValueError: if there are no points in it.
+        ValueError: if there are no points in it, or not as many as it says.
     """
     extension = path.suffix.lower()
-    if extension in ARRAYS:
-        try:
-            found = np.load(path, allow_pickle=False)
-            if extension == ".npz":
-                found = found["points" if "points" in found else found.files[0]]
-        except Exception as error:  # damaged archives fail in their own ways
-            raise ValueError(f"{path.name} is no readable {extension} file: {error}") from error
-        return "points.npy", array_bytes(_kept(found))
-    trimesh = _needed("trimesh", path)
+    limits.check("file_bytes", path.stat().st_size, "bytes of a cloud")
+    data = path.read_bytes()
+    trimesh = _needed("trimesh", path) if extension in MESHES else None
     try:
-        loaded = trimesh.load(path, process=False)
-    except Exception as error:  # every format fails in its own way
-        raise ValueError(f"{path.name} is no readable {extension} file: {error}") from error
+        if extension == ".npy":
+            return "points.npy", array_bytes(_kept(array(data, limits)))
+        if extension == ".npz":
+            arrays = Arrays(data, limits)
+            return "points.npy", array_bytes(_kept(arrays["points" if "points" in arrays else next(iter(arrays))]))
+        cloud = _of_mesh(trimesh, data, extension.removeprefix("."), path.name, points, limits)
+        return "points.npy", array_bytes(checked(cloud))
+    except Exception as error:  # every format, and every damage of it, fails in its own way
+        raise ValueError(f"{path.name} is no readable {extension} file: {error or type(error).__name__}") from error
+
+
+def _of_mesh(trimesh: Any, data: bytes, kind: str, name: str, points: int, limits: Limits) -> NDArray[np.float32]:
+    """(N, 3): points of the surface, or the vertices where there are no faces."""
+    vertices, faces = _declared(data, kind)
+    if vertices is not None:
+        limits.check("array_bytes", 12 * vertices, "bytes of the vertices that its header names")
+        if vertices > len(data) or (faces or 0) > len(data):
+            raise ValueError(f"its header names {vertices} vertices and {faces} faces, in a file of {len(data)} bytes")
+    # From memory: a file may name materials and textures, which trimesh would look for beside it and open.
+    options = {"skip_materials": True} if kind == "obj" else {}
+    loaded = trimesh.load(io.BytesIO(data), file_type=kind, process=False, **options)
     mesh = loaded.to_geometry() if hasattr(loaded, "to_geometry") else loaded
-    cloud: Any
-    if len(getattr(mesh, "faces", ())):
-        seed = int(generator(2024, *path.name.encode()).integers(2**31))
-        cloud, _ = trimesh.sample.sample_surface(mesh, points, seed=seed)
-    else:
-        cloud = np.asarray(getattr(mesh, "vertices", np.zeros((0, 3))))
-    return "points.npy", array_bytes(checked(np.asarray(cloud, np.float32)))
+    there = np.asarray(getattr(mesh, "vertices", np.zeros((0, 3))))
+    triangles = np.asarray(getattr(mesh, "faces", np.zeros((0, 3), int)))
+    if vertices is not None and (len(there) != vertices or len(triangles) < (faces or 0)):
+        raise ValueError(
+            f"its header names {vertices} vertices and {faces} faces, there are {len(there)} and {len(triangles)}: cut?"
+        )
+    if len(triangles) and not 0 <= triangles.min() <= triangles.max() < len(there):
+        raise ValueError("a face names a vertex that is not there")
+    if not len(triangles):
+        return np.asarray(there, np.float32)
+    seed = int(generator(2024, *name.encode()).integers(2**31))
+    cloud, _ = trimesh.sample.sample_surface(mesh, points, seed=seed)
+    return np.asarray(cloud, np.float32)
+
+
+OFF = re.compile(rb"\s*(?:COFF|NOFF|CNOFF|OFF)?(?:\s|#[^\n]*\n)*(\d{1,18})\s+(\d{1,18})\s+\d{1,18}")
+
+
+def _declared(data: bytes, kind: str) -> tuple[int | None, int | None]:
+    """Vertices and faces that the header of a PLY or OFF file names."""
+    if kind == "ply":
+        header = data[: data.find(b"end_header")][: 2**20]
+        named = {name: int(count) for name, count in re.findall(rb"element\s+(\w+)\s+(\d{1,18})\b", header)}
+        if b"vertex" not in named:
+            raise ValueError("a PLY file without `element vertex` in its header")
+        return named[b"vertex"], named.get(b"face")
+    if kind == "off":
+        found = re.match(
+            rb"\s*(?:COFF|NOFF|CNOFF|OFF)?(?:\s|#[^\n]*\n)*(\d{1,18})\s+(\d{1,18})\s+\d{1,18}", data[: 2**16]
+        )
+        if found is None:
+            raise ValueError("an OFF file without its three counts")
+        return int(found[1]), int(found[2])
+    return None, None
 
 
 def _kept(array: NDArray[Any]) -> NDArray[Any]:

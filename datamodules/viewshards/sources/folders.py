@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from viewshards import video
-from viewshards.sources.source import IMAGES, SPLITS, Source, files_below, hashed_split, image_file, unique
+from viewshards.sources.source import IMAGES, SPLITS, Source, files_below, hashed_split, image_file, times_of, unique
 
 
 class Folder(Source):
@@ -50,6 +50,9 @@ class Folder(Source):
         sizes = [path.stat().st_size for path in self.paths]
         return hashlib.sha256(json.dumps([super().fingerprint(), sizes]).encode()).hexdigest()[:16]
 
+    def times(self) -> str:  # noqa: D102
+        return times_of(self.paths)
+
 
 class ImageFolder(Folder):
     """Images in `ROOT/[train|val|test/][CLASS/]**`, torchvision's layout, labelled or not."""
@@ -57,7 +60,7 @@ class ImageFolder(Folder):
     extensions = IMAGES
 
     def content(self, path: Path) -> tuple[str, bytes]:  # noqa: D102
-        return image_file(path)
+        return image_file(path, self.limits)
 
 
 class VideoFolder(Folder):
@@ -66,7 +69,7 @@ class VideoFolder(Folder):
     extensions = frozenset({".mp4", ".webm", ".mkv", ".mov", ".avi"})
 
     def content(self, path: Path) -> tuple[str, bytes]:  # noqa: D102
-        return video.clip_file(path)
+        return video.clip_file(path, self.limits)
 
     def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
         tracks = self.paths[sample].with_suffix(".traj.npz")

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from viewshards.limits import DEFAULT, Limits
+from viewshards.pictures import opened
+
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 SPLITS = ("train", "val", "test")
 
@@ -23,9 +26,11 @@ class Source(ABC):
         samples: (key, split) of each sample; keys are unique, without dots.
         labels: class names by label field (`cls`, or a field of the samples' `.json`).
         notes: what a user should know before packing.
+        limits: how large what it reads may be.
     """
 
     notes: Sequence[str] = ()
+    limits: Limits = DEFAULT
 
     name: str
     samples: list[tuple[str, str]]
@@ -39,6 +44,15 @@ class Source(ABC):
         """Changes when the listing does; tells a pack that goes on from one of something else."""
         return hashlib.sha256(json.dumps([self.name, self.samples, self.labels]).encode()).hexdigest()[:16]
 
+    def times(self) -> str:
+        """Changes when one of its files is written; where it stays, their contents are taken to be the same."""
+        return ""
+
+
+def times_of(paths: Iterable[Path]) -> str:
+    """A hash of when these files were written."""
+    return hashlib.sha256(json.dumps([path.stat().st_mtime_ns for path in paths]).encode()).hexdigest()[:16]
+
 
 def files_below(root: Path, extensions: frozenset[str]) -> list[Path]:
     """All files of these kinds, in order; tracks (NAME.traj.npz) belong to clips."""
@@ -49,12 +63,13 @@ def files_below(root: Path, extensions: frozenset[str]) -> list[Path]:
     ]
 
 
-def image_file(path: Path) -> tuple[str, bytes]:
+def image_file(path: Path, limits: Limits = DEFAULT) -> tuple[str, bytes]:
     """Extension and contents; formats that shards do not hold become PNG."""
     extension = path.suffix.lower().removeprefix(".")
+    limits.check("file_bytes", path.stat().st_size, "bytes of a file")
     if extension in ("jpg", "jpeg", "png", "webp"):
         return extension, path.read_bytes()
-    with Image.open(path) as image:
+    with opened(path, limits) as image:
         return "png", png(image.convert("RGBA" if "transparency" in image.info else "RGB"))
 
 

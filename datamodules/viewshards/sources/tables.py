@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from viewshards import video
+from viewshards.limits import Limits
+from viewshards.pictures import opened
 from viewshards.sources import clouds
-from viewshards.sources.source import Source, hashed_split, image_file, unique
+from viewshards.sources.source import Source, hashed_split, image_file, times_of, unique
 
 CAPTION_COLUMNS = ("caption", "captions", "hard_captions", "language")
 FILE_COLUMNS = ("file_name", "file", "filepath", "path", "image")
@@ -31,7 +32,14 @@ class Table(Source):
     retrieval, and never each other's negatives.
     """
 
-    def __init__(self, path: Path, val_fraction: float, labels: Sequence[str], split_by: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        val_fraction: float,
+        labels: Sequence[str],
+        split_by: str | None = None,
+        outside: bool = False,
+    ) -> None:
         self.path, self.name = path, (path.parent.resolve().name if path.stem == "metadata" else path.stem)
         rows = _rows(path)
         column = next((c for c in FILE_COLUMNS if c in rows[0]), None)
@@ -40,6 +48,8 @@ class Table(Source):
         missing = [row[column] for row in rows if not (path.parent / row[column]).exists()]
         if missing:
             raise FileNotFoundError(f"{path}: {len(missing)} of its files are not there, first {missing[0]!r}")
+        for number, row in enumerate(rows, 1):
+            _check_row(path, number, row, column, outside)
         grouped: dict[str, list[dict[str, Any]]] = {}
         has_views = "id" in rows[0] and "view" in rows[0]
         for row in rows:
@@ -75,7 +85,7 @@ class Table(Source):
     def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
         rows, files = self.groups[sample], {}
         for row in {row[self.column]: row for row in rows}.values():
-            extension, data = _content(self.path.parent / row[self.column])
+            extension, data = _content(self.path.parent / row[self.column], self.limits)
             plain = extension.rpartition(".")[2]
             files[f"{row['view']}.{plain}" if "view" in row else extension] = data
         first = rows[0]
@@ -103,6 +113,23 @@ class Table(Source):
         sizes = [(self.path.parent / row[self.column]).stat().st_size for rows in self.groups for row in rows]
         content = json.dumps([super().fingerprint(), self.groups, sizes])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def times(self) -> str:  # noqa: D102
+        named = [row[name] for rows in self.groups for row in rows for name in (self.column, "tracks") if row.get(name)]
+        return times_of(self.path.parent / name for name in named)
+
+
+def _check_row(path: Path, number: int, row: dict[str, Any], column: str, outside: bool) -> None:
+    """Raises ValueError for a file outside of the table's folder, and for a view that cannot be part of a name."""
+    for name in (column, "tracks"):
+        file = row.get(name)
+        if file and not outside and (Path(file).is_absolute() or ".." in Path(file).parts):
+            raise ValueError(
+                f"{path}: row {number}: {file!r} lies outside of the table's folder; --outside allows that"
+            )
+    view = row.get("view")
+    if view is not None and not re.fullmatch(r"[\w-]+", str(view)):
+        raise ValueError(f"{path}: row {number}: a view is a name of letters, digits, - and _, got {view!r}")
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -143,15 +170,17 @@ def _listed(value: Any) -> list[str]:
     return found
 
 
-def _content(path: Path) -> tuple[str, bytes]:
+def _content(path: Path, limits: Limits) -> tuple[str, bytes]:
     """Extension and contents of an image, a cloud or a clip; a folder is a clip of the frames in it."""
-    if path.is_dir() or path.suffix.lower() in video.VIDEOS or _is_animated(path):
-        return video.clip_file(path)
-    return clouds.cloud_file(path) if path.suffix.lower() in clouds.CLOUDS else image_file(path)
+    if path.is_dir() or path.suffix.lower() in video.VIDEOS or _is_animated(path, limits):
+        return video.clip_file(path, limits)
+    if path.suffix.lower() in clouds.CLOUDS:
+        return clouds.cloud_file(path, limits=limits)
+    return image_file(path, limits)
 
 
-def _is_animated(path: Path) -> bool:
+def _is_animated(path: Path, limits: Limits) -> bool:
     if path.suffix.lower() not in (".webp", ".gif"):
         return False
-    with Image.open(path) as image:
+    with opened(path, limits) as image:
         return getattr(image, "n_frames", 1) > 1

@@ -196,7 +196,7 @@ def parser() -> argparse.ArgumentParser:
     made["submit"].add_argument("--then", nargs="+", default=[], metavar="PROTOCOL", help="evaluations that follow")
     made["submit"].add_argument("--dry-run", action="store_true", help="print the commands, submit nothing")
     made["grid"].add_argument("grid", metavar="GRID.yaml", help="recipe, and lists of values by dotted key")
-    made["grid"].add_argument("--task", type=int, help="only this point, an argument a line")
+    made["grid"].add_argument("--task", type=int, help="only this point, each argument ended by a NUL")
     made["doctor"].add_argument("--data", metavar="FOLDER", help="shards to try")
     made["doctor"].add_argument("--run", default="runs", metavar="FOLDER", help="where runs go (default: %(default)s)")
     for name, folder in (("claims", "experiments/claims"), ("leaderboard", "experiments/leaderboard")):

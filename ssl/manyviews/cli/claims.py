@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from manyviews.cli import study, verdict
+from manyviews.runs.files import write_text
 
 
 def claims(arguments: argparse.Namespace) -> None:
@@ -31,7 +32,7 @@ def claims(arguments: argparse.Namespace) -> None:
             failed.append(str(error))
         else:
             before = [row for row in _verdicts(path) if row["claim"] != each.name]
-            path.write_text(json.dumps(before + new, indent=1) + "\n")
+            write_text(path, json.dumps(before + new, indent=1) + "\n")
     Console(width=130).print(verdict.effect_table(_verdicts(path)))
     for reason in skipped + failed:
         print(reason, file=sys.stderr)
@@ -41,8 +42,12 @@ def claims(arguments: argparse.Namespace) -> None:
 
 
 def _verdicts(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    return rows
+    try:
+        rows: Any = json.loads(path.read_text()) if path.exists() else []
+        return [row for row in rows if isinstance(row, dict) and "claim" in row]
+    except (ValueError, TypeError) as error:
+        print(f"{path}: damaged ({error}); its verdicts are left out", file=sys.stderr)
+        return []
 
 
 def leaderboard(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from manyviews.evaluation.features import Features
 from manyviews.evaluation.protocol import about, result_path, save
 from manyviews.methods import ImageText, Method
 from manyviews.monitoring import pictures
+from manyviews.runs.files import printable, whole
 from manyviews.runs.folder import CONFIG_KEY, RunFolder
 from manyviews.runs.storage import load, newest_whole
 from manyviews.similarity import unit
@@ -228,7 +231,8 @@ def show(trained: Trained, protocol: Protocol, result: Result, target: str | Non
     print(f"protocol and number: {path}")
     if result.confusion is not None:
         picture = path.with_suffix(".png")
-        Image.fromarray(plots.confusion(result.confusion, trained.data.classes)).save(picture)
+        with whole(picture) as part:
+            Image.fromarray(plots.confusion(result.confusion, trained.data.classes)).save(part)
         print(f"confusion matrix: {picture}")
 
 
@@ -252,7 +256,8 @@ def embed(arguments: argparse.Namespace) -> None:
     trained = bring_up(arguments)
     features = trained.features(arguments.split)
     if arguments.out:
-        _write_features(Path(arguments.out), features)
+        with whole(Path(arguments.out)) as part:
+            _write_features(part, features)
         views, samples, width = features.views.shape
         print(f"{arguments.out}: {samples} samples, {views} views, width {width}")
     if arguments.projector:
@@ -261,9 +266,9 @@ def embed(arguments: argparse.Namespace) -> None:
         names = trained.data.classes
         labels = [names[i] if 0 <= i < len(names) else str(i) for i in features.label.tolist()]
         with SummaryWriter(trained.run / "projector") as writer:
-            rows = [list(row) for row in zip(features.key, labels, strict=True)]
+            rows = [list(map(printable, row)) for row in zip(features.key, labels, strict=True)]
             writer.add_embedding(features.views[0], rows, metadata_header=["key", "label"], global_step=trained.step)
-        print(f"projector: .venv/bin/tensorboard --logdir {trained.run / 'projector'}")
+        print(f"projector: .venv/bin/tensorboard --logdir {shlex.quote(str(trained.run / 'projector'))}")
 
 
 def _write_features(path: Path, features: Features) -> None:
@@ -274,6 +279,7 @@ def _write_features(path: Path, features: Features) -> None:
             features=views,
             label=features.label.numpy(),
             index=features.index.numpy(),
+            shards=np.array(json.dumps(features.shards)),
             key=np.array(features.key, dtype=str),
         )
         return

@@ -16,6 +16,7 @@ from manyviews.backbones import Cached, Encoding, Exported, OpenClipImage, OpenC
 from manyviews.backbones.openclip import model_config
 from manyviews.heads import LogitScale
 from manyviews.methods import ImageText
+from manyviews.runs.files import whole, write_text
 
 
 def export_backbone(backbone: nn.Module, model_config: dict[str, Any], images: Tensor, out: Path) -> Iterator[str]:
@@ -40,7 +41,9 @@ def export_backbone(backbone: nn.Module, model_config: dict[str, Any], images: T
     by_timm = isinstance(backbone, TimmBackbone) and not backbone.small_stem
     saved = backbone.model if isinstance(backbone, TimmBackbone) and by_timm else backbone
     assert isinstance(saved, nn.Module)
-    save_file({name: tensor.contiguous().cpu() for name, tensor in saved.state_dict().items()}, weights)
+    (out / "config.json").unlink(missing_ok=True)  # comes last: a folder without it is no export
+    with whole(weights) as part:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in saved.state_dict().items()}, part)
     use = f"manyviews.backbones.Exported({str(out)!r})"
     if isinstance(backbone, TimmBackbone) and by_timm:
         how["init_args"].pop("checkpoint", None)
@@ -48,7 +51,7 @@ def export_backbone(backbone: nn.Module, model_config: dict[str, Any], images: T
         options = "".join(f", {key}={value!r}" for key, value in backbone.options.items())
         use += f", or timm.create_model({backbone.name!r}, num_classes=0{options}, checkpoint_path={str(weights)!r})"
     weights.chmod(0o644)  # safetensors writes for the owner alone
-    (out / "config.json").write_text(json.dumps(how, indent=1) + "\n")
+    write_text(out / "config.json", json.dumps(how, indent=1) + "\n")
     yield f"{weights}: {sum(t.numel() for t in saved.state_dict().values()):,} numbers"
     difference = _difference(backbone.cpu().eval(), Exported(str(out)).eval(), images)
     if difference > 1e-5:
@@ -104,11 +107,13 @@ def export_open_clip(method: ImageText, data: Any, images: Tensor, out: Path) ->
         config["init_logit_bias"] = scales[0].bias.item()
     out.mkdir(parents=True, exist_ok=True)
     weights = out / "open_clip_model.safetensors"
-    save_file({name: value.detach().contiguous().cpu() for name, value in state.items()}, weights)
+    (out / "open_clip_config.json").unlink(missing_ok=True)
+    with whole(weights) as part:
+        save_file({name: value.detach().contiguous().cpu() for name, value in state.items()}, part)
     weights.chmod(0o644)
     preprocess = {"mean": list(data.mean), "std": list(data.std), "interpolation": "bicubic", "resize_mode": "shortest"}
     content = {"model_cfg": config, "preprocess_cfg": preprocess}
-    (out / "open_clip_config.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_text(out / "open_clip_config.json", json.dumps(content, indent=1) + "\n")
     yield f"{weights}: {sum(value.numel() for value in state.values()):,} numbers"
     again = open_clip.create_model(f"local-dir:{out}").eval()
     texts = data.tokens(["a", "a photo of a cat", "two small squares"])

@@ -42,6 +42,7 @@ from manyviews.runs import (
     Stopped,
     newest_whole,
 )
+from manyviews.runs.files import check_secrets, write_text
 from manyviews.runs.folder import CONFIG_KEY, provenance
 from manyviews.runs.ledger import goodput
 from manyviews.runs.storage import NAME
@@ -85,7 +86,8 @@ class FitCLI(LightningCLI):
         self.config.run = str(self.folder.path)
         self.config.checkpoints.folder = str(self.folder.checkpoints)
         dumped = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
-        self.resolved: dict[str, Any] = {k: v for k, v in dumped.items() if k != "config"}
+        self.resolved: dict[str, Any] = {k: v for k, v in dumped.items() if k not in ("config", "trust")}
+        check_secrets(self.resolved)
         self.folder.check(self.resolved)
         if self.folder.config_file.exists() and not getattr(rank_zero_only, "rank", 0):
             self.folder.lock()  # before it is looked at what is there
@@ -265,10 +267,8 @@ def _fit(argv: list[str]) -> int:
         print(f"manyviews fit: {explain(error, FitCLI.options)}", file=sys.stderr)
         return 2
     finished = cli.folder.path / FINISHED
-    if finished.exists():
-        print(
-            f"{cli.folder.path}: finished already, {json.loads(finished.read_text())['steps']} steps", file=sys.stderr
-        )
+    if (steps := _steps_of(finished)) is not None:
+        print(f"{cli.folder.path}: finished already, {steps} steps", file=sys.stderr)
         return 0
     if cli.resume_from is not None:
         print(f"{cli.folder.path}: going on from {cli.resume_from.name}", file=sys.stderr)
@@ -291,14 +291,27 @@ def _fit(argv: list[str]) -> int:
         if _is_complete(cli.trainer):
             scores = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
             content = {"steps": cli.trainer.global_step, "scores": scores, "goodput": goodput(cli.ledger.all())}
-            part = finished.with_suffix(".part")
             try:
-                part.write_text(json.dumps(content | provenance(), indent=1) + "\n")
-                part.replace(finished)
+                write_text(finished, json.dumps(content | provenance(), indent=1) + "\n")
             except OSError as error:
                 print(f"manyviews fit: trained and saved, but {finished} not written: {error}", file=sys.stderr)
                 return 2
     return 0
+
+
+def _steps_of(finished: Path) -> int | None:
+    """Steps of a run that has ended; None if it has not, or if the file that says so is damaged."""
+    if not finished.exists():
+        return None
+    try:
+        steps = json.loads(finished.read_bytes())["steps"]
+        if isinstance(steps, int):
+            return steps
+        reason = f"steps is {steps!r:.100}"
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
+        reason = str(error)
+    print(f"{finished} is damaged ({reason}): looking at the checkpoints instead", file=sys.stderr)
+    return None
 
 
 def _stopped(cli: FitCLI, stop: Stopped) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from manyviews.evaluation.features import prepared
 from manyviews.methods import ImageText
 from manyviews.mining import neighbour_cells, owner_cells
 from manyviews.monitoring import pictures
+from manyviews.runs.files import printable, whole
 
 
 def image_text(arguments: argparse.Namespace) -> tuple[Trained, ImageText]:
@@ -109,8 +111,8 @@ def transfer(arguments: argparse.Namespace) -> None:
 @torch.no_grad()
 def mine(arguments: argparse.Namespace) -> None:
     """Cells of training samples that shall meet in a batch."""
-    if not arguments.out.endswith(".npy"):
-        raise ValueError(f"{arguments.out}: expected a name that ends in .npy")
+    if not arguments.out.endswith(".npz"):
+        raise ValueError(f"{arguments.out}: expected a name that ends in .npz")
     trained, method = image_text(arguments)
     images, texts, index, group = [], [], [], []
     for batch in prepared(method, trained.data, "train", LOCAL):
@@ -125,7 +127,7 @@ def mine(arguments: argparse.Namespace) -> None:
     else:
         cells = owner_cells(torch.cat(texts), torch.cat(images), arguments.k, arguments.m)
     cells = np.where(cells >= 0, number.numpy()[cells], -1)
-    np.save(arguments.out, cells)
+    trained.data.keep_numbers(arguments.out, cells)
     print(f"{arguments.out}: {len(cells)} cells of {cells.shape[1]} samples; set data.cells to it")
 
 
@@ -144,8 +146,7 @@ def search(arguments: argparse.Namespace) -> None:
     if arguments.text:
         query = method.embed_text(trained.data.tokens([arguments.text]).to(method.device))
     else:
-        with Image.open(arguments.image) as picture:
-            view = trained.data.of_picture(np.asarray(picture.convert("RGB")))
+        view = trained.data.of_picture(trained.data.picture(arguments.image))
         query = method.embed_image(view.to(method.device))
     scores, found = index.search(query.pooled.float().cpu().numpy(), min(arguments.k, index.ntotal))
     samples, views = numbers[found[0]].T
@@ -157,15 +158,19 @@ def search(arguments: argparse.Namespace) -> None:
     columns = max(1, min(8, len(cells)))
     sheet = pictures.grid([cells[i : i + columns] for i in range(0, len(cells), columns)])
     factor = max(1, 96 // cells[0].shape[0])
-    Image.fromarray(np.repeat(np.repeat(sheet, factor, 0), factor, 1)).save(arguments.out)
+    with whole(Path(arguments.out)) as part:
+        Image.fromarray(np.repeat(np.repeat(sheet, factor, 0), factor, 1)).save(part)
     keys = _keys(trained, arguments.split)
     for score, sample in zip(scores[0].tolist(), samples.tolist(), strict=True):
-        print(f"{score:.4f}  {keys[sample]}")
+        print(f"{score:.4f}  {printable(keys[sample])}")
     print(f"contact sheet: {arguments.out}")
 
 
 def _index(trained: Trained, method: ImageText, split: str) -> tuple[Any, Any]:
-    """An exact faiss index of the images of a split, and (sample, natural view) of its entries; kept in the run."""
+    """An exact faiss index of the images of a split, and (sample, natural view) of its entries.
+
+    The embeddings are kept in the run, as plain arrays: of these weights, these shards and this way of looking at them.
+    """
     try:
         import faiss
     except ModuleNotFoundError as error:
@@ -175,26 +180,41 @@ def _index(trained: Trained, method: ImageText, split: str) -> tuple[Any, Any]:
     weights = hashlib.sha256()
     for tensor in method.state_dict().values():
         weights.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    shards = trained.data.shards_of(split).fingerprint
-    name = hashlib.sha256(f"{trained.data.root}:{shards}:{weights.hexdigest()}".encode()).hexdigest()[:12]
-    folder = trained.run / "search"
-    path = folder / f"{split}-{name}.faiss"
-    if path.exists():
-        return faiss.read_index(str(path)), np.load(path.with_suffix(".npy"))
+    seen = {name: trained.config["data"]["init_args"].get(name) for name in SEEN}
+    what = [trained.data.shards_of(split).fingerprint, seen, weights.hexdigest()]
+    name = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    path = trained.run / "search" / f"{split}-{name}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            embedded, numbers = kept["embedded"].astype(np.float32), kept["numbers"].astype(np.int64)
+        if embedded.ndim != 2 or numbers.shape != (len(embedded), 2):
+            raise ValueError("its parts do not fit each other")
+    except FileNotFoundError:
+        embedded, numbers = _embedded(trained, method, split)
+        with whole(path) as part:
+            np.savez(part, embedded=embedded, numbers=numbers)
+        print(f"index of {len(embedded)} images: {path}")
+    except Exception as error:  # damaged archives fail in their own ways
+        print(f"{path}: not readable ({error}); made again")
+        path.unlink()
+        return _index(trained, method, split)
+    index = faiss.IndexFlatIP(embedded.shape[1])
+    index.add(embedded)
+    return index, numbers
+
+
+SEEN = ("views", "eval_view", "natural_views", "missing", "mean", "std", "limits")
+"""Options of the data that decide what an encoder sees of a sample."""
+
+
+def _embedded(trained: Trained, method: ImageText, split: str) -> tuple[Any, Any]:
     rows, numbers = [], []
     for batch in prepared(method, trained.data, split, LOCAL):
         real = batch["weight"] > 0
         for view, images in enumerate(views_of(batch)):
             rows.append(method.embed_image(images[real]).pooled.float().cpu())
             numbers += [(sample, view) for sample in batch["index"][real].tolist()]
-    embedded = torch.cat(rows).numpy()
-    index = faiss.IndexFlatIP(embedded.shape[1])
-    index.add(embedded)
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(path.with_suffix(".npy"), np.array(numbers))
-    faiss.write_index(index, str(path))
-    print(f"index of {index.ntotal} images: {path}")
-    return index, np.array(numbers)
+    return torch.cat(rows).numpy(), np.array(numbers)
 
 
 def _keys(trained: Trained, split: str) -> dict[int, str]:

@@ -49,22 +49,21 @@ def multistage(argv: list[str], folder: Path, stages: int, k: int = 10) -> list[
 
     runs = [folder] if stages == 1 else [folder / f"stage-{stage}" for stage in range(stages)]
     for stage, run in enumerate(runs):
-        clusters = ["--data.init_args.clusters", str(folder / f"clusters-{stage - 1}.npy")] if stage else []
+        before = folder / f"clusters-{stage - 1}.npz"
+        clusters = ["--data.init_args.clusters", str(before)] if stage else []
         code = fit([*argv, "--run", str(run), *clusters])
         if code:
             raise StageError(run, code)
-        if stage + 1 < stages and not (folder / f"clusters-{stage}.npy").exists():
-            found = cluster(run, k, np.load(folder / f"clusters-{stage - 1}.npy") if stage else None)
-            part = folder / ".clusters.part.npy"
-            np.save(part, found)
-            part.replace(folder / f"clusters-{stage}.npy")
+        if stage + 1 < stages and not (folder / f"clusters-{stage}.npz").exists():
+            cluster(run, k, before if stage else None, folder / f"clusters-{stage}.npz")
     return runs
 
 
-def cluster(run: Path, k: int, before: NDArray[np.int64] | None, seed: int = 0) -> NDArray[np.int64]:
-    """(samples,): the k-means cluster of each training sample in a run's space, below that of earlier stages."""
+def cluster(run: Path, k: int, before: Path | None, out: Path, seed: int = 0) -> None:
+    """Writes the k-means cluster of each training sample in a run's space, below that of earlier stages."""
     trained = evaluate.bring_up(argparse.Namespace(checkpoint=None, run=str(run), device="auto"))
-    return refine(before, clusters_of(trained.features("train"), k, seed), k)
+    earlier = None if before is None else trained.data.numbers(before)
+    trained.data.keep_numbers(out, refine(earlier, clusters_of(trained.features("train"), k, seed), k))
 
 
 def clusters_of(features: Features, k: int, seed: int) -> NDArray[np.int64]:

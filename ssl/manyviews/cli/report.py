@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from manyviews.evaluation.features import Features, prepared
 from manyviews.evaluation.linear import COARSE_PROBE
 from manyviews.methods import ImageText, Method
 from manyviews.monitoring import pictures
+from manyviews.runs.files import whole, write_text
 
 
 class _Unlearnt(Method):
@@ -80,14 +82,14 @@ def report(arguments: argparse.Namespace) -> None:
         if name == "trained encoder":
             kept = train, val
     picture = trained.run / "neighbours.png"
-    Image.fromarray(_neighbours(trained, *kept)).save(picture)
+    with whole(picture) as part:
+        Image.fromarray(_neighbours(trained, *kept)).save(part)
     path = trained.run / "evaluations" / "report.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {"scores": scores, "protocols": list(described.values()), **trained.about()}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_text(path, json.dumps(content, indent=1) + "\n")
     _print_report(trained, scores)
     print(f"numbers:              {path}\nnearest neighbours:   {picture}")
-    print(f"curves and pictures:  .venv/bin/tensorboard --logdir {trained.run}")
+    print(f"curves and pictures:  .venv/bin/tensorboard --logdir {shlex.quote(str(trained.run))}")
 
 
 UNLEARNT: dict[str, tuple[str, Callable[[], nn.Module]]] = {

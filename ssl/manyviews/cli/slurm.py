@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
+import re
 import shlex
 import subprocess
 import sys
@@ -35,18 +37,20 @@ def points(path: Path) -> list[list[str]]:
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ValueError(f"{path}: grid.{key} must be a list of values, got {values!r}")
-    given = [
-        [
-            f"--{key}={yaml.safe_dump(value, default_flow_style=True, width=1_000_000).splitlines()[0]}"
-            for value in values
-        ]
-        for key, values in grid.items()
-    ]
+    given = [[f"--{key}={_in_a_line(value)}" for value in values] for key, values in grid.items()]
     return [[f"--config={recipe}", *point] for point in itertools.product(*given)]
 
 
+def _in_a_line(value: Any) -> str:
+    """A value in YAML without a line break."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True).removesuffix("...\n")
+    if "\n" in text.removesuffix("\n"):
+        text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, default_style='"')
+    return text.removesuffix("\n")
+
+
 def grid(arguments: argparse.Namespace) -> None:
-    """Prints one point's arguments, one a line, or all points."""
+    """Prints one point's arguments, each ended by a NUL, or all points."""
     found = points(Path(arguments.grid))
     if arguments.task is None:
         for number, point in enumerate(found):
@@ -54,7 +58,7 @@ def grid(arguments: argparse.Namespace) -> None:
     elif not 0 <= arguments.task < len(found):
         raise ValueError(f"{arguments.grid} has {len(found)} points, 0 to {len(found) - 1}; got task {arguments.task}")
     else:
-        print("\n".join(found[arguments.task]))
+        sys.stdout.write("".join(f"{word}\0" for word in found[arguments.task]))  # any character but this may be in one
 
 
 def submit(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -66,6 +70,7 @@ def submit(arguments: argparse.Namespace, rest: list[str]) -> None:
     # As the scripts name a run: experiments/clip/emoji.yaml is clip-emoji.
     path = str(target.with_suffix(""))
     name = path.rpartition("experiments/")[2].replace("/", "-") if "experiments/" in path else target.stem
+    title = re.sub(r"[^\w.+-]", "_", name)  # Slurm makes file names of it, with % for placeholders
     options, output = _options(arguments), f"--output={OUTPUT}/%x-%j.out"
     if arguments.job == "sweep":
         at_once = f"%{arguments.at_once}" if arguments.at_once else ""
@@ -74,7 +79,7 @@ def submit(arguments: argparse.Namespace, rest: list[str]) -> None:
     if arguments.job == "probe":
         command, *more = rest if rest and not rest[0].startswith("-") else ["probe", *rest]
         _evaluation(command, str(target), more)
-        name = f"{command}-{name}"
+        name, title = f"{command}-{name}", f"{command}-{title}"
     for command in arguments.then:
         _evaluation(command, "RUN", [])
     if arguments.dry_run:
@@ -90,12 +95,12 @@ def submit(arguments: argparse.Namespace, rest: list[str]) -> None:
         return job if arguments.dry_run else None
 
     script = str(SCRIPTS / f"{arguments.job}.sbatch")
-    first = _sbatch(variable(arguments.job), f"--job-name={name}", output, *options, script, str(target), *rest)
+    first = _sbatch(variable(arguments.job), f"--job-name={title}", output, *options, script, str(target), *rest)
     one = ["--gpus=1"] if arguments.gpus_per_node else []
     one += [f"--cpus-per-task={arguments.cpus_per_task}"] if arguments.cpus_per_task else []
     before = ""
     for command in arguments.then:  # in order; one that fails does not take the next with it
-        after = [f"--dependency=afterok:{first}{before}", "--kill-on-invalid-dep=yes", f"--job-name={command}-{name}"]
+        after = [f"--dependency=afterok:{first}{before}", "--kill-on-invalid-dep=yes", f"--job-name={command}-{title}"]
         given = [output, *one, *_site(arguments), str(SCRIPTS / "probe.sbatch"), run or f"runs/{name}-{first}", command]
         before = f",afterany:{_sbatch(variable(command), *after, *given)}"
 
@@ -162,13 +167,23 @@ def _check(given: list[str]) -> None:
         raise ValueError(done.stderr.strip().removeprefix("manyviews fit: "))
 
 
+MARK = "\0"
+"""Around the name of a variable that stays open to the shell; no argument can hold this character itself."""
+
+
+def _pasted(word: str) -> str:
+    """A word quoted for a shell, but for the numbers of earlier jobs, which the shell knows by their variables."""
+    parts = word.split(MARK)
+    quoted = [f'"${part}"' if number % 2 else part and shlex.quote(part) for number, part in enumerate(parts)]
+    return "".join(quoted)
+
+
 def _sbatch(variable: str | None, *given: str) -> str:
     """Submits and returns the job's number; with a shell variable to hold it, prints the command and returns that."""
     command = ["sbatch", "--parsable", *given]
     if variable:
-        # Variables of earlier jobs have to stay open to the shell that this is pasted into.
-        print(f"{variable}=$({' '.join(word if '$' in word else shlex.quote(word) for word in command)})")
-        return f"${variable}"
+        print(f"{variable}=$({' '.join(map(_pasted, command))})")
+        return f"{MARK}{variable}{MARK}"
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:

@@ -28,6 +28,7 @@ from typing import Any
 import yaml
 
 from manyviews import signals
+from manyviews.runs.files import write_text
 
 KEYS = {
     "title",
@@ -241,9 +242,14 @@ def _done(recipe: dict[str, Any], seed: int, folder: Path, labels: list[str | No
     if not (folder / RESULT).exists():
         return False
     resolved, stages = _resolved(recipe, seed)
-    result = json.loads((folder / RESULT).read_text())
-    same = yaml.safe_load((folder / "recipe.yaml").read_text()) == resolved
-    if not same or (result["stages"], result["labels"]) != (stages, labels):
+    try:
+        result = json.loads((folder / RESULT).read_text())
+        same = yaml.safe_load((folder / "recipe.yaml").read_text()) == resolved
+        same = same and (result["stages"], result["labels"]) == (stages, labels)
+    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        print(f"{folder / RESULT}: damaged ({error}); the run is measured again", file=sys.stderr)
+        return False
+    if not same:
         raise ValueError(f"{folder} holds a result of another recipe: delete it, or give another --out")
     return True
 
@@ -274,7 +280,7 @@ def _one(
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "recipe.yaml"
     recipe, stages = _resolved(recipe, seed)
-    config.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    write_text(config, yaml.safe_dump(recipe, sort_keys=False))
     with (
         (folder / "log.txt").open("a") as log,
         contextlib.redirect_stdout(log),
@@ -300,7 +306,5 @@ def _one(
             return f"{type(error).__name__}: {error}"
     found |= {"seconds": seconds, "cpu_seconds": used, "stages": stages, "labels": labels}
     found["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    part = folder / f".{RESULT}.part"
-    part.write_text(json.dumps(found, indent=1) + "\n")
-    part.replace(folder / RESULT)
+    write_text(folder / RESULT, json.dumps(found, indent=1) + "\n")
     return None

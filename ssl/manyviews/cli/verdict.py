@@ -18,6 +18,7 @@ from rich.table import Table
 from scipy import stats
 
 from manyviews.cli.study import Study
+from manyviews.runs.files import write_text
 from manyviews.runs.folder import provenance
 
 Results = dict[str, list[dict[str, Any]]]
@@ -72,12 +73,12 @@ def write(study: Study, results: Results, out: Path) -> list[dict[str, Any]]:
     found, made = effects(study, results), provenance()
     recipes = {name: recipe["model"] for name, recipe in study.variants.items()}
     content = {**study.content, "found": found, "results": results, "recipes": recipes, **made}
-    (out / f"{study.name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_text(out / f"{study.name}.json", json.dumps(content, indent=1) + "\n")
     console, tables = Console(width=130), [_variants(study, results), *([effect_table(found)] if found else [])]
     text = [f"# {study.content['title']}", study.content.get("scale", "").strip(), *map(_markdown, tables)]
     commit = made["git"] + " with changes" * made["git_dirty"]
     where = f"`{shlex.join(made['command'])}`, {made['hardware']}, commit {commit}"
-    (out / f"{study.name}.md").write_text("\n\n".join([*text, where]) + "\n")
+    write_text(out / f"{study.name}.md", "\n\n".join([*text, where]) + "\n")
     for table in tables:
         console.print(table)
     _plot(study, results, found, out / f"{study.name}.png")

@@ -17,7 +17,7 @@ from manyviews.evaluation import plots
 from manyviews.evaluation.features import Features, extract, prepared
 from manyviews.evaluation.joint import JointProtocol
 from manyviews.evaluation.knn import KNN
-from manyviews.evaluation.protocol import Protocol, Result, about, result_path, save
+from manyviews.evaluation.protocol import Protocol, Result, about, fingerprint, result_path, save
 from manyviews.sharding import whole
 
 
@@ -92,7 +92,9 @@ class Evaluation(pl.Callback):
 def features_of(module: Any, data: Any, split: str, embed: Any = None) -> Features:
     """Features of a split of a data module, over all ranks, on the module's device."""
     gather = distributed.current()
-    return extract(module, embed or module.embed, prepared(module, data, split, gather), gather)
+    found = extract(module, embed or module.embed, prepared(module, data, split, gather), gather)
+    found.shards = fingerprint(data, split)
+    return found
 
 
 def _share_statistics(module: nn.Module) -> None:

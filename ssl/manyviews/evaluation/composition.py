@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,11 +10,10 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from manyviews import foreign
 from manyviews.backbones import Encoding, views_of
 from manyviews.distributed import LOCAL
 from manyviews.evaluation.features import frozen, prepared
@@ -185,11 +183,11 @@ class ARO(JointProtocol):
         blind = Bigrams(_captions(data), self.smoothing)
         found: dict[str, list[list[float]]] = defaultdict(list)
         with frozen(module):
-            for number, case in enumerate(json.loads(Path(self.cases).read_text())):
+            for number, case in enumerate(foreign.read_json(Path(self.cases), list[foreign.Unchecked])):
                 try:
                     texts, true, group = _read(case)
-                    view = data.of_picture(_crop(Path(self.images) / case["image_path"], case))
-                except (KeyError, OSError) as error:
+                    view = data.of_picture(_crop(data.picture(_below(self.images, case["image_path"])), case))
+                except (KeyError, OSError, ValueError, TypeError, AttributeError) as error:
                     raise ValueError(f"{self.cases}: entry {number} cannot be used: {error!r}") from error
                 score = choose(module, data, module.embed_image(view.to(module.device)), [texts])[0]
                 says = torch.tensor([blind(text) for text in texts])
@@ -218,14 +216,30 @@ class ARO(JointProtocol):
 def _read(case: Mapping[str, Any]) -> tuple[list[str], int, str]:
     """Candidates, the true one's place, and what the case is averaged with."""
     if "captions" in case:
+        foreign.check(case["captions"], list[str], "captions")
         return list(case["captions"]), 0, "order"
-    group = case["relation_name"] if "relation_name" in case else f"({', '.join(case['attributes'])})"
-    return [case["false_caption"], case["true_caption"]], 1, group
+    texts = [case["false_caption"], case["true_caption"]]
+    foreign.check(texts, list[str], "false_caption and true_caption")
+    if "relation_name" in case:
+        return texts, 1, str(case["relation_name"])
+    return texts, 1, f"({', '.join(case['attributes'])})"
 
 
-def _crop(path: Path, case: Mapping[str, Any]) -> Any:
-    with Image.open(path) as image:
-        if "bbox_x" in case:
-            x, y = case["bbox_x"], case["bbox_y"]
-            image = image.crop((x, y, x + case["bbox_w"], y + case["bbox_h"]))  # type: ignore[assignment]
-        return np.asarray(image.convert("RGB"))
+def _below(folder: str, name: str) -> Path:
+    """A file that a list names, which lies below a folder.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"image_path {name!r} leads out of the folder of the images")
+    return Path(folder) / name
+
+
+def _crop(picture: Any, case: Mapping[str, Any]) -> Any:
+    if "bbox_x" not in case:
+        return picture
+    x, y, width, height = (int(case[f"bbox_{name}"]) for name in ("x", "y", "w", "h"))
+    if x < 0 or y < 0 or width < 1 or height < 1 or not picture[y : y + height, x : x + width].size:
+        raise ValueError(f"the box {x}, {y}, {width}, {height} is not in the image {picture.shape}")
+    return picture[y : y + height, x : x + width]

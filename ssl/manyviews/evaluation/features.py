@@ -29,6 +29,7 @@ class Features:
         views: (V, N, D) float32, one slice a natural view.
         label: (N,) int64, -1 unknown. index: (N,) int64. group: (N,) int64, -1: no known duplicates.
         key: N names (only of this rank's samples where there are several).
+        shards: what the split holds that they are of, if it is known.
     """
 
     views: Tensor
@@ -36,11 +37,12 @@ class Features:
     index: Tensor
     group: Tensor
     key: list[str] = field(default_factory=list)
+    shards: Any = None
 
     def labelled(self) -> Features:
         """Without the samples whose label is unknown."""
         keep = self.label >= 0
-        return Features(self.views[:, keep], self.label[keep], self.index[keep], self.group[keep])
+        return Features(self.views[:, keep], self.label[keep], self.index[keep], self.group[keep], shards=self.shards)
 
     def flat(self) -> tuple[Tensor, Tensor]:
         """Each natural view as a sample of its own: (V N, D) features and (V N,) labels."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from manyviews.backbones import views_of
 from manyviews.evaluation.features import Features
+from manyviews.runs.files import write_text
 from manyviews.runs.folder import provenance
 
 
@@ -79,18 +80,26 @@ def about(data: Any, step: int) -> dict[str, Any]:
         "data": data.root,
         "label": data.label,
         "splits": {"train": data.train_split, "val": data.val_split},
+        "shards": {split: fingerprint(data, split) for split in ("train", "val")},
         "features": "backbone, pooled, eval mode, float32",
         **provenance(),
     }
 
 
+def fingerprint(data: Any, split: str) -> Any:
+    """What a split of a data module holds, as its shards say; None if it has none, or does not say."""
+    try:
+        return data.shards_of(split).fingerprint
+    except (AttributeError, ValueError):
+        return None
+
+
 def save(path: Path, protocol: Protocol, result: Result, about: dict[str, Any]) -> None:
     """Writes scores, details, protocol and provenance to a JSON file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {"scores": result.scores, "protocol": protocol.describe(), "details": result.details, **about}
     if protocol.joint:
         content["features"] = "the method's own space, eval mode, float32"
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def need_labels(protocol: str, train: Features, val: Features) -> tuple[Features, Features]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
+from manyviews import foreign
 from manyviews.evaluation.features import Features
 from manyviews.evaluation.protocol import Protocol, Result, need_labels
 
@@ -102,6 +103,25 @@ class FewShotSVM(Protocol):
             if strange:
                 raise ValueError(f"{self.folds}: fold {number} names sample {strange[0]}, which {name} does not have")
 
+    @staticmethod
+    def _read(file: Path, shards: dict[str, Any]) -> list[dict[str, list[int]]]:
+        """The folds of an earlier result, or of a file of them alone.
+
+        Raises:
+            ValueError: if there are none, or they were drawn on other shards.
+        """
+        content = foreign.read_json(file, foreign.Unchecked)
+        content = content if isinstance(content, dict) else {}
+        folds: Any = (content["details"] if isinstance(content.get("details"), dict) else content).get("folds")
+        foreign.check(folds, list[dict[str, list[int]]], f"{file}: folds")
+        if wrong := [number for number, fold in enumerate(folds) if fold.keys() != {"classes", "train", "val"}]:
+            raise ValueError(f"{file}: fold {wrong[0]} must have classes, train and val")
+        before = content.get("shards")
+        if before is not None and None not in shards.values() and before != shards:
+            counts = (_samples(before), _samples(shards))
+            raise ValueError(f"{file}: its folds were drawn on other shards ({counts[0]} there, {counts[1]} here)")
+        return folds  # type: ignore[no-any-return]
+
     def drawn(self, train: Features, val: Features) -> list[dict[str, list[int]]]:
         """Folds: classes, and the index of the samples of train and val.
 
@@ -109,9 +129,7 @@ class FewShotSVM(Protocol):
             ValueError: if there are too few classes.
         """
         if self.folds is not None:
-            content = json.loads(Path(self.folds).read_text())
-            found: list[dict[str, list[int]]] = content.get("details", content)["folds"]
-            return found
+            return self._read(Path(self.folds), {"train": train.shards, "val": val.shards})
         counts = {int(c): ((train.label == c).sum(), (val.label == c).sum()) for c in train.label.unique()}
         fitting = [c for c, (a, b) in counts.items() if a >= self.shots and b >= 1]
         if len(fitting) < self.ways:
@@ -129,6 +147,11 @@ class FewShotSVM(Protocol):
                 parts.append(torch.cat(chosen).tolist())
             folds.append({"classes": classes, "train": parts[0], "val": parts[1]})
         return folds
+
+
+def _samples(shards: Any) -> str:
+    found = {split: value.get("samples") for split, value in dict(shards).items() if isinstance(value, dict)}
+    return ", ".join(f"{split} of {count} samples" for split, count in found.items()) or "unknown"
 
 
 class Machine:

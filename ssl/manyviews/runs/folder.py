@@ -18,6 +18,9 @@ from typing import IO, Any
 import torch
 import yaml
 
+from manyviews.runs.files import without_credentials, write_text
+from manyviews.runs.storage import load, newest_whole
+
 logger = logging.getLogger(__name__)
 
 CONFIG_KEY = "manyviews_config"
@@ -44,7 +47,16 @@ FREE = {
         "use_distributed_sampler",
         "barebones",
     },
-    "data.init_args": {"root", "workers", "cache_dir", "cache_gb", "max_broken"},
+    "data.init_args": {
+        "root",
+        "workers",
+        "timeout",
+        "limits",
+        "accept_changed_data",
+        "cache_dir",
+        "cache_gb",
+        "max_broken",
+    },
 }
 WATCHING = {"run", "timeout", "startup_timeout", "trust", "monitor", "collapse", "checkpoints", "stop", "finite"}
 
@@ -102,7 +114,11 @@ class RunFolder:
         """
         if not self.config_file.exists():
             return
-        different = differences(identity(yaml.safe_load(self.config_file.read_text())), identity(config))
+        before = self._kept()
+        if before is None:
+            logger.warning("%s is damaged; the newest checkpoint says what this run is", self.config_file)
+            return
+        different = differences(identity(before), identity(config))
         if different:
             listed = "\n  ".join(f"{key}: {old!r} there, {new!r} asked for" for key, old, new in different)
             raise ValueError(
@@ -110,15 +126,22 @@ class RunFolder:
                 "Give another --run folder, or the original values"
             )
 
+    def _kept(self) -> dict[str, Any] | None:
+        """The configuration in the folder, or in its newest checkpoint; None without one that can be read."""
+        try:
+            found = yaml.safe_load(self.config_file.read_text())
+        except (ValueError, yaml.YAMLError):
+            found = None
+        if not isinstance(found, dict) and (newest := newest_whole(self.checkpoints)) is not None:
+            found = load(newest).get(CONFIG_KEY)
+        return found if isinstance(found, dict) else None
+
     def write(self, config: dict[str, Any]) -> None:
         """Writes down the experiment, once; a run that never started leaves nothing behind."""
-        if self.config_file.exists():
+        if self.config_file.exists() and self.config_file.stat().st_size:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "run.json").write_text(json.dumps(provenance(), indent=1) + "\n")
-        part = self.path / ".config.yaml.part"
-        part.write_text(yaml.safe_dump(config, sort_keys=False))
-        part.replace(self.config_file)
+        write_text(self.path / "run.json", json.dumps(provenance(), indent=1) + "\n")
+        write_text(self.config_file, yaml.safe_dump(config, sort_keys=False))
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +173,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "hardware": hardware(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],  # not where it lies on this machine
+        "command": [Path(sys.argv[0]).name, *map(without_credentials, sys.argv[1:])],  # not where it lies here
         "git": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }

@@ -9,9 +9,12 @@ import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import lightning.pytorch as pl
+
+from manyviews import foreign
+from manyviews.runs.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -90,11 +93,8 @@ class Ledger(pl.Callback):
         self.now.step = trainer.global_step
         self.now.seconds = time.perf_counter() - self._started
         self.now.cpu_seconds = sum(os.times()[:4]) - self._cpu_before
-        part = self._file.with_suffix(".part")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(asdict(self.now)) + "\n")
-            part.replace(self._file)
+            write_text(self._file, json.dumps(asdict(self.now)) + "\n")
         except OSError as error:  # a full disk, say: no reason to end a run
             logger.warning("%s not written: %s", self._file, error)
 
@@ -103,9 +103,9 @@ class Ledger(pl.Callback):
         found = []
         for path in sorted(self.folder.glob("*.json")):
             try:
-                found.append(Attempt(**json.loads(path.read_text())))
-            except (ValueError, TypeError) as error:  # empty after a power cut: no reason to keep a run from going on
-                logger.warning("%s left out of the account: %s", path, error)
+                found.append(Attempt(**foreign.read_json(path, get_type_hints(Attempt))))
+            except (ValueError, TypeError, OSError) as error:  # no reason to keep a run from going on, or from its end
+                logger.warning("%s ignored in the statistics: %s", path, error)
         return found
 
     def summary(self) -> str:
@@ -123,4 +123,4 @@ class Ledger(pl.Callback):
 def goodput(starts: list[Attempt]) -> float:
     """Steps that count over steps that were made: what a kill takes back is made again."""
     made = sum(a.step - a.first_step for a in starts)
-    return (starts[-1].step - starts[0].first_step) / made if made else 1.0
+    return max(0, starts[-1].step - starts[0].first_step) / made if made > 0 else 1.0
