@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,7 +20,6 @@ from viewshards.limits import DEFAULT, Limits
 from viewshards.pictures import Picture, jpeg, picture
 from viewshards.video import Video
 
-NUMBER = re.compile(rb"\s*(-1|\d{1,18})\s*")
 KINDS = "biuf"
 """Arrays hold numbers: bool, whole, unsigned, float."""
 
@@ -82,11 +80,12 @@ class Arrays(Mapping[str, NDArray[Any]]):
 
 def class_number(data: bytes, limits: Limits = DEFAULT) -> int:
     """A `.cls`: a whole number in digits; -1 is unknown."""
-    found = NUMBER.fullmatch(data)
-    if found is None:
+    digits = data.strip()
+    if not (digits.isdigit() and len(digits) < 19) and digits != b"-1":  # of bytes these are 0 to 9 alone
         raise ValueError(f"expected a class number in digits, got {data[:40]!r}")
-    number = int(found[1])
-    limits.check("classes", number + 1, "classes up to its number")
+    number = int(digits)
+    if number >= limits.classes:
+        limits.check("classes", number + 1, "classes up to its number")
     return number
 
 

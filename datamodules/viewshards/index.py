@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import stat
 import tarfile
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +33,8 @@ Files = dict[str, bytes]
 """The files of a sample, by extension."""
 
 BLOCK = 512  # of the tar format
-WINDOW = 2**18
-"""Bytes of a sample up to which its files are read in one go."""
+SMALL = 2**12
+"""Bytes up to which a file is read together with its header: copying more costs more than another call."""
 
 
 class BrokenShard(ValueError):
@@ -48,16 +49,14 @@ class Index:
         bytes: size of the tar.
         keys: (n,) bytes; the part of a member's path before the first dot of its name.
         extensions: E names, the part after that dot (`png`, `google.webp`).
-        offset, size: (n, E) int64, in bytes; size -1 where the sample has no such file.
-        header: (n, E) uint32, CRC-32 of the tar header before each file.
+        places: (n, E, 3) int64: where the file begins, its size, both in bytes, and the CRC-32 of the tar header before
+            it. Size -1 where the sample has no such file.
     """
 
     bytes: int
     keys: NDArray[np.bytes_]
     extensions: list[str]
-    offset: NDArray[np.int64]
-    size: NDArray[np.int64]
-    header: NDArray[np.uint32]
+    places: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -68,7 +67,8 @@ class Index:
 
     def files(self, position: int) -> dict[str, tuple[int, int]]:
         """(offset, size) by extension of the sample at this position."""
-        return {extension: (offset, size) for extension, offset, size, _ in self._row(position)}
+        row = zip(self.extensions, self.places[position].tolist(), strict=True)
+        return {extension: (offset, size) for extension, (offset, size, _) in row if size >= 0}
 
     def read(self, descriptor: int, position: int, limits: Limits = DEFAULT) -> Files:
         """The files of the sample at this position, from the open tar.
@@ -76,28 +76,22 @@ class Index:
         Raises:
             BrokenShard: if the tar ends before a file does, or has another member at its place.
         """
-        row = self._row(position)
-        first = min((offset for _, offset, _, _ in row), default=BLOCK) - BLOCK
-        length = max((offset + size for _, offset, size, _ in row), default=0) - first
-        together = 0 < length <= WINDOW and os.pread(descriptor, length, first)
         files = {}
-        for extension, offset, size, header in row:
-            if together:
-                at = offset - first
-                before, data = together[at - BLOCK : at], together[at : at + size]
-            else:
+        for extension, (offset, size, header) in zip(self.extensions, self.places[position].tolist(), strict=True):
+            if 0 <= size <= SMALL:
+                data = os.pread(descriptor, BLOCK + size, offset - BLOCK)
+                before, data = data[:BLOCK], data[BLOCK:]
+            elif size > 0:
                 limits.check("file_bytes", size, f"bytes of .{extension}")
                 before, data = os.pread(descriptor, BLOCK, offset - BLOCK), _read(descriptor, size, offset)
+            else:
+                continue
             if len(data) < size:
                 raise BrokenShard(f"ends inside .{extension} of {self.key(position)}")
-            if zlib.crc32(before) != header:
+            if crc32(before) != header:
                 raise BrokenShard(f"another member where .{extension} of {self.key(position)} was when it was indexed")
             files[extension] = data
         return files
-
-    def _row(self, position: int) -> list[tuple[str, int, int, int]]:
-        places = self.offset[position].tolist(), self.size[position].tolist(), self.header[position].tolist()
-        return [each for each in zip(self.extensions, *places, strict=True) if each[2] >= 0]
 
 
 def _read(descriptor: int, size: int, offset: int) -> bytes:
@@ -132,55 +126,34 @@ def load(path: str | os.PathLike[str], sha256: str | None = None) -> Index:
     return index
 
 
-FIELDS = {"bytes": (0, "i"), "keys": (1, "u"), "key_bytes": (0, "i"), "extensions": (1, "u"),
-          "offset": (2, "i"), "size": (2, "i"), "header": (2, "u")}  # fmt: skip
-"""Dimensions and kind of what an index file holds."""
-
-
 def _parsed(data: bytes) -> Index:
     with zipfile.ZipFile(io.BytesIO(data)) as file:
         parts = {part.filename.removesuffix(".npy"): part for part in file.infolist()}
-        if parts.keys() != FIELDS.keys() or any(part.compress_type for part in parts.values()):
-            raise ValueError(f"expected {', '.join(FIELDS)}, uncompressed")
-        found = {name: array(file.read(part), Limits(array_bytes=max(1, len(data)))) for name, part in parts.items()}
-    for name, (dimensions, kind) in FIELDS.items():
-        if found[name].ndim != dimensions or found[name].dtype.kind != kind:
-            raise ValueError(f"{name} is {found[name].shape} of {found[name].dtype}")
-    total, width = int(found["bytes"]), int(found["key_bytes"])
-    keys = found["keys"].astype(np.uint8).tobytes()
-    extensions = found["extensions"].astype(np.uint8).tobytes().decode()
-    index = Index(
-        total,
-        np.frombuffer(keys, f"S{width}") if keys else np.zeros(0, "S1"),
-        extensions.split("\n") if extensions else [],
-        found["offset"].astype(np.int64, copy=False),
-        found["size"].astype(np.int64, copy=False),
-        found["header"].astype(np.uint32, copy=False),
-    )
-    shape = len(index), len(index.extensions)
-    if width < 1 or {index.offset.shape, index.size.shape, index.header.shape} != {shape}:
-        raise ValueError("its parts do not fit each other")
-    there = index.size >= 0
-    inside = (index.offset >= BLOCK) & (index.offset <= total) & (index.size <= total - index.offset)
-    if not (inside | ~there).all() or (index.size < -1).any() or not there.any(axis=1).all():
+        if parts.keys() != {"about", "keys", "places"} or any(part.compress_type for part in parts.values()):
+            raise ValueError("expected about, keys and places, uncompressed")
+        whole = Limits(array_bytes=max(1, len(data)))
+        about, keys, places = (array(file.read(parts[name]), whole) for name in ("about", "keys", "places"))
+    said = json.loads(about.tobytes())
+    total, extensions = said["bytes"], said["extensions"]
+    is_right = isinstance(total, int) and isinstance(extensions, list) and all(isinstance(e, str) for e in extensions)
+    if not is_right or keys.ndim != 2 or keys.dtype != np.uint8 or places.dtype != np.int64:
+        raise ValueError(f"about is {said!r:.200}, keys {keys.shape} of {keys.dtype}, places of {places.dtype}")
+    if places.shape != (len(keys), len(extensions), 3) or not keys.shape[1]:
+        raise ValueError(f"its parts do not fit each other: keys {keys.shape}, places {places.shape}")
+    offset, size = places[..., 0], places[..., 1]
+    there = size >= 0
+    inside = (offset >= BLOCK) & (offset <= total) & (size <= total - offset)
+    if not (inside | ~there).all() or (size < -1).any() or not there.any(axis=1).all():
         raise ValueError("it names places that are not in its tar")
-    return index
+    return Index(total, keys.view(f"S{keys.shape[1]}").reshape(len(keys)), extensions, places)
 
 
 def save(index: Index, path: str | os.PathLike[str]) -> None:
     """Writes an index file, whole or not at all."""
-    texts = "\n".join(index.extensions).encode()
+    about = json.dumps({"bytes": index.bytes, "extensions": index.extensions}).encode()
+    keys = np.ascontiguousarray(index.keys).view(np.uint8).reshape(len(index), index.keys.dtype.itemsize)
     with atomic_write(path) as f:
-        np.savez(
-            f,
-            bytes=np.int64(index.bytes),
-            keys=np.frombuffer(index.keys.tobytes(), np.uint8),
-            key_bytes=np.int64(index.keys.dtype.itemsize),
-            extensions=np.frombuffer(texts, np.uint8),
-            offset=index.offset,
-            size=index.size,
-            header=index.header,
-        )
+        np.savez(f, about=np.frombuffer(about, np.uint8), keys=keys, places=index.places)
 
 
 class _Bounded:
@@ -223,7 +196,7 @@ def scan(tar: str | os.PathLike[str], limits: Limits = DEFAULT) -> Index:
                 elif extension in sample:
                     raise ValueError(f"{name} is there twice")
                 else:
-                    header = zlib.crc32(os.pread(file.fileno(), BLOCK, offset - BLOCK))
+                    header = crc32(os.pread(file.fileno(), BLOCK, offset - BLOCK))
                     sample[extension] = offset, size, header
         except Exception as error:  # tarfile has its own kinds, and damaged headers find others
             raise BrokenShard(f"{tar}: {error or type(error).__name__}") from error
@@ -281,15 +254,12 @@ def _members(file: IO[bytes], total: int, limits: Limits) -> Iterator[tuple[str,
 def _tabulate(total: int, samples: list[tuple[str, dict[str, tuple[int, int, int]]]]) -> Index:
     extensions = sorted({extension for _, files in samples for extension in files})
     number = {extension: column for column, extension in enumerate(extensions)}
-    offset = np.zeros((len(samples), len(extensions)), np.int64)
-    size = np.full((len(samples), len(extensions)), -1, np.int64)
-    header = np.zeros((len(samples), len(extensions)), np.uint32)
+    places = np.full((len(samples), len(extensions), 3), (0, -1, 0), np.int64)
     for row, (_, files) in enumerate(samples):
         for extension, place in files.items():
-            column = number[extension]
-            offset[row, column], size[row, column], header[row, column] = place
+            places[row, number[extension]] = place
     keys = [key.encode(errors="surrogateescape") for key, _ in samples]
-    return Index(total, np.array(keys, dtype=bytes), extensions, offset, size, header)
+    return Index(total, np.array(keys, dtype=bytes), extensions, places)
 
 
 @contextmanager

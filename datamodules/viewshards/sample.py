@@ -89,7 +89,8 @@ class Contents:
         if name not in self.about:
             raise BrokenSample(f"its .json has no field {name!r}")
         try:
-            found = np.asarray(self.about[name], np.float32)
+            with np.errstate(over="ignore"):  # what float32 cannot hold is not finite
+                found = np.asarray(self.about[name], np.float32)
         except (ValueError, TypeError, OverflowError) as error:
             raise BrokenSample(f"field {name!r} of its .json is not of numbers: {error}") from error
         if not np.isfinite(found).all():

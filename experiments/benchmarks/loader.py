@@ -64,10 +64,11 @@ def theirs(folder: Path) -> Callable[[], int]:
 def resume(samples: int, shards: int) -> tuple[float, int]:
     with tempfile.TemporaryDirectory() as name:
         each, size = samples // shards, 4096
-        offset = np.arange(each)[:, None] * size + BLOCK  # behind its header, which is zeros here
+        places = np.empty((each, 1, 3), np.int64)
+        places[:, 0, 0] = np.arange(each) * size + BLOCK  # behind its header, which is zeros here
+        places[:, 0, 1:] = 64, zlib.crc32(bytes(BLOCK))
         keys = np.array([b"%08d" % i for i in range(each)])
-        headers = np.full((each, 1), zlib.crc32(bytes(BLOCK)), np.uint32)
-        index = Index(each * size, keys, ["txt"], offset, np.full((each, 1), 64), headers)
+        index = Index(each * size, keys, ["txt"], places)
         entries = []
         for s in range(shards):  # a tar of the right size that takes no room, and a real index with its checksum
             tar = Path(name) / f"big-train-{s:06d}.tar"

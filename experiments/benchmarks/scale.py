@@ -109,9 +109,9 @@ def _shards_of(made: EpochOrder, low: int, high: int) -> int:
 def index() -> dict[str, float]:
     """Of a shard of 100,000 images with a label, and of what a loader keeps open."""
     n = SAMPLES // SHARDS
-    numbers, header = np.zeros((n, 2), np.int64), np.zeros((n, 2), np.uint32)
-    one = Index(0, np.array([f"{i:09d}".encode() for i in range(n)]), ["jpg", "cls"], numbers, numbers.copy(), header)
-    megabytes = (one.keys.nbytes + one.offset.nbytes + one.size.nbytes + one.header.nbytes) / 1e6
+    places = np.zeros((n, 2, 3), np.int64)
+    one = Index(0, np.array([f"{i:09d}".encode() for i in range(n)]), ["jpg", "cls"], places)
+    megabytes = (one.keys.nbytes + one.places.nbytes) / 1e6
     return {"shard_mb": megabytes, "loader_mb": megabytes * OPEN_FILES, "all_gb": megabytes * SHARDS / 1000}
 
 

@@ -40,6 +40,8 @@ THEIRS = (
 )
 """Packages of others whose public classes (those in `__all__`) are admitted."""
 PATH = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", re.ASCII)
+LARGEST = 2**28
+"""Bytes of a JSON file."""
 LONGEST = 10_000
 """Characters of a text in a field of any type."""
 
@@ -174,6 +176,8 @@ def read_json(file: Path, wanted: Any) -> Any:
     Raises:
         FileNotFoundError: without the file. ValueError: naming the file, and the key that is not as expected.
     """
+    if file.exists() and (not file.is_file() or file.stat().st_size > LARGEST):
+        raise ValueError(f"{file}: not a file of up to {LARGEST:,} bytes")
     try:
         content = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -489,18 +489,18 @@ def index_of(root):
 @pytest.mark.parametrize("change", ["sizes", "hidden labels", "extensions", "keys", "offsets"])
 def test_a_changed_index_is_refused_and_found(copy, change):
     _, path, index = index_of(copy)
-    size, keys, offset, extensions = index.size.copy(), index.keys.copy(), index.offset.copy(), list(index.extensions)
+    places, keys, extensions = index.places.copy(), index.keys.copy(), list(index.extensions)
     if change == "sizes":
-        size[size > 1] -= 1
+        places[:, extensions.index("png"), 1] -= 1
     elif change == "hidden labels":
-        size[:, extensions.index("cls")] = -1
+        places[:, extensions.index("cls"), 1] = -1
     elif change == "extensions":
         extensions = extensions[::-1]
     elif change == "keys":
         keys[:2] = keys[:2][::-1]
     else:
-        offset[0], offset[1] = index.offset[1], index.offset[0]
-    indices.save(Index(index.bytes, keys, extensions, offset, size, index.header), path)
+        places[0], places[1] = index.places[1], index.places[0]
+    indices.save(Index(index.bytes, keys, extensions, places), path)
     shards = ShardSet(str(copy), "train")
     with pytest.raises(BrokenShard, match="its sha256 differs from the manifest's"):
         shards.read(0)

@@ -31,7 +31,7 @@ def test_offsets_are_where_the_files_are(tmp_path):
     indices.save(index, indices.path_of(str(tar)))
     again = indices.load(tmp_path / "a.idx.npz")
     assert again.extensions == index.extensions and again.bytes == tar.stat().st_size
-    np.testing.assert_array_equal(again.offset, index.offset)
+    np.testing.assert_array_equal(again.places, index.places)
 
 
 def test_a_cut_is_noticed_wherever_it_is(tmp_path):

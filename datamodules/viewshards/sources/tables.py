@@ -45,7 +45,7 @@ class Table(Source):
         column = next((c for c in FILE_COLUMNS if c in rows[0]), None)
         if column is None:
             raise ValueError(f"{path}: no column for the file; expected one of {', '.join(FILE_COLUMNS)}")
-        missing = [row[column] for row in rows if not (path.parent / row[column]).exists()]
+        missing = [row[column] for row in rows if not _is_there(path.parent / row[column])]
         if missing:
             raise FileNotFoundError(f"{path}: {len(missing)} of its files are not there, first {missing[0]!r}")
         for number, row in enumerate(rows, 1):
@@ -117,6 +117,10 @@ class Table(Source):
     def times(self) -> str:  # noqa: D102
         named = [row[name] for rows in self.groups for row in rows for name in (self.column, "tracks") if row.get(name)]
         return times_of(self.path.parent / name for name in named)
+
+
+def _is_there(path: Path) -> bool:
+    return path.is_file() or path.is_dir()  # a pipe would be waited for
 
 
 def _check_row(path: Path, number: int, row: dict[str, Any], column: str, outside: bool) -> None:
