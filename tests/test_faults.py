@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from manyviews.runs import AtomicCheckpointIO, newest_whole
-from manyviews.runs.files import check_secrets, printable, whole, without_credentials, write_text
+from manyviews.runs.files import check_secrets, masked, printable, whole, without_credentials, write_text
 from manyviews.runs.ledger import Attempt, goodput
 from manyviews.runs.storage import load
 from tests.process import Started, environment, gone, run
@@ -124,6 +124,22 @@ def test_a_second_signal_ends_at_once(digits, tmp_path, first, second, code):
 
 
 @slow
+def test_a_second_signal_ends_a_rank_that_waits_for_another(digits, tmp_path):
+    """Rank 0 waits in a collective, where no Python runs; its limit is the default of a quarter of an hour."""
+    fault = {"class_path": "tests.recipe.Fault", "init_args": {"step": 12, "rank": 1, "kind": "silent"}}
+    config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__callbacks=[fault]))
+    process = Started("fit", "--config", config, "--run", tmp_path / "run", *TWO_RANKS, group=True)
+    process.await_((tmp_path / "run/checkpoints/step-00000010.ckpt.sha256").exists)
+    time.sleep(5)
+    for _ in range(2):
+        os.kill(process.pid, signal.SIGTERM)
+        time.sleep(2.5)
+    done = process.end(seconds=60)
+    assert done.returncode == 143 and "the newest checkpoint counts" in done.stderr, done.stderr
+    assert gone(process.pid) and newest_whole(tmp_path / "run/checkpoints").name == "step-00000010.ckpt"
+
+
+@slow
 def test_damaged_files_of_a_run_stop_neither_it_nor_what_reads_it(digits, tmp_path):
     """Empty after a power cut, cut, or of other types: told, and done without."""
     config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__max_steps=20))
@@ -135,7 +151,7 @@ def test_damaged_files_of_a_run_stop_neither_it_nor_what_reads_it(digits, tmp_pa
         done = run(*arguments)
         assert done.returncode == 0 and "finished.json is damaged" in done.stderr, done.stderr
         assert json.loads(finished.read_text())["steps"] == 20
-    for text in ("", "[1", "- 1"):
+    for text in ("", "[1", "- 1", kept[: len(kept) // 2], "[" * 10_000, "a: 2020-01-01"):
         (folder / "config.yaml").write_text(text)
         assert run(*arguments).returncode == 0
         other = run(*arguments, "--model.temperature", "0.3")  # the checkpoint knows what the run is
@@ -174,8 +190,11 @@ def test_what_is_a_credential():
     ):
         with pytest.raises(ValueError, match="environment"):
             check_secrets(config)
-    check_secrets({"tokenizer": "x", "token": None, "root": "http://host/a@b", "tokens": "x", "secretary": "x"})
-    assert without_credentials("--x=s3://k:x@b/c http://h/@") == "--x=s3://***@b/c http://h/@"
+    check_secrets({"tokenizer": "x", "token": None, "tokens": 3, "keys": "x", "author": "x", "key": "x", "mail": "a@b"})
+    assert without_credentials("--x=s3://k:x@b/c?y=1&token=2") == "--x=s3://***@b/c?y=1&token=***"
+    assert without_credentials("https://u:p@ss@host/x") == "https://***@host/x"
+    shown = masked(["--data.root", "a", "--x.api_key=hush", "--token", "hush", "--seed", "3", "http://u:hush@h"])
+    assert shown == ["--data.root", "a", "--x.api_key=***", "--token", "***", "--seed", "3", "http://***@h"]
     assert printable("a\tb\nc\x1b[31m") == "a\\tb\\nc\\x1b[31m"
 
 

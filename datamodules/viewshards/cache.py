@@ -19,9 +19,12 @@ SCHEMES = frozenset({"http", "https", "s3", "gs", "memory"})
 TRIES = 4
 STALLED = 60
 """Seconds after which a server that sends nothing is given up."""
+LONGEST = 3600
+"""Seconds after which any download is given up."""
 LARGEST = 2**30
 """Bytes of a file whose size is not known before."""
-SECRET = re.compile(r"://[^/@]*@")
+SECRET = re.compile(r"://[^@]*:[^@]*@")
+"""A user and password in an address, also with a slash in them."""
 NAME = re.compile(r"[0-9a-f]{16}-.*", re.DOTALL)
 """What files of the cache are called; others in its folder are somebody else's."""
 T = TypeVar("T")
@@ -40,14 +43,17 @@ def is_remote(path: str) -> bool:
         parts = urlsplit(path)
     except ValueError as error:
         raise ValueError(f"{SECRET.sub('://***@', path)!r} is no URL ({error})") from None
-    if "@" in parts.netloc or parts.query or parts.fragment:
+    if "@" in parts.netloc or SECRET.search(path) or "::" in path or parts.query or parts.fragment:
         raise ValueError(
-            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}: refused with a user, password or query, "
-            "since a root is written into files; give credentials by the environment (AWS_ACCESS_KEY_ID and "
+            f"{parts.scheme}://{parts.netloc.rpartition('@')[2].partition(':')[0]}: refused with a user, password or "
+            "query, since a root is written into files; give credentials by the environment (AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, ~/.netrc) or by fsspec's configuration (FSSPEC_HTTP_..., ~/.config/fsspec)"
         )
     if parts.scheme not in SCHEMES:
-        raise ValueError(f"{path}: refused; shards are read from local paths or {', '.join(sorted(SCHEMES))} URLs only")
+        shown = SECRET.sub("://***@", path)
+        raise ValueError(
+            f"{shown}: refused; shards are read from local paths or {', '.join(sorted(SCHEMES))} URLs only"
+        )
     return True
 
 
@@ -77,8 +83,9 @@ def _file_system(url: str) -> tuple[Any, str]:
     if url.startswith("http"):
         import aiohttp
 
-        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(sock_connect=STALLED, sock_read=STALLED)}
-        options["client_kwargs"]["trust_env"] = True  # ~/.netrc and proxies
+        configured = fsspec.config.conf.get(urlsplit(url).scheme, {}).get("client_kwargs", {})
+        timeout = aiohttp.ClientTimeout(total=LONGEST, sock_connect=STALLED, sock_read=STALLED)
+        options["client_kwargs"] = {"timeout": timeout, "trust_env": True, **configured}  # ~/.netrc and proxies
     elif url.startswith("s3"):
         options["config_kwargs"] = {"connect_timeout": STALLED, "read_timeout": STALLED}
     files, path = fsspec.core.url_to_fs(url, **options)

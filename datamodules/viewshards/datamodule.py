@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +35,9 @@ from viewshards.views.points import drawn
 Batch = dict[str, Any]
 
 logger = logging.getLogger(__name__)
+
+PLACE = re.compile(r".*?, sample \d+(?=: )", re.DOTALL)
+"""Of a broken sample, in the words in which it is named."""
 
 
 class ShardDataModule(pl.LightningDataModule):
@@ -109,6 +113,7 @@ class ShardDataModule(pl.LightningDataModule):
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
     ) -> None:
         super().__init__()
+        is_remote(root)  # refuses what no root may be
         self.root, self.global_batch_size, self.views = root, global_batch_size, views
         self.plain = views.plain() if eval_view is None else PlainViews(eval_view)
         self.natural_views, self.label, self.fields, self.text = natural_views, label, list(fields), text
@@ -117,13 +122,14 @@ class ShardDataModule(pl.LightningDataModule):
         self.clusters, self.workers, self.max_broken, self.missing = clusters, workers, max_broken, missing
         self.cells, self.cell_samples = cells, cell_samples
         self.timeout, self.limits, self.accept_changed_data = timeout, limits, accept_changed_data
-        is_remote(root)  # refuses what no root may be
         if timeout <= 0:
             raise ValueError(f"data.timeout must be positive, got {timeout}")
-        self.cache = ShardCache(cache_dir, int(cache_gb * 2**30)) if cache_dir else None
+        self.cache = ShardCache(cache_dir, int(cache_gb * 2**30)) if cache_dir and is_remote(root) else None
         self.mean, self.std = mean, std
         self.position = {"epoch": 0, "consumed": 0}
-        self.broken: dict[str, None] = {}
+        self._numbers: dict[str, NDArray[np.int64]] = {}
+        self.broken: dict[str, str] = {}
+        """Samples that could not be read, by their place, and why."""
         if missing and (natural_views is None or getattr(views, "natural", "ordered") != "ordered"):
             raise ValueError(
                 "missing wants natural_views, and views with natural: ordered: view v is then the v-th of them"
@@ -194,7 +200,10 @@ class ShardDataModule(pl.LightningDataModule):
         batches.epoch, batches.consumed = self.position["epoch"], self.position["consumed"]
         names = self.natural_views, self.label, self.fields
         dataset = ShardDataset(self.train_set, self.views, self.seed, *names, self.text, self.missing)
-        return self._loader(dataset, batches, self.global_batch_size // world, keep=True)
+        workers, ranks = self._processes()
+        if workers and not self.train_set.remote:  # of which no shard should be fetched for a look
+            check_room(dataset, self.global_batch_size // world, workers, ranks)
+        return Loader(dataset, batches, workers, keep=True, timeout=self.timeout)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """The validation batches of this rank; padding has weight 0."""
@@ -215,7 +224,10 @@ class ShardDataModule(pl.LightningDataModule):
             world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         names = self.natural_views, self.label
         dataset = ShardDataset(shards, self.plain, self.seed, *names, text=self.text, missing=self.missing)
-        return self._loader(dataset, EvalBatches(len(shards), batch_size, world, rank), batch_size, keep=False)
+        workers, ranks = self._processes()
+        if workers and self.trainer is None and not shards.remote:  # in training other loaders have taken their part
+            check_room(dataset, batch_size, workers, ranks)
+        return Loader(dataset, EvalBatches(len(shards), batch_size, world, rank), workers, False, self.timeout)
 
     def shards_of(self, split: str) -> ShardSet:
         """The shards of a split; `train` and `val` stand for those this module trains and evaluates on."""
@@ -368,6 +380,8 @@ class ShardDataModule(pl.LightningDataModule):
         Raises:
             ValueError: if it holds no whole numbers, or is of other data.
         """
+        if str(path) in self._numbers:
+            return self._numbers[str(path)]
         data = read(str(path))
         try:
             if Path(path).suffix == ".npz":
@@ -377,13 +391,14 @@ class ShardDataModule(pl.LightningDataModule):
                 found, shards = array(data, self.limits), None
         except Exception as error:  # damaged archives fail in their own ways
             raise ValueError(f"{path}: not readable as .npy or .npz of numbers ({error})") from error
-        if found.dtype.kind not in "iu":
-            raise ValueError(f"{path}: expected whole numbers, got {found.shape} of {found.dtype}")
+        if found.dtype.kind not in "iu" or found.ndim not in (1, 2):
+            raise ValueError(f"{path}: expected whole numbers (samples,) or (C, S), got {found.shape} of {found.dtype}")
         if isinstance(shards, dict):
             self._compare(shards, {self.train_split: self.train_set.fingerprint}, str(path))
         else:
             logger.warning("%s does not say of which samples it is: taken as of %s", path, self.root)
-        return found.astype(np.int64)
+        self._numbers[str(path)] = found.astype(np.int64)
+        return self._numbers[str(path)]
 
     def _train_batches(self, world: int, rank: int) -> TrainBatches:
         frame = self.train_set.counts, self.global_batch_size, self.lanes, self.window, self.seed, world, rank
@@ -394,22 +409,19 @@ class ShardDataModule(pl.LightningDataModule):
             return CellBatches(cells, self.cell_samples or cells.shape[-1], *frame)
         return TrainBatches(*frame)
 
-    def _loader(
-        self, dataset: ShardDataset, batches: TrainBatches | EvalBatches, batch_size: int, keep: bool
-    ) -> DataLoader[Sample]:
-        workers = self.workers
+    def _processes(self) -> tuple[int, int]:
+        """Loader processes of each rank, and ranks of this node."""
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", self.trainer.num_devices if self.trainer else 1))
-        if workers is None:
-            workers = min(16, max(1, len(os.sched_getaffinity(0)) // ranks))
-        if workers and not dataset.shards.remote:  # of which no shard should be fetched for a look
-            check_room(dataset, batch_size, workers, ranks)
-        return Loader(dataset, batches, workers, keep, self.timeout)
+        share = min(16, max(1, len(os.sched_getaffinity(0)) // ranks))
+        return share if self.workers is None else self.workers, ranks
 
     def count_broken(self, problems: Sequence[str]) -> None:
         """Remembers samples that could not be read; raises BrokenShard with their list when they are too many."""
-        self.broken.update(dict.fromkeys(problems))
+        for problem in problems:
+            place = PLACE.match(problem)
+            self.broken.setdefault(place[0] if place else problem, problem)
         if len(self.broken) > self.max_broken * len(self.train_set):
-            listed = "\n  ".join(list(self.broken)[:20])
+            listed = "\n  ".join(list(self.broken.values())[:20])
             raise BrokenShard(
                 f"{len(self.broken)} of {len(self.train_set)} samples of {self.root} cannot be read, more than "
                 f"max_broken = {self.max_broken:g}. `viewshards verify {self.root}` lists them all:\n  {listed}"
@@ -428,7 +440,7 @@ class _Position(pl.Callback):
         if trainer.current_epoch != self.data.position["epoch"]:
             self.data.position = {"epoch": trainer.current_epoch, "consumed": 0}
         for problem in batch["replaced"]:
-            if problem not in self.data.broken:
+            if problem not in self.data.broken.values():
                 logger.warning("replaced by its successor: %s", problem)
         self.data.count_broken(batch["replaced"])
 

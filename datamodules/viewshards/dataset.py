@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -28,6 +29,8 @@ from viewshards.views import MultiView, PlainPoints, PlainVideo, PlainViews, Poi
 
 IN_A_ROW = 16
 """Neighbours tried for a broken sample before the run ends."""
+FIRST = 32
+"""Samples by which it is known what most have."""
 AUGMENTATION, TEXT = 2, 3
 """Branches of the seed tree that pictures and texts draw from; 0 and 1 are the order's."""
 
@@ -152,7 +155,7 @@ class ShardDataset(Dataset[Sample]):
         if not all(there):  # something of the right shape, which `present` says is none
             natural = [natural[max(0, sum(there[: v + 1]) - 1)] for v in range(len(there))]
         if plain and self._first and len(natural) != self._first["views"]:  # else they could not be stacked
-            raise BrokenSample(f"{len(natural)} natural views, the first sample has {self._first['views']}")
+            raise BrokenSample(f"{len(natural)} natural views, most samples have {self._first['views']}")
         views: list[Any]
         if isinstance(self.render, VideoViews | PlainVideo):
             seen, draws = self.render(natural, rng)
@@ -199,18 +202,21 @@ class ShardDataset(Dataset[Sample]):
         found = {name: contents.numbers(name) for name in self.fields}
         for name, value in found.items():
             if self._first and value.shape != self._first[name]:
-                raise BrokenSample(f"field {name!r} is {value.shape}, that of the first sample {self._first[name]}")
+                raise BrokenSample(f"field {name!r} is {value.shape}, in most samples {self._first[name]}")
         return found
 
     @cached_property
     def _first(self) -> dict[str, Any]:
-        """How many natural views the first whole sample has, and the shape of its fields, which all have to have."""
+        """How many natural views most of the first samples have, and the shapes of their fields."""
+        found: list[tuple[tuple[str, Any], ...]] = []
         for sample in range(min(len(self), 1000)):
             with contextlib.suppress(BrokenSample, BrokenShard):
                 contents = Contents(self.shards.read(sample), self.shards.limits, self.labels)
-                views = len(self._natural(contents.files))
-                return {"views": views, **{name: contents.numbers(name).shape for name in self.fields}}
-        return {}
+                fields = {name: contents.numbers(name).shape for name in self.fields}
+                found.append(tuple({"views": len(self._natural(contents.files)), **fields}.items()))
+            if len(found) == FIRST:
+                break
+        return dict(Counter(found).most_common(1)[0][0]) if found else {}
 
     def _label(self, contents: Contents) -> int:
         if self.label == "cls":

@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from rich.markup import escape
 from rich.progress import track
 
 from viewshards import index as indices
@@ -40,7 +41,7 @@ def build_index(root: Path, split: str | None = None, fast: bool = False, limits
     Raises:
         FileNotFoundError: without any tar. BrokenShard: for a tar that is not whole.
     """
-    tars = sorted(root.glob("*.tar"))
+    tars = sorted(tar for tar in root.glob("*.tar") if not tar.name.startswith("."))
     if not tars:
         raise FileNotFoundError(f"{root}: no .tar files in it")
     splits: dict[str, list[Shard]] = defaultdict(list)
@@ -73,16 +74,17 @@ def _highest_class(tar: Path, index: indices.Index, limits: Limits) -> int:
 
 
 def verify(root: Path, limits: Limits = DEFAULT) -> Iterator[str]:
-    """Checks a set as thoroughly as can be: whatever would stop training, and every changed byte. Yields problems.
+    """Checks a set: each file by the checks of training, and that no byte has changed. Yields problems.
 
     The manifest against its checksum; each shard's size, end, index and contents against the manifest; each sample by
-    the very checks of training, with every frame of every clip.
+    the very checks of training, with every frame of every clip. What a recipe asks for beyond its files (a caption in
+    one language, a numeric field, certain views) it does not know.
     """
     manifest = Manifest.load(str(root))
     if not is_untouched(root):
         yield f"{root / MANIFEST}: changed since it was written"
     for split, shards in manifest.splits.items():
-        for shard in track(shards, description=f"verifying {split}"):
+        for shard in track(shards, description=f"verifying {escape(split)}"):
             yield from _verify_shard(root / shard.file, shard, tuple(manifest.labels), limits)
 
 
@@ -156,6 +158,8 @@ def contact_sheet(
 ) -> None:
     """A PNG with evenly spaced samples of a split; the natural views of one sample side by side, broken ones grey."""
     shards = ShardSet(root, split, limits=limits)
+    if not len(shards):
+        raise ValueError(f"{root}: no samples in split {split!r}")
     cells = [_cell(shards, int(i), side) for i in np.linspace(0, len(shards) - 1, min(samples, len(shards)))]
     width = max(cell.shape[1] for cell in cells)
     cells = [

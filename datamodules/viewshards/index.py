@@ -33,6 +33,8 @@ Files = dict[str, bytes]
 """The files of a sample, by extension."""
 
 BLOCK = 512  # of the tar format
+KINDS = 1000
+"""Kinds of files in a tar, each a column of its index."""
 SMALL = 2**12
 """Bytes up to which a file is read together with its header: copying more costs more than another call."""
 
@@ -117,6 +119,8 @@ def load(path: str | os.PathLike[str], sha256: str | None = None) -> Index:
         BrokenShard: if it is damaged, not the one of the manifest, or names places that are not in its tar.
     """
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise ValueError("not a file")
         data = Path(path).read_bytes()
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
             raise ValueError("its sha256 differs from the manifest's")
@@ -188,6 +192,9 @@ def scan(tar: str | os.PathLike[str], limits: Limits = DEFAULT) -> Index:
         try:
             for name, offset, size in _members(file, total, limits):
                 folder, _, base = name.rpartition("/")
+                if base.startswith("."):  # what macOS writes beside each file, and its like; WebDataset takes none
+                    unknown.add(base[:2])
+                    continue
                 stem, _, extension = base.partition(".")
                 key = f"{folder}/{stem}" if folder else stem
                 sample = samples.setdefault(key, {})
@@ -203,7 +210,7 @@ def scan(tar: str | os.PathLike[str], limits: Limits = DEFAULT) -> Index:
     if unknown:
         listed = ", ".join(sorted(repr(name)[1:-1] for name in unknown))
         warnings.warn(f"{tar}: files of unknown type are ignored: {listed}", stacklevel=2)
-    return _tabulate(total, [(key, files) for key, files in samples.items() if files])
+    return _tabulate(tar, total, [(key, files) for key, files in samples.items() if files])
 
 
 def _members(file: IO[bytes], total: int, limits: Limits) -> Iterator[tuple[str, int, int]]:
@@ -227,6 +234,7 @@ def _members(file: IO[bytes], total: int, limits: Limits) -> Iterator[tuple[str,
         if member.sparse is not None:
             raise ValueError(f"{member.name!r} is stored sparsely: pack it with `tar` without --sparse")
         if member.islnk():
+            end = max(end, member.offset_data)
             if member.linkname not in places:
                 raise ValueError(f"{member.name!r} is a hard link to {member.linkname!r}, which is not in front of it")
             places[member.name] = places[member.linkname]
@@ -251,8 +259,13 @@ def _members(file: IO[bytes], total: int, limits: Limits) -> Iterator[tuple[str,
             raise ValueError("something follows its end, perhaps a second tar: join them with `tar --concatenate`")
 
 
-def _tabulate(total: int, samples: list[tuple[str, dict[str, tuple[int, int, int]]]]) -> Index:
+def _tabulate(tar: object, total: int, samples: list[tuple[str, dict[str, tuple[int, int, int]]]]) -> Index:
     extensions = sorted({extension for _, files in samples for extension in files})
+    if len(extensions) > KINDS:
+        raise BrokenShard(
+            f"{tar}: {len(extensions):,} kinds of files, such as .{extensions[0]!r:.60}; a sample's name ends at the "
+            "first dot of its files' names: write the tar with names that have no other dots"
+        )
     number = {extension: column for column, extension in enumerate(extensions)}
     places = np.full((len(samples), len(extensions), 3), (0, -1, 0), np.int64)
     for row, (_, files) in enumerate(samples):

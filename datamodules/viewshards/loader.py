@@ -98,6 +98,8 @@ def check_room(dataset: ShardDataset, batch_size: int, workers: int, ranks: int)
     Raises:
         OSError: saying what there is, what is needed, and which options help.
     """
+    if not len(dataset):
+        return
     arrays = [value for value in _arrays(dataset[0, 0]) if value.nbytes > 0]
     each = sum(array.nbytes for array in arrays) * batch_size
     held = workers * (PREFETCHED + 1)
@@ -115,7 +117,8 @@ def check_room(dataset: ShardDataset, batch_size: int, workers: int, ranks: int)
             )
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = held * (len(arrays) + 8) + 256
-    if torch.multiprocessing.get_sharing_strategy() == "file_descriptor" and files < needed:
+    is_limit = files != resource.RLIM_INFINITY and torch.multiprocessing.get_sharing_strategy() == "file_descriptor"
+    if is_limit and files < needed:
         raise OSError(
             f"{files} files may be open at a time, and {workers} loaders need about {needed}: "
             f"`ulimit -n {2 * needed}`, or set data.workers to fewer or to 0"

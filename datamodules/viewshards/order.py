@@ -155,7 +155,7 @@ class ClusterBatches(TrainBatches):
         rank: int,
     ) -> None:
         super().__init__(counts, global_batch_size, lanes, window, seed, world, rank)
-        if len(clusters) != sum(counts):
+        if clusters.ndim != 1 or len(clusters) != sum(counts):
             raise ValueError(f"clusters of {len(clusters)} samples, but the split has {sum(counts)}")
         self.members = [np.flatnonzero(clusters == c) for c in np.unique(clusters[clusters >= 0])]
         if not len(self):

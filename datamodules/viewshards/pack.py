@@ -25,6 +25,7 @@ import simplejpeg
 import webdataset
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from viewshards import index as indices
@@ -136,7 +137,7 @@ def _pack(
     each = shard_samples or _samples_of(source, encoding, shard_mb)
     made = {"source": source.name, "fingerprint": source.fingerprint(), "shard_samples": each, **encoding.made()}
     times = source.times()
-    done = _take_up(out, made)
+    done = _take_up(out, made, times)
     jobs = _plan(source, out, each)
     if done is not None:
         if done.made.get("times") != times:
@@ -157,7 +158,7 @@ def _pack(
         futures = {pool.submit(_write, job): job for job in jobs}
         try:
             with bar:
-                task = bar.add_task(f"packing {source.name}", total=len(source.samples))
+                task = bar.add_task(f"packing {escape(source.name)}", total=len(source.samples))
                 for future in as_completed(futures):
                     shard, problems, read[futures[future].path] = future.result()
                     skipped += problems
@@ -176,7 +177,7 @@ def _pack(
     return manifest
 
 
-def _take_up(out: Path, made: dict[str, Any]) -> Manifest | None:
+def _take_up(out: Path, made: dict[str, Any], times: str) -> Manifest | None:
     """The manifest if this pack is finished; else notes what is being packed. Refuses a folder with something else."""
     if (out / MANIFEST).exists():
         manifest = Manifest.load(str(out))
@@ -189,12 +190,16 @@ def _take_up(out: Path, made: dict[str, Any]) -> Manifest | None:
             before = json.loads((out / PLAN).read_text())
         except ValueError as error:
             raise ValueError(f"{out / PLAN}: not readable ({error}); empty {out} or give another folder") from error
+        began = before.pop("times", None) if isinstance(before, dict) else None
         if before != made:
-            raise ValueError(f"{out} holds an unfinished pack ({_differences(before, made)}); empty it or give another")
+            what = _differences(before, made) if isinstance(before, dict) else repr(before)[:100]
+            raise ValueError(f"{out} holds an unfinished pack ({what}); empty it or give another")
+        if began != times:
+            raise ValueError(f"{out}: the source was written since this pack began; empty the folder, or give another")
     elif any(out.glob("*.tar")):
         raise ValueError(f"{out} holds tars that are not of this pack; give another folder")
     with atomic_write(out / PLAN) as f:
-        f.write(json.dumps(made).encode())
+        f.write(json.dumps({**made, "times": times}).encode())
     for leftover in out.glob(".*.part"):  # of a process that was killed
         leftover.unlink()
     return None

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from viewshards.limits import DEFAULT, Limits
 
@@ -24,12 +24,24 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 @contextmanager
 def opened(source: bytes | Path, limits: Limits = DEFAULT) -> Iterator[Image.Image]:
-    """A picture by Pillow, its header read, its size checked, its pixels not yet unpacked."""
-    if Image.MAX_IMAGE_PIXELS is not None and limits.pixels > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = limits.pixels  # the user has raised the limit; Pillow has one of its own
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-        limits.check("pixels", math.prod(image.size), f"a picture of {image.width} x {image.height} pixels")
-        yield image
+    """A picture by Pillow, its header read, its size checked, its pixels not yet unpacked.
+
+    Raises:
+        ValueError: for whatever goes wrong with it, also inside of the context.
+    """
+    known, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the limit below takes the place of Pillow's own
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            limits.check("pixels", math.prod(image.size), f"a picture of {image.width} x {image.height} pixels")
+            yield image
+    except UnidentifiedImageError as error:  # whose text has an address in it
+        raise ValueError(f"not a picture of a known format ({', '.join(FORMATS)})") from error
+    except (ValueError, GeneratorExit, KeyboardInterrupt):
+        raise
+    except Exception as error:  # damaged pictures fail in any way
+        raise ValueError(f"a picture that does not decode: {error or type(error).__name__}") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = known
 
 
 def jpeg(data: bytes, limits: Limits = DEFAULT) -> Picture:
@@ -48,6 +60,8 @@ def jpeg(data: bytes, limits: Limits = DEFAULT) -> Picture:
 def picture(data: bytes, limits: Limits = DEFAULT) -> Picture:
     """A picture of any format of the list, put on white where it is transparent."""
     with opened(data, limits) as image:
+        if image.mode == "F":
+            raise ValueError("a picture of floats, whose range is not known")
         if image.mode.startswith("I;16") or image.mode == "I":
             return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

@@ -120,17 +120,19 @@ class Contents:
         elif extension == TRACKS:  # looked at beside its clip; without one alone
             if not any(self._is_clip(each) for each in self.files):
                 self._of(extension, lambda arrays: Tracks.of(arrays, None, self.limits))
+        elif extension == "points.npy":
+            self.cloud(extension)
         elif self._is_clip(extension):
             clip = self.clip(extension)
             self._of(extension, lambda _: clip.video.check())
-        elif kind(extension) == "npy" and (extension == "points.npy" or not self._has_other_views()):
+        elif kind(extension) == "npy" and not self._has_other_views():
             self.cloud(extension)
         else:
             self._of(extension, lambda value: value)
 
     def _has_other_views(self) -> bool:
         """Whether it is a sample of pictures or clips, beside which an array may be anything."""
-        return any(kind(each) in PICTURES or self._is_clip(each) for each in self.files)
+        return any(each == "points.npy" or kind(each) in PICTURES or self._is_clip(each) for each in self.files)
 
     def _is_clip(self, extension: str) -> bool:
         if kind(extension) in ("mp4", "webm"):
@@ -156,7 +158,8 @@ def _about(value: Any, labels: tuple[str, ...]) -> dict[str, Any]:
     """
     if not isinstance(value, dict):
         return {}
-    same = -1 if value.get("same") is None else value["same"]
+    same = -1 if value.get("same") in (None, "") else value["same"]
+    same = int(same) if isinstance(same, float) and same.is_integer() else same  # as pandas writes them
     if not SAME.fullmatch(str(same)) or not isinstance(same, int | str):
         raise ValueError(f"same must be a whole number, got {same!r:.100}")
     value["same"] = int(same)

@@ -89,7 +89,9 @@ class Manifest:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: not readable as JSON ({error})") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError(f"{path}: not a manifest of format {FORMAT}; make it again with `viewshards index {root}`")
+            raise ValueError(
+                f"{path}: not a manifest of format {FORMAT}; pack the set again, or index tars made by others again"
+            )
         try:
             return cls._of({key: value for key, value in content.items() if key not in ("format", "checksum")})
         except ValueError as error:
@@ -122,7 +124,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 def is_untouched(root: str | os.PathLike[str]) -> bool:
     """Whether a set's manifest is as it was written."""
-    text = (Path(root) / MANIFEST).read_text()
+    text = (Path(root) / MANIFEST).read_bytes().decode(errors="replace")
     found = re.search(r'"checksum": "([0-9a-f]{64})"', text)
     return found is not None and found[1] == _sha256(text.replace(found[1], NO_CHECKSUM, 1))
 
@@ -186,7 +188,7 @@ def _short(value: Any) -> str:
 def changes(before: Any, now: Fingerprint) -> list[str]:
     """In words what is other data now; empty: nothing."""
     if not isinstance(before, dict):
-        return ["an unreadable fingerprint there"]
+        return ["the fingerprint there cannot be read"]
     if before == now:
         return []
     if before.get("samples") != now["samples"]:

@@ -113,6 +113,8 @@ def _check_tokenizer(text_config: Any, local: bool) -> None:
     if text_config.get("hf_tokenizer_name") and not local:
         raise ValueError("its tokenizer is Hugging Face's, and nothing is downloaded: give a folder, local-dir:PATH")
     options = text_config.get("tokenizer_kwargs") or {}
+    if not isinstance(options, dict):
+        raise ValueError(f"tokenizer_kwargs are {options!r:.100}")
     strange = sorted(set(options) - TOKENIZER_OPTIONS)
     if strange or not all(isinstance(value, str | int | float | None) for value in dict(options).values()):
         raise ValueError(f"tokenizer_kwargs {', '.join(strange) or options} are not admitted")
@@ -184,8 +186,15 @@ class Captions:
 
     def tokens(self, texts: Sequence[str]) -> Ids:
         """(n, context) int64 ids of n texts."""
-        ids: Ids = self._tokenize(list(texts)).numpy()
+        ids: Ids = self._tokenize([self._bounded(text) for text in texts]).numpy()
         return ids
+
+    def _bounded(self, text: str) -> str:
+        """A text without what lies beyond any tokenizer's `context`: time grows with the square of a word's length."""
+        longest = 16 * self.context
+        if len(text) <= longest:
+            return text
+        return " ".join(word[:longest] for word in text.split()[: self.context])
 
     def of(self, fields: Mapping[str, Any]) -> dict[str, list[str]]:
         """The captions of a sample, in order, and the hard captions of each.

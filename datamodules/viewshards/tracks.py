@@ -166,4 +166,6 @@ class TrackedShards(Source):
 
     def fingerprint(self) -> str:  # noqa: D102
         clips = {split: shards.fingerprint for split, shards in self._sets.items()}
-        return f"{super().fingerprint()}-{self.extractor!r}-{self.frames}-{clips}"
+        made = self.extractor  # a function's repr has an address in it
+        name = f"{made.__module__}.{made.__qualname__}" if hasattr(made, "__qualname__") else repr(made)
+        return f"{super().fingerprint()}-{name}-{self.frames}-{clips}"

@@ -51,7 +51,7 @@ class Video:
         data: bytes of an .mp4, .webm, .mkv, .mov or .avi file. limits: of frames and their pixels.
 
     Attributes:
-        length: frames. fps: of the stream.
+        length: frames. fps: of the stream. pixels: of a frame.
 
     Raises:
         ValueError: without a video stream, beyond a limit, or without PyAV.
@@ -62,7 +62,8 @@ class Video:
         with self._opened() as (file, stream):
             self.fps = float(stream.average_rate or 0)
             size = stream.codec_context.width, stream.codec_context.height
-            limits.check("pixels", size[0] * size[1], f"frames of {size[0]} x {size[1]} pixels")
+            self.pixels = size[0] * size[1]
+            limits.check("pixels", self.pixels, f"frames of {size[0]} x {size[1]} pixels")
             self.length = int(stream.frames) or sum(packet.size > 0 for packet in file.demux(stream))
         limits.check("frames", self.length, "frames of a clip")
         if self.length < 1 or not 0 < self.fps < 1e6:
@@ -105,6 +106,14 @@ class Video:
                     missing.discard(number)
                 if not missing:
                     break
+        if missing:  # some containers seek past the frame that was asked for
+            with self._opened() as (file, stream):
+                for number, frame in self._frames(file, stream):
+                    if number in missing:
+                        found[number] = frame.to_ndarray(format="rgb24")
+                        missing.discard(number)
+                    if not missing:
+                        break
         if missing:
             raise ValueError(f"frame {min(missing)} of {self.length} cannot be decoded")
         frames = [found[number] for number in wanted]
@@ -118,8 +127,13 @@ class Video:
         Raises:
             ValueError: naming the first that is not there, or does not decode.
         """
+        missing, sizes = set(range(self.length)), set()
         with self._opened() as (file, stream):
-            missing = set(range(self.length)).difference(number for number, _ in self._frames(file, stream))
+            for number, frame in self._frames(file, stream):
+                missing.discard(number)
+                sizes.add((frame.width, frame.height))
+        if len(sizes) > 1:
+            raise ValueError("frames of several sizes in one clip")
         if missing:
             raise ValueError(f"frame {min(missing)} of {self.length} cannot be decoded")
 
@@ -128,7 +142,7 @@ class FrameArray:
     """A clip that is an array (T, H, W, 3) already, behind the same interface."""
 
     def __init__(self, frames: NDArray[Any]) -> None:
-        if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
+        if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not frames.size:
             raise ValueError(f"a clip is an array (T, H, W, 3) of bytes, got {frames.shape} of {frames.dtype}")
         self.frames, self.length = frames, len(frames)
 
@@ -201,7 +215,10 @@ def _numbers(arrays: Mapping[str, NDArray[Any]], name: str, dimensions: int, lim
             f"{name} must be an array of {dimensions} dimensions of whole numbers of at least 0, got {found.shape} of "
             f"{found.dtype}"
         )
+    if found.size and int(found.max()) >= 2**62:
+        raise ValueError(f"{name} has the number {int(found.max())}")
     if limits is not None:
+        limits.check("array_bytes", 8 * found.size, f"bytes of {name} as whole numbers")
         limits.check("trajectories", int(found.max(initial=0)), f"numbers in {name}")
     return found.astype(np.int64)
 
@@ -308,6 +325,7 @@ def clip_file(path: Path, limits: Limits = DEFAULT) -> tuple[str, bytes]:
         if extension in (".mp4", ".webm"):
             return extension.removeprefix("."), data
         video = Video(data, limits)
+        limits.check("array_bytes", 3 * video.length * video.pixels, "bytes of all frames")
         frames = video.read(range(video.length))
     buffer = io.BytesIO()
     np.save(buffer, frames, allow_pickle=False)
@@ -319,6 +337,8 @@ def _frames_in(folder: Path, limits: Limits) -> list[Frames]:
     paths, frames, total = sorted(folder.iterdir()), [], 0
     limits.check("frames", len(paths), "frames of a clip")
     for path in paths:
+        if not path.is_file():
+            raise ValueError(f"{path}: not a file")
         with opened(path, limits) as image:
             total += 3 * image.width * image.height
             limits.check("array_bytes", total, "bytes of all frames")

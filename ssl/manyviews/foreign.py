@@ -16,9 +16,10 @@ import inspect
 import json
 import os
 import re
+import reprlib
 import types
 import typing
-from collections import abc
+from collections import OrderedDict, abc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -39,9 +40,12 @@ THEIRS = (
     "lightning.pytorch.plugins",
 )
 """Packages of others whose public classes (those in `__all__`) are admitted."""
+WORD = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
 PATH = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", re.ASCII)
 LARGEST = 2**28
 """Bytes of a JSON file."""
+MOST, DEEPEST = 1_000_000, 100
+"""Values of a configuration, and levels."""
 LONGEST = 10_000
 """Characters of a text in a field of any type."""
 
@@ -54,6 +58,10 @@ set_parsing_settings(instantiate_subclass_spec_in_any=False)
 
 class Unchecked:
     """In the place of an annotation: a value that its reader checks."""
+
+
+class Unknown:
+    """In the place of an annotation that cannot be read, where the parser may see more: no text that names a class."""
 
 
 class Refused(ValueError):
@@ -91,6 +99,57 @@ def class_paths(config: Any) -> set[str]:
     return set().union(*map(class_paths, config)) if isinstance(config, list | tuple) else set()
 
 
+def plain(value: Any, where: str) -> Any:
+    """A copy of plain types: dicts, lists, texts, numbers, nothing; of bounded size and depth, nothing shared.
+
+    A pickle can hold a dict whose methods are replaced, and a few lists that hold each other stand for any number.
+
+    Raises:
+        Refused: for anything else.
+    """
+    left = MOST
+
+    def copied(given: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1 + (len(given) // 100 if type(given) is str else 0)
+        if left < 0 or depth > DEEPEST:
+            raise Refused(where, f"more than {MOST:,} values, or deeper than {DEEPEST} levels")
+        kind = type(given)
+        if isinstance(given, dict) and kind in (dict, OrderedDict):
+            return {copied(key, depth + 1): copied(child, depth + 1) for key, child in dict.items(given)}
+        if kind in (list, tuple):
+            return [copied(child, depth + 1) for child in given]
+        if given is None or kind in (str, int, float, bool):
+            return given
+        raise Refused(where, f"expected plain data, got a {kind.__name__}")
+
+    return copied(value, 0)
+
+
+def read_yaml(file: Path) -> Any:
+    """A YAML file of the user's own, or of anybody.
+
+    Raises:
+        OSError: without the file. ValueError: naming the file, if it is no YAML of plain types.
+    """
+    if file.exists() and (not file.is_file() or file.stat().st_size > LARGEST):
+        raise ValueError(f"{file}: not a file of up to {LARGEST:,} bytes")
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not readable as YAML ({shortened(error)})") from error
+    return plain(content, str(file))
+
+
+def shortened(error: BaseException) -> str:
+    """What went wrong, in one line: the innermost reason."""
+    seen = {id(error)}
+    while error.__cause__ is not None and id(error.__cause__) not in seen:
+        error = error.__cause__
+        seen.add(id(error))
+    return " ".join(str(error).split())[:500] or type(error).__name__
+
+
 def check(value: Any, wanted: Any, where: str) -> None:
     """Checks a value of plain types against the type of its field.
 
@@ -108,6 +167,8 @@ def check(value: Any, wanted: Any, where: str) -> None:
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if wanted is Unchecked:
         return
+    if wanted is Unknown:
+        return _check_plain(value, where, names=False)
     if origin is typing.Annotated:
         check(value, arguments[0], where)
     elif wanted in (Any, object, inspect.Parameter.empty):
@@ -147,23 +208,33 @@ def check_arguments(given: Any, made: Any, where: str) -> None:
     _expect(isinstance(given, dict), given, f"arguments of {made.__name__}", where)
     known, is_open = _parameters(made)
     for name, value in given.items():
-        if name not in known and not is_open:
+        if name not in known and not (is_open and isinstance(name, str) and name.isidentifier()):
             near = get_close_matches(str(name), known, 1)
             hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(known) or 'none'}"
             raise Refused(where, f"{made.__name__} has no argument {name!r}{hint}")
-        check(value, known.get(name, Any), f"{where}.{name}")
+        check(value, known.get(name, Unknown), f"{where}.{name}")
 
 
 def owner_of(file: Path) -> Path | None:
-    """The run folder or exported folder that a file lies in; None outside of any."""
-    for folder in dict.fromkeys([*file.absolute().parents, *file.resolve().parents]):
-        is_run = (folder / "run.json").is_file() or any((folder / "checkpoints").glob("step-*.ckpt"))
-        is_export = (folder / "open_clip_config.json").is_file() or (
-            (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
-        )
-        if is_run or is_export:
-            return folder
+    """The run folder or exported folder that a file lies in; None outside of any.
+
+    What anything of a run lies beside, or one level above, counts as of that run; further up only what a run is sure
+    to hold, since a home folder may well have a folder of checkpoints.
+    """
+    for path in (file.absolute(), file.resolve()):
+        for level, folder in enumerate(path.parents):
+            marks = SURE if level > 1 else (*SURE, *LIKELY)
+            if any(next(iter(folder.glob(mark)), None) is not None for mark in marks):
+                return folder
     return None
+
+
+SURE = ("run.json", "open_clip_config.json")
+LIKELY = (
+    "checkpoints/*.ckpt", "*.ckpt", "attempts", "finished.json", "evaluations", "hparams.yaml", "events.out.tfevents.*",
+    "model.safetensors", "pytorch_model.bin",
+)  # fmt: skip
+"""Files that a folder of a run or an export holds."""
 
 
 def read_json(file: Path, wanted: Any) -> Any:
@@ -179,7 +250,9 @@ def read_json(file: Path, wanted: Any) -> Any:
     if file.exists() and (not file.is_file() or file.stat().st_size > LARGEST):
         raise ValueError(f"{file}: not a file of up to {LARGEST:,} bytes")
     try:
-        content = json.loads(file.read_bytes())
+        content = plain(json.loads(file.read_bytes()), str(file))
+    except Refused:
+        raise
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not readable as JSON ({error})") from error
     if not isinstance(wanted, dict):
@@ -196,9 +269,9 @@ def read_json(file: Path, wanted: Any) -> Any:
 
 
 def _check_union(value: Any, members: tuple[Any, ...], where: str) -> None:
-    is_path = isinstance(value, str) and PATH.fullmatch(value)
-    builds = [m for m in members if _builds(m)]
-    # Where a class is wanted as well as a text, the parser takes a text that names a class for that class.
+    builds = [member for member in members if _builds(member)]
+    # Where a class is wanted as well as a text, the parser reads a text for the class that it names or describes.
+    is_path = isinstance(value, str) and not WORD.fullmatch(value)
     errors: list[Refused] = []
     for member in builds if is_path and builds else members:
         try:
@@ -263,7 +336,8 @@ def _check_class(value: Any, wanted: Any, where: str) -> None:
     is_spec = isinstance(spec, dict) and "class_path" in spec and spec.keys() <= {"class_path", "init_args"}
     _expect(is_spec, value, f"class_path and init_args of a {wanted.__name__}", where)
     made = _admitted(spec["class_path"], wanted, where)
-    check_arguments(spec.get("init_args") or {}, made, f"{where}.init_args")
+    given = spec.get("init_args")
+    check_arguments({} if given is None else given, made, f"{where}.init_args")
 
 
 def _admitted(path: Any, wanted: type, where: str) -> Any:
@@ -320,7 +394,7 @@ def _parameters(made: Any) -> tuple[dict[str, Any], bool]:
     """Names and annotations of what a class is built with; and whether it takes names that no signature has."""
     if dataclasses.is_dataclass(made):
         hints = _hints(made)
-        return {f.name: hints.get(f.name, Any) for f in dataclasses.fields(made) if f.init}, False
+        return {f.name: hints.get(f.name, Unknown) for f in dataclasses.fields(made) if f.init}, False
     found: dict[str, Any] = {}
     for owner in made.__mro__ if inspect.isclass(made) else (made,):
         init = owner.__dict__.get("__init__") if inspect.isclass(owner) else owner
@@ -330,7 +404,7 @@ def _parameters(made: Any) -> tuple[dict[str, Any], bool]:
         parameters = list(signature.parameters.values())[1 if inspect.isclass(owner) else 0 :]
         for parameter in parameters:
             if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                found.setdefault(parameter.name, hints.get(parameter.name, Any))
+                found.setdefault(parameter.name, hints.get(parameter.name, Unknown))
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             return found, False
     return found, True
@@ -343,19 +417,20 @@ def _hints(of: Any) -> dict[str, Any]:
         return {}
 
 
-def _check_plain(value: Any, where: str) -> None:
-    """Values of a field of any type: nothing in them may be taken for a class."""
+def _check_plain(value: Any, where: str, names: bool = True) -> None:
+    """Values of a field of any type: nothing in them may be taken for a class. `names`: whether texts may have dots."""
     if isinstance(value, dict):
         _expect("class_path" not in value, value, "no class here", where)
         for key, child in value.items():
-            _check_plain(key, f"{where}, a key")
-            _check_plain(child, f"{where}.{key}")
+            _check_plain(key, f"{where}, a key", names)
+            _check_plain(child, f"{where}.{key}", names)
     elif isinstance(value, list | tuple):
         for number, child in enumerate(value):
-            _check_plain(child, f"{where}[{number}]")
+            _check_plain(child, f"{where}[{number}]", names)
     elif isinstance(value, str):
         is_plain = len(value) <= LONGEST and not _is_structured(value)
         _expect(is_plain, value, f"a text of up to {LONGEST} characters that is no YAML", where)
+        _expect(names or WORD.fullmatch(value), value, "a single word: it could name a class or a file", where)
     else:
         _expect(value is None or isinstance(value, int | float), value, "plain data", where)
 
@@ -383,5 +458,8 @@ def _is_number(text: str) -> bool:
 
 def _expect(is_right: object, value: Any, expected: str, where: str) -> None:
     if not is_right:
-        shown = repr(value)
-        raise Refused(where, f"expected {expected}, got {shown if len(shown) < 200 else shown[:200] + '...'}")
+        raise Refused(where, f"expected {expected}, got {SHOWN.repr(value)}")
+
+
+SHOWN = reprlib.Repr()
+SHOWN.maxstring = SHOWN.maxother = 200

@@ -26,7 +26,7 @@ from PIL import Image
 from manyviews.backbones import ConvNet, Exported
 from manyviews.cli.evaluate import foreign_config
 from manyviews.cli.export import export_backbone
-from manyviews.cli.fit import _check_config, _steps_of
+from manyviews.cli.fit import _steps_of, check_file
 from manyviews.evaluation import FewShotSVM, ZeroShot
 from manyviews.runs import Ledger, newest_whole
 from manyviews.runs.folder import CONFIG_KEY, RunFolder
@@ -407,11 +407,12 @@ def test_checkpoints(tmp_path):
 def test_configurations(tmp_path):
     whole = json.dumps(a_config()).encode()
     folder = RunFolder(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
 
     def use(data):
         folder.config_file.write_bytes(data)
         folder.check(json.loads(whole))
-        _check_config(folder.config_file)
+        check_file(folder.config_file)
         content = {CONFIG_KEY: yaml.safe_load(data), "state_dict": {}, "global_step": 0}
         foreign_config(content, folder.config_file)
 

@@ -15,7 +15,7 @@ from viewshards.decode import Arrays, array
 from viewshards.limits import DEFAULT, Limits
 from viewshards.order import generator
 from viewshards.sources.folders import Folder
-from viewshards.sources.source import SPLITS, Source, hashed_split
+from viewshards.sources.source import SPLITS, Source, hashed_split, times_of
 from viewshards.views.points import Cloud, checked, turned
 
 ARRAYS = frozenset({".npy", ".npz"})
@@ -49,7 +49,7 @@ class Hdf5(Source):
         classes = names.read_text().splitlines() if names.is_file() else []
         self._files, self.samples, self._places = [], [], []
         highest = -1
-        paths = sorted(root.glob("*.h5"))
+        self._paths = paths = sorted(path for path in root.glob("*.h5") if path.is_file())
         kinds = {re.sub(r"\d+$", "", path.stem) for path in paths}
         splits = [next((s for s in SPLITS if s in path.stem), "train") for path in paths]
         if len(kinds) > len(set(splits)):  # ScanObjectNN's variants lie side by side
@@ -76,6 +76,9 @@ class Hdf5(Source):
                 self._places.append((number, i))
         self.labels = {"cls": classes or [str(c) for c in range(highest + 1)]}
 
+    def times(self) -> str:  # noqa: D102
+        return times_of(self._paths)
+
     def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
         number, i = self._places[sample]
         clouds, labels = self._files[number]
@@ -94,6 +97,8 @@ def _dataset(file: Any, name: str, limits: Limits) -> NDArray[Any]:
     found: Any = file[name] if type(link).__name__ == "HardLink" else None
     if not hasattr(found, "shape") or found.external is not None or found.is_virtual:
         raise ValueError(f"{name} does not lie in this file, but in one that it names")
+    if found.dtype.kind not in "fiu":
+        raise ValueError(f"{name} is of {found.dtype}, expected numbers")
     limits.check("array_bytes", found.size * found.dtype.itemsize, f"{name} in bytes")
     values: NDArray[Any] = found[:]
     return values
@@ -205,25 +210,21 @@ def _of_mesh(trimesh: Any, data: bytes, kind: str, name: str, points: int, limit
     return np.asarray(cloud, np.float32)
 
 
-OFF = re.compile(rb"\s*(?:COFF|NOFF|CNOFF|OFF)?(?:\s|#[^\n]*\n)*(\d{1,18})\s+(\d{1,18})\s+\d{1,18}")
-
-
 def _declared(data: bytes, kind: str) -> tuple[int | None, int | None]:
     """Vertices and faces that the header of a PLY or OFF file names."""
     if kind == "ply":
-        header = data[: data.find(b"end_header")][: 2**20]
-        named = {name: int(count) for name, count in re.findall(rb"element\s+(\w+)\s+(\d{1,18})\b", header)}
-        if b"vertex" not in named:
-            raise ValueError("a PLY file without `element vertex` in its header")
-        return named[b"vertex"], named.get(b"face")
-    if kind == "off":
-        found = re.match(
-            rb"\s*(?:COFF|NOFF|CNOFF|OFF)?(?:\s|#[^\n]*\n)*(\d{1,18})\s+(\d{1,18})\s+\d{1,18}", data[: 2**16]
-        )
-        if found is None:
-            raise ValueError("an OFF file without its three counts")
-        return int(found[1]), int(found[2])
-    return None, None
+        lines = [line.split() for line in data[: data.find(b"end_header")][: 2**16].splitlines()]
+        named = {line[1]: line[2] for line in lines if len(line) == 3 and line[0] == b"element"}
+        counts = [named.get(b"vertex", b""), named.get(b"face", b"0")]
+    elif kind == "off":
+        lines = [line.partition(b"#")[0].split() for line in data[: 2**16].splitlines()]
+        words = [word for line in lines for word in line]
+        counts = words[1:3] if words and words[0].endswith(b"OFF") else words[:2]
+    else:
+        return None, None
+    if len(counts) != 2 or not all(count.isdigit() and len(count) < 19 for count in counts):
+        raise ValueError("a header that does not say how many vertices and faces there are")
+    return int(counts[0]), int(counts[1])
 
 
 def _kept(array: NDArray[Any]) -> NDArray[Any]:

@@ -75,3 +75,7 @@ class VideoFolder(Folder):
         tracks = self.paths[sample].with_suffix(".traj.npz")
         more = {"traj.npz": tracks.read_bytes()} if tracks.is_file() else {}
         return {**super().files(sample), **more}
+
+    def times(self) -> str:  # noqa: D102
+        beside = [path.with_suffix(".traj.npz") for path in self.paths]
+        return times_of([*self.paths, *(path for path in beside if path.is_file())])

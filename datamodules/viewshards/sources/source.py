@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from viewshards.limits import DEFAULT, Limits
-from viewshards.pictures import opened
+from viewshards.pictures import picture
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 SPLITS = ("train", "val", "test")
@@ -50,8 +50,9 @@ class Source(ABC):
 
 
 def times_of(paths: Iterable[Path]) -> str:
-    """A hash of when these files were written."""
-    return hashlib.sha256(json.dumps([path.stat().st_mtime_ns for path in paths]).encode()).hexdigest()[:16]
+    """A hash of when these files were written; of a folder, the files in it."""
+    files = [each for path in paths for each in ([path] if path.is_file() else sorted(path.iterdir()))]
+    return hashlib.sha256(json.dumps([path.stat().st_mtime_ns for path in files]).encode()).hexdigest()[:16]
 
 
 def files_below(root: Path, extensions: frozenset[str]) -> list[Path]:
@@ -69,8 +70,7 @@ def image_file(path: Path, limits: Limits = DEFAULT) -> tuple[str, bytes]:
     limits.check("file_bytes", path.stat().st_size, "bytes of a file")
     if extension in ("jpg", "jpeg", "png", "webp"):
         return extension, path.read_bytes()
-    with opened(path, limits) as image:
-        return "png", png(image.convert("RGBA" if "transparency" in image.info else "RGB"))
+    return "png", png(Image.fromarray(picture(path.read_bytes(), limits)))
 
 
 def png(image: Image.Image) -> bytes:
@@ -82,7 +82,7 @@ def png(image: Image.Image) -> bytes:
 
 def hashed_split(key: str, val_fraction: float) -> str:
     """`train` or `val`, by a hash of the key."""
-    share = int(hashlib.sha1(key.encode()).hexdigest()[:8], 16) / 2**32
+    share = int(hashlib.sha1(key.encode(errors="surrogateescape")).hexdigest()[:8], 16) / 2**32
     return "val" if share < val_fraction else "train"
 
 

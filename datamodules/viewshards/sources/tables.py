@@ -63,7 +63,7 @@ class Table(Source):
         if "label" in self.labels:
             self.labels["cls"] = self.labels.pop("label")
         self.numbers = {name: number for number, name in enumerate(self.labels.get("cls", []))}
-        keys = unique(key if has_views else key.rpartition(".")[0] for key in grouped)
+        keys = unique(key if has_views else key.rpartition(".")[0] or key for key in grouped)
         self.samples = [
             (key, self._split(key, rows[0], split_by, val_fraction))
             for key, rows in zip(keys, self.groups, strict=True)
@@ -137,10 +137,24 @@ def _check_row(path: Path, number: int, row: dict[str, Any], column: str, outsid
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    with open(path, newline="", encoding="utf-8") as f:
-        rows = list(csv.DictReader(f)) if path.suffix == ".csv" else [json.loads(line) for line in f if line.strip()]
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not there, or not a file")
+    rows: list[Any] = []
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as f:
+            if path.suffix == ".csv":
+                rows += csv.DictReader(f)
+            else:
+                rows += [json.loads(line) for line in f if line.strip()]
+    except (csv.Error, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: row {len(rows) + 1} or after it cannot be read ({error})") from error
     if not rows:
         raise ValueError(f"{path}: no rows")
+    column = next((c for c in FILE_COLUMNS if isinstance(rows[0], dict) and c in rows[0]), None)
+    for number, row in enumerate(rows, 1):
+        is_right = isinstance(row, dict) and isinstance(row.get(column, "") if column else "", str)
+        if not is_right or (column and not row.get(column)) or not isinstance(row.get("tracks") or "", str):
+            raise ValueError(f"{path}: row {number}: expected the name of a file in column {column}, got {row!r:.200}")
     return rows
 
 

@@ -197,6 +197,11 @@ class CentreCrop:
     def __call__(self, image: Picture) -> Picture:
         """(H, W, 3) to (size, size, 3)."""
         height, width = image.shape[:2]
+        if max(height, width) > 16 * min(height, width):  # a strip of one pixel would become gigabytes
+            side = min(height, width)
+            high, wide = (max(0, (length - 16 * side) // 2) for length in (height, width))
+            image = np.ascontiguousarray(image[high : height - high, wide : width - wide])
+            height, width = image.shape[:2]
         factor = self.resize / min(height, width)
         image = opencv.resize(image, max(self.resize, round(height * factor)), max(self.resize, round(width * factor)))
         top, left = (image.shape[0] - self.size) // 2, (image.shape[1] - self.size) // 2

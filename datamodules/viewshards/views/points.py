@@ -154,11 +154,11 @@ def checked(cloud: NDArray[np.generic]) -> Cloud:
     """
     if cloud.ndim != 2 or cloud.shape[1] < 3 or not len(cloud) or cloud.dtype.kind != "f":
         raise ValueError(f"a cloud is an array (N, 3) of floats, got {cloud.shape} of {cloud.dtype}")
-    with np.errstate(over="ignore"):  # what float32 cannot hold is not finite
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is not finite
         is_finite = np.isfinite(cloud[:, :3].astype(np.float32)).all()
-    if not is_finite:
-        raise ValueError("a cloud with coordinates that are not finite")
-    if np.abs(cloud[:, :3]).max() > 1e4 and cloud.dtype == np.float64:  # map coordinates would be rounded away
+    if not is_finite or np.abs(cloud[:, :3].astype(np.float64)).max() > 1e18:  # whose squares float32 cannot hold
+        raise ValueError("a cloud with coordinates that are not finite, or too large")
+    if cloud.dtype == np.float64 and np.abs(cloud[:, :3]).max() > 1e4:  # map coordinates would be rounded away
         cloud = cloud[:, :3] - cloud[:, :3].mean(0)
     out: Cloud = cloud[:, :3].astype(np.float32)
     return out

@@ -52,18 +52,27 @@ def load_exported(folder: Path) -> nn.Module:
     how = foreign.read_json(file, EXPORTED)
     wanted = {"class_path": how.get("class_path"), "init_args": how.get("init_args") or {}}
     foreign.check(wanted, nn.Module, str(file))
+    if folder.resolve() in _loading:
+        raise ValueError(f"{file}: names itself")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "backbone")  # as a recipe is read: a backbone may lie in another
+    _loading.add(folder.resolve())
     try:
         made: nn.Module = parser.instantiate(parser.parse_object({"backbone": wanted})).backbone
         inner = made.get_submodule("model") if "architecture" in how else made  # timm's files have timm's names
         inner.load_state_dict(load_file(folder / "model.safetensors"))
-    except (ValueError, OSError):
+    except (foreign.Refused, OSError):
         raise
     except Exception as error:  # the parser, safetensors and torch have their own kinds
         reason = f"its weights are not those of {how['class_path']}"
-        raise ValueError(f"{folder}: {reason}, or it cannot be built: {error}") from error
+        raise ValueError(f"{folder}: {reason}, or it cannot be built: {foreign.shortened(error)}") from error
+    finally:
+        _loading.discard(folder.resolve())
     return made
+
+
+_loading: set[Path] = set()
+"""Folders that are being loaded: one may name another, but not itself."""
 
 
 class Cached(nn.Module):

@@ -111,15 +111,12 @@ def build(name: str, part: Literal["visual", "text"], checkpoint: str | None, op
     import open_clip  # takes seconds
 
     config = copy.deepcopy(model_config(name))
-    if config["text_cfg"].get("hf_model_name") and part == "text":
-        raise ValueError(
-            f"{name}: its text tower is Hugging Face's; only open_clip's own text transformers can be towers"
-        )
     if checkpoint is None and name.startswith(FOLDER):
         files = [Path(name.removeprefix(FOLDER)) / f"open_clip_{f}" for f in ("model.safetensors", "pytorch_model.bin")]
         checkpoint = str(next((file for file in files if file.is_file()), files[0]))
     mine, other = ("vision_cfg", "text_cfg") if part == "visual" else ("text_cfg", "vision_cfg")
     config[mine].update(options)
+    _check_tower(config[mine], mine, f"{name} with {dict(options)!r:.200}" if options else name)
     config[other] = SMALLEST[other]
     config["vision_cfg"]["timm_model_pretrained"] = False
     model = open_clip.CustomTextCLIP(**{k: v for k, v in config.items() if k != "custom_text"})
@@ -204,8 +201,6 @@ def _checked(file: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: without the file. ValueError: for what open_clip does not know, or would look up elsewhere.
     """
-    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-
     if not file.is_file():
         raise FileNotFoundError(f"{file}: not there; {FOLDER}PATH is a model as open_clip saves it")
     content = foreign.read_json(file, {"model_cfg": foreign.Unchecked, "preprocess_cfg": PREPROCESS})
@@ -214,16 +209,25 @@ def _checked(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: no model_cfg with embed_dim, vision_cfg and text_cfg")
     for key, value in found.items():
         if key in ("vision_cfg", "text_cfg"):
-            foreign.check_arguments(value, CLIPVisionCfg if key == "vision_cfg" else CLIPTextCfg, f"{file}: {key}")
+            foreign.check(value, dict[str, foreign.Unchecked], f"{file}: {key}")
         elif key in TOP:
             foreign.check(value, TOP[key], f"{file}: {key}")
         else:
             raise ValueError(
                 f"{file}: unknown key model_cfg.{key}; there are {', '.join(TOP)}, vision_cfg and text_cfg"
             )
-    timm_name = found["vision_cfg"].get("timm_model_name")
-    if timm_name is not None and (":" in timm_name or not timm.is_model(timm_name)):
-        raise ValueError(f"{file}: timm has no model {timm_name!r}; names of a hub or a path are not looked up")
-    if found["text_cfg"].get("hf_model_name") is not None:
-        raise ValueError(f"{file}: a text tower of Hugging Face; only open_clip's own text transformers can be towers")
+    for part in ("vision_cfg", "text_cfg"):
+        _check_tower(found[part], part, str(file))
     return found
+
+
+def _check_tower(config: Mapping[str, Any], part: str, where: str) -> None:
+    """Raises ValueError for a tower that open_clip does not know, or would look up elsewhere."""
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    foreign.check_arguments(dict(config), CLIPVisionCfg if part == "vision_cfg" else CLIPTextCfg, f"{where}: {part}")
+    timm_name = config.get("timm_model_name")
+    if timm_name is not None and (":" in timm_name or not timm.is_model(timm_name)):
+        raise ValueError(f"{where}: timm has no model {timm_name!r}; names of a hub or a path are not looked up")
+    if config.get("hf_model_name") is not None:
+        raise ValueError(f"{where}: a text tower of Hugging Face; only open_clip's own text transformers can be towers")

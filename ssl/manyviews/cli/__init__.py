@@ -66,6 +66,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"manyviews {arguments.command}: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:  # torch's: sizes that do not fit, no memory
+        print(f"manyviews {arguments.command}: {' '.join(str(error).split())[:500]}", file=sys.stderr)
+        return 2
 
 
 def _call(arguments: argparse.Namespace, rest: list[str]) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
-from importlib import import_module
+
+from manyviews.foreign import shortened
 
 CLASS = re.compile(r"Problem with given class_path '([\w.]+)'")
 OPTION = re.compile(r"Option '([\w.-]+)' is not accepted")
@@ -31,7 +33,7 @@ def explain(error: BaseException, options: Iterable[str] = ()) -> str:
     if found := NO_FILE.search(text):
         return f"{found[1]}: no such file"
     if found := NO_CLASS.search(text):
-        return f"{found[1]} has no {found[2]!r}" + _nearest(found[2], dir(import_module(found[1])))
+        return f"{found[1]} has no {found[2]!r}" + _nearest(found[2], dir(sys.modules.get(found[1])))
     if found := GROUP_OPTION.search(text):
         name = f"{found[1]}.{found[2]}"
         return f"no key {name!r}" + _nearest(name, known)
@@ -49,7 +51,7 @@ def explain(error: BaseException, options: Iterable[str] = ()) -> str:
         return f"{found[1]} missing; give --config RECIPE.yaml (experiments/ has them)"
     if text.startswith("Does not validate") and error.__cause__ is not None:  # a constructor's own error
         return explain(error.__cause__, known)
-    return text
+    return text if "\n" not in text else shortened(error)
 
 
 def _nearest(given: str, known: Iterable[str], prefix: str = "") -> str:
@@ -61,6 +63,10 @@ def _nearest(given: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def _arguments(class_path: str) -> list[str]:
+    """Of a class that is imported already: a message is no reason to import anything."""
     module, _, name = class_path.rpartition(".")
-    signature = inspect.signature(getattr(import_module(module), name).__init__)
+    made = getattr(sys.modules.get(module), name, None)
+    if not inspect.isclass(made):
+        return []
+    signature = inspect.signature(made.__init__)
     return [parameter for parameter in signature.parameters if parameter not in ("self", "args", "kwargs")]

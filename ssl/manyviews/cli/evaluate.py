@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +46,9 @@ from manyviews.runs.files import printable, whole
 from manyviews.runs.folder import CONFIG_KEY, RunFolder
 from manyviews.runs.storage import load, newest_whole
 from manyviews.similarity import unit
+
+ROOM = 4 * 2**30
+"""Bytes that building a method may take beside eight times its weights."""
 
 
 @dataclass
@@ -87,11 +93,13 @@ def bring_up(arguments: argparse.Namespace) -> Trained:
     changes["workers"] = getattr(arguments, "workers", None)
     settings = config["data"].setdefault("init_args", {})
     settings.update({key: value for key, value in changes.items() if value is not None})
-    method, data = instantiate(config, str(checkpoint))
+    weights = sum(value.nbytes for value in content["state_dict"].values() if isinstance(value, torch.Tensor))
+    with _bounded(ROOM + 8 * weights):
+        method, data = instantiate(config, str(checkpoint))
     try:
         method.load_state_dict(content["state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
+        reason = foreign.shortened(error)
         raise ValueError(f"{checkpoint}: its weights do not fit its configuration: {reason}") from error
     device = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
@@ -105,18 +113,34 @@ def foreign_config(content: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
         ValueError: if there is none, or it is not such as a run writes. foreign.Untrusted: if it names a class that is
             not admitted.
     """
-    config = content.get(CONFIG_KEY)
-    if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
+    if not isinstance(content.get(CONFIG_KEY), dict):
         raise ValueError(f"{checkpoint}: holds no configuration; it was not written by `manyviews fit`")
     if not isinstance(content.get("state_dict"), dict) or not isinstance(content.get("global_step"), int):
         raise ValueError(f"{checkpoint}: holds no weights or no step; it was not written by `manyviews fit`")
-    try:
-        foreign.check(config["model"], Method, f"{checkpoint}: model")
-        foreign.check(config["data"], pl.LightningDataModule, f"{checkpoint}: data")
-        foreign.check(config.get("seed_everything"), int | None, f"{checkpoint}: seed_everything")
-    except RecursionError:
-        raise ValueError(f"{checkpoint}: its configuration is nested too deeply") from None
+    config: dict[str, Any] = foreign.plain(content[CONFIG_KEY], str(checkpoint))
+    for key, wanted in (("model", Method), ("data", pl.LightningDataModule)):
+        foreign.check(config.get(key), wanted, f"{checkpoint}: {key}")
+        given = config[key] if isinstance(config[key], dict) else {"class_path": config[key]}
+        config[key] = {**given, "init_args": given.get("init_args") or {}}
+    foreign.check(config.get("seed_everything"), int | bool | None, f"{checkpoint}: seed_everything")
     return config
+
+
+@contextmanager
+def _bounded(extra: int) -> Iterator[None]:
+    """Numbers in a foreign configuration can ask for any memory: at most `extra` bytes more than now are given."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        yield
+        return
+    now = int(status.read_text().split()[0]) * resource.getpagesize()
+    most = now + extra if soft == resource.RLIM_INFINITY else min(soft, now + extra)
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def instantiate(config: dict[str, Any], source: str = "configuration") -> tuple[Method, Any]:
@@ -132,7 +156,7 @@ def instantiate(config: dict[str, Any], source: str = "configuration") -> tuple[
     try:
         parsed = parser.parse_object({"model": config["model"], "data": config["data"]})
         ready: Namespace = parser.instantiate(parsed)
-    except (ValueError, OSError):
+    except (foreign.Refused, OSError):
         raise
     except Exception as error:  # the parser has its own kind, and constructors given foreign numbers any
         raise ValueError(f"{source}: cannot be built: {explain(error)}") from error

@@ -31,7 +31,9 @@ def export_backbone(backbone: nn.Module, model_config: dict[str, Any], images: T
     Raises:
         ValueError: if what was loaded back does not give the same features.
     """
-    how: dict[str, Any] = copy.deepcopy(model_config["init_args"]["backbone"])
+    how: Any = copy.deepcopy(model_config["init_args"]["backbone"])
+    how = how if isinstance(how, dict) else {"class_path": how}
+    how = {**how, "init_args": how.get("init_args") or {}}
     while isinstance(backbone, Cached | Exported):  # what they hold is exported, not where it came from
         is_cached = isinstance(backbone, Cached)
         how = how["init_args"]["backbone"] if is_cached else _origin(Path(how["init_args"]["folder"]))

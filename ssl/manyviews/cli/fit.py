@@ -10,14 +10,13 @@ import platform
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
-import torch
 import yaml
+from jsonargparse import ActionConfigFile, set_parsing_settings  # type: ignore[attr-defined]
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -46,6 +45,8 @@ from manyviews.runs.files import check_secrets, write_text
 from manyviews.runs.folder import CONFIG_KEY, provenance
 from manyviews.runs.ledger import goodput
 from manyviews.runs.storage import NAME
+
+set_parsing_settings(config_read_mode_fsspec_enabled=False)  # Lightning lets a configuration be an address
 
 FINISHED = "finished.json"
 ERROR = "error.txt"
@@ -163,66 +164,91 @@ SECTIONS: dict[str, Any] = {
 FIELDS: dict[str, Any] = {
     "model": manyviews.methods.Method,
     "data": pl.LightningDataModule,
-    "optimizer": torch.optim.Optimizer | None,
-    "lr_scheduler": torch.optim.lr_scheduler.LRScheduler | None,
 }
 """What holds a class with its arguments."""
 
 
-def check_files(argv: list[str]) -> None:
-    """Checks the files of a command line that lie in a run's or an exported folder, which may be anybody's.
+TOP: dict[str, Any] = {
+    "seed_everything": int | bool | None,
+    "run": str | None,
+    "timeout": float,
+    "startup_timeout": float,
+    "trust": None,
+}
+FOLDERS = {"dirpath", "save_dir", "root_dir", "default_root_dir", "log_dir", "cache_dir"}
+"""Arguments that name a folder to write into."""
 
-    What the user typed, and files of theirs outside of any such folder, are the user's own word.
+
+class Parser(LightningArgumentParser):
+    """Lightning's, in which a configuration file is what `--config` names, and no value is the name of another file."""
+
+    def add_class_arguments(self, *arguments: Any, **options: Any) -> list[str]:
+        """Without files in the place of values."""
+        names: list[str] = super().add_class_arguments(*arguments, **{**options, "sub_configs": False})
+        return names
+
+    def add_subclass_arguments(self, baseclass: Any, nested_key: str, *_: Any, **options: Any) -> list[str]:
+        """Without files in the place of values, which the parser's own method always reads."""
+        self.add_argument(f"--{nested_key}", type=baseclass, required=bool(options.get("required")))
+        return [nested_key]
+
+    def add_argument(self, *names: Any, **options: Any) -> Any:
+        """`--config` reads files by `ConfigFile`."""
+        if options.get("action") is ActionConfigFile:
+            options["action"] = ConfigFile
+        return super().add_argument(*names, **options)
+
+
+class ConfigFile(ActionConfigFile):
+    """Reads a configuration file; one that lies in a run's or an exported folder may be anybody's and is checked."""
+
+    @staticmethod
+    def apply_config(parser: Any, cfg: Any, dest: str, value: Any) -> None:
+        """Checks the file before the parser sees it."""
+        check_file(Path(str(value)).expanduser())
+        ActionConfigFile.apply_config(parser, cfg, dest, str(Path(str(value)).expanduser()))
+
+
+def check_file(file: Path) -> None:
+    """Checks a `--config` file. One outside of any run's or exported folder is the user's own word.
 
     Raises:
-        ValueError: for a file whose configuration is not admitted, or that cannot be given here.
+        ValueError: if it names what is not admitted. OSError: without the file.
     """
-    words = [part for word in argv for part in word.split("=", 1)]
-    is_config = {value for key, value in itertools.pairwise(words) if key in ("--config", "-c")}
-    seen: set[str] = set()
-
-    def look(word: str) -> None:
-        if word in seen or len(word) > 4096 or "\n" in word or "\0" in word:
-            return
-        seen.add(word)
-        file = Path(word)
-        if file.suffix not in (".yaml", ".yml", ".json") or not file.is_file():
-            return
-        owner = foreign.owner_of(file)
-        if owner is not None and word in is_config:
-            _check_config(file)
-        elif owner is not None and file.suffix != ".json":  # banks are data; their readers check them
-            raise ValueError(
-                f"{file} lies in the folder {owner}, which may be another's: only --config takes a file of it"
-            )
-        elif word in is_config:
-            for text in _texts(yaml.safe_load(file.read_text())):
-                look(text)
-
-    for word in words:
-        look(word)
-
-
-def _check_config(file: Path) -> None:
-    try:
-        config = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{file}: not readable as YAML ({error})") from error
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file")
+    config, owner = foreign.read_yaml(file), foreign.owner_of(file)
+    if isinstance(config, dict) and "config" in config:
+        raise ValueError(f"{file}: a configuration names no other file; give --config twice")
+    if owner is None:
+        return
     if not isinstance(config, dict):
         raise ValueError(f"{file}: expected keys and values, got {config!r:.100}")
     for key, value in config.items():
         if key in SECTIONS:
-            foreign.check_arguments(value or {}, SECTIONS[key], f"{file}: {key}")
+            foreign.check_arguments({} if value is None else value, SECTIONS[key], f"{file}: {key}")
+        elif key in FIELDS or key in TOP:
+            foreign.check(value, FIELDS.get(key, TOP.get(key)), f"{file}: {key}")
         else:
-            foreign.check(value, FIELDS.get(key, Any), f"{file}: {key}")
+            raise ValueError(f"{file}: unknown key {key!r}; there are {', '.join([*SECTIONS, *FIELDS, *TOP])}")
+    if config.get("run") is not None and Path(config["run"]).resolve() != owner.resolve():
+        raise ValueError(
+            f"{file}: run names {config['run']}, not the folder {owner} that it lies in: take that line out"
+        )
+    _check_folders(config, owner, f"{file}")
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for child in value.values() if isinstance(value, dict) else value:
-            yield from _texts(child)
+def _check_folders(value: Any, owner: Path, where: str) -> None:
+    """Raises ValueError for an argument of a foreign file that names a folder outside of its own."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            inside = not isinstance(child, str) or Path(child).resolve().is_relative_to(owner.resolve())
+            if key in FOLDERS and not inside:
+                raise ValueError(f"{where}: {key} is {child!r}, outside of {owner}: copy the file, without that line")
+            _check_folders(child, owner, f"{where}.{key}")
+    elif isinstance(value, list):
+        for child in value:
+            _check_folders(child, owner, where)
 
 
 def fit(argv: list[str]) -> int:
@@ -238,13 +264,14 @@ def fit(argv: list[str]) -> int:
 
 def _fit(argv: list[str]) -> int:
     try:
-        check_files(argv)
         cli = FitCLI(
             pl.LightningModule,
             pl.LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=None,
+            parser_class=Parser,
+            auto_configure_optimizers=False,  # its --optimizer would take the place of model.optimizer and its schedule
             seed_everything_default=0,
             trainer_defaults={
                 "use_distributed_sampler": False,

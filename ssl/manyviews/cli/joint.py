@@ -142,13 +142,14 @@ def search(arguments: argparse.Namespace) -> None:
     if bool(arguments.text) == bool(arguments.image):
         raise ValueError("give --text WORDS or --image FILE")
     trained, method = image_text(arguments)
-    index, numbers = _index(trained, method, arguments.split)
     if arguments.text:
         query = method.embed_text(trained.data.tokens([arguments.text]).to(method.device))
     else:
         view = trained.data.of_picture(trained.data.picture(arguments.image))
         query = method.embed_image(view.to(method.device))
-    scores, found = index.search(query.pooled.float().cpu().numpy(), min(arguments.k, index.ntotal))
+    asked = query.pooled.float().cpu().numpy()
+    index, numbers = _index(trained, method, arguments.split, asked.shape[1])
+    scores, found = index.search(asked, min(arguments.k, index.ntotal))
     samples, views = numbers[found[0]].T
     pixels: dict[tuple[int, int], Any] = {}
     for view in np.unique(views).tolist():
@@ -166,7 +167,7 @@ def search(arguments: argparse.Namespace) -> None:
     print(f"contact sheet: {arguments.out}")
 
 
-def _index(trained: Trained, method: ImageText, split: str) -> tuple[Any, Any]:
+def _index(trained: Trained, method: ImageText, split: str, width: int) -> tuple[Any, Any]:
     """An exact faiss index of the images of a split, and (sample, natural view) of its entries.
 
     The embeddings are kept in the run, as plain arrays: of these weights, these shards and this way of looking at them.
@@ -187,7 +188,9 @@ def _index(trained: Trained, method: ImageText, split: str) -> tuple[Any, Any]:
     try:
         with np.load(path, allow_pickle=False) as kept:
             embedded, numbers = kept["embedded"].astype(np.float32), kept["numbers"].astype(np.int64)
-        if embedded.ndim != 2 or numbers.shape != (len(embedded), 2):
+        samples = len(trained.data.shards_of(split))
+        is_right = embedded.shape == (len(embedded), width) and numbers.shape == (len(embedded), 2)
+        if not is_right or not ((numbers >= 0) & (numbers < (samples, 2**31))).all():
             raise ValueError("its parts do not fit each other")
     except FileNotFoundError:
         embedded, numbers = _embedded(trained, method, split)
@@ -197,7 +200,7 @@ def _index(trained: Trained, method: ImageText, split: str) -> tuple[Any, Any]:
     except Exception as error:  # damaged archives fail in their own ways
         print(f"{path}: not readable ({error}); made again")
         path.unlink()
-        return _index(trained, method, split)
+        return _index(trained, method, split, width)
     index = faiss.IndexFlatIP(embedded.shape[1])
     index.add(embedded)
     return index, numbers

@@ -8,11 +8,11 @@ something else. The features of all stages, each of unit length, stand side by s
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 from pathlib import Path
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from sklearn.cluster import MiniBatchKMeans
 
@@ -54,9 +54,17 @@ def multistage(argv: list[str], folder: Path, stages: int, k: int = 10) -> list[
         code = fit([*argv, "--run", str(run), *clusters])
         if code:
             raise StageError(run, code)
-        if stage + 1 < stages and not (folder / f"clusters-{stage}.npz").exists():
+        if stage + 1 < stages and not _is_whole(folder / f"clusters-{stage}.npz"):
             cluster(run, k, before if stage else None, folder / f"clusters-{stage}.npz")
     return runs
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return bool(file["numbers"].ndim == 1 and len(file["shards"]))
+    except Exception:  # not there, or damaged in any way: made again
+        return False
 
 
 def cluster(run: Path, k: int, before: Path | None, out: Path, seed: int = 0) -> None:
@@ -80,9 +88,14 @@ def refine(before: NDArray[np.int64] | None, now: NDArray[np.int64], k: int) -> 
 
 def command(arguments: argparse.Namespace, rest: list[str]) -> None:
     """All stages, then kNN and a linear probe on each stage's features and on all of them."""
-    given = yaml.safe_load(Path(arguments.config).read_text())
-    typed = {word for text in rest for word in text.split("=", 1) if foreign.PATH.fullmatch(word)}
-    with foreign.trusting(foreign.class_paths(given) | typed):  # the user's own words, in their own runs
+    file = Path(arguments.config)
+    given = foreign.read_yaml(file)
+    words = [word for text in rest for word in text.split("=", 1)]
+    named = {word for key, word in itertools.pairwise(words) if key == "--trust"}
+    named |= {word for word in words if foreign.PATH.fullmatch(word)}
+    if foreign.owner_of(file) is None:
+        named |= foreign.class_paths(given)
+    with foreign.trusting(named):  # the user's own words, in their own runs
         _command(arguments, rest)
 
 

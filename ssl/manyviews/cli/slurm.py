@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from manyviews.foreign import read_yaml
+
 SCRIPTS = Path("slurm")
 OUTPUT = Path("runs/slurm")
 EVALUATIONS = ("probe", "knn", "svm", "accuracy", "retrieve", "fewshot", "zeroshot", "composition", "transfer", "cost")
@@ -27,9 +29,11 @@ def points(path: Path) -> list[list[str]]:
     Raises:
         ValueError: naming the file and what is wrong in it.
     """
-    content = yaml.safe_load(path.read_text())
+    content = read_yaml(path)
     if not isinstance(content, dict) or content.keys() != {"recipe", "grid"}:
         raise ValueError(f"{path}: a grid has the keys recipe and grid, no others")
+    if not isinstance(content["recipe"], str) or not isinstance(content["grid"] or {}, dict):
+        raise ValueError(f"{path}: recipe must be a path and grid map keys to lists of values")
     recipe = path.parent / content["recipe"]
     if not recipe.exists():
         raise ValueError(f"{path}: recipe {recipe} does not exist")
@@ -121,7 +125,7 @@ def _refuse(arguments: argparse.Namespace, target: Path, run: str | None) -> Non
         raise ValueError("--at-once is for a sweep")
     if arguments.job == "sweep" and run and "--array=" not in arguments.sbatch:
         raise ValueError(f'all tasks would go on in {run}: name one, --sbatch="--array=3" --run runs/NAME-ARRAY_3')
-    if arguments.job == "pretrain" and "grid" in (yaml.safe_load(target.read_text()) or {}):
+    if arguments.job == "pretrain" and "grid" in (read_yaml(target) or {}):
         raise ValueError(f"{target} is a grid: manyviews submit sweep {target}")
     if arguments.job == "probe" and target.is_dir() and not (target / "checkpoints").exists():
         raise ValueError(f"{target} is no run: it has no checkpoints")

@@ -150,7 +150,8 @@ class FewShotSVM(Protocol):
 
 
 def _samples(shards: Any) -> str:
-    found = {split: value.get("samples") for split, value in dict(shards).items() if isinstance(value, dict)}
+    named = shards.items() if isinstance(shards, dict) else ()
+    found = {split: value.get("samples") for split, value in named if isinstance(value, dict)}
     return ", ".join(f"{split} of {count} samples" for split, count in found.items()) or "unknown"
 
 

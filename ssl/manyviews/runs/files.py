@@ -9,9 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CREDENTIALS = re.compile(r"(?<=://)[^/@\s'\"]+@")
-SECRET = re.compile(r"(^|_)(api_?key|token|password|passwd|secret|credentials?)$", re.IGNORECASE)
-"""Names of options whose values are credentials."""
+USER = re.compile(r"(?<=://)[^\s'\"]*@|(?<![\w.+-])[\w.+-]+:[^\s/@]+@(?=[\w.-]+)")
+"""Who may read an address: what stands before its @."""
+QUERY = re.compile(r"(?<=[?&])([^=&\s]*(?:sig|token|key|secret|password|credential)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE)
+"""A value in an address that lets anybody read it."""
+SECRETS = frozenset(
+    {"token", "secret", "password", "passwd", "passphrase", "pwd", "auth", "authorization", "bearer", "sas"}
+    | {"credential", "credentials", "apikey"}
+)
+KEYS = frozenset(["api", "access", "secret", "private", "account"])
+"""What makes a `key` a credential."""
 
 
 @contextmanager
@@ -42,9 +49,26 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text)
 
 
+def is_secret(name: str) -> bool:
+    """Whether an option of this name holds a credential: `api_key`, `AccessKeyId`, `HF_TOKEN`, `x-auth`."""
+    parts = {part.lower() for part in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
+    return bool(parts & SECRETS) or ("key" in parts and bool(parts & KEYS))
+
+
 def without_credentials(text: str) -> str:
-    """A text in which no URL shows who may read it."""
-    return CREDENTIALS.sub("***@", text)
+    """A text in which no address shows who may read it."""
+    return QUERY.sub(r"\1***", USER.sub("***@", text))
+
+
+def masked(arguments: list[str]) -> list[str]:
+    """A command line without credentials."""
+    shown, hide = [], False
+    for word in arguments:
+        name, equals, _ = word.partition("=")
+        is_option = name.startswith("-") and is_secret(name.rpartition(".")[2])
+        shown.append("***" if hide else f"{name}=***" if is_option and equals else without_credentials(word))
+        hide = is_option and not equals
+    return shown
 
 
 def check_secrets(config: Any, where: str = "") -> None:
@@ -56,13 +80,13 @@ def check_secrets(config: Any, where: str = "") -> None:
     if isinstance(config, dict):
         for key, value in config.items():
             place = f"{where}.{key}" if where else str(key)
-            if SECRET.search(str(key)) and isinstance(value, str) and value:
+            if is_secret(str(key)) and value not in (None, "", [], {}, True, False):
                 raise ValueError(f"{place}: a credential would be written into files; give it by the environment")
             check_secrets(value, place)
     elif isinstance(config, list | tuple):
         for number, value in enumerate(config):
             check_secrets(value, f"{where}[{number}]")
-    elif isinstance(config, str) and CREDENTIALS.search(config):
+    elif isinstance(config, str) and without_credentials(config) != config:
         raise ValueError(
             f"{where}: {without_credentials(config)} has credentials in it, which would be written into files; give "
             "them by the environment (AWS_ACCESS_KEY_ID, ~/.netrc, fsspec's configuration)"

@@ -18,7 +18,8 @@ from typing import IO, Any
 import torch
 import yaml
 
-from manyviews.runs.files import without_credentials, write_text
+from manyviews import foreign
+from manyviews.runs.files import masked, write_text
 from manyviews.runs.storage import load, newest_whole
 
 logger = logging.getLogger(__name__)
@@ -112,13 +113,16 @@ class RunFolder:
         Raises:
             ValueError: if it holds another one, naming what differs.
         """
-        if not self.config_file.exists():
+        written, known = self._written(), None
+        if written is None or self._differences(written, config):
+            # A file that is gone or was cut reads as another experiment: the newest checkpoint says what this run is.
+            known = self._checkpointed()
+        if written is None and known is None:
+            return  # nothing has been trained here
+        if known is not None and not self._differences(known, config):
+            logger.warning("%s is damaged; the newest checkpoint says that this is its run", self.config_file)
             return
-        before = self._kept()
-        if before is None:
-            logger.warning("%s is damaged; the newest checkpoint says what this run is", self.config_file)
-            return
-        different = differences(identity(before), identity(config))
+        different = self._differences(known if written is None and known is not None else written or {}, config)
         if different:
             listed = "\n  ".join(f"{key}: {old!r} there, {new!r} asked for" for key, old, new in different)
             raise ValueError(
@@ -126,14 +130,25 @@ class RunFolder:
                 "Give another --run folder, or the original values"
             )
 
-    def _kept(self) -> dict[str, Any] | None:
-        """The configuration in the folder, or in its newest checkpoint; None without one that can be read."""
+    @staticmethod
+    def _differences(before: dict[str, Any], config: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+        return differences(identity(before), identity(config))
+
+    def _written(self) -> dict[str, Any] | None:
+        """The configuration in the folder; None if it is not there or cannot be read."""
         try:
-            found = yaml.safe_load(self.config_file.read_text())
-        except (ValueError, yaml.YAMLError):
-            found = None
-        if not isinstance(found, dict) and (newest := newest_whole(self.checkpoints)) is not None:
-            found = load(newest).get(CONFIG_KEY)
+            found = foreign.read_yaml(self.config_file)
+        except (ValueError, OSError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def _checkpointed(self) -> dict[str, Any] | None:
+        """The configuration in the newest checkpoint; None without one that can be read."""
+        try:
+            newest = newest_whole(self.checkpoints)
+            found = None if newest is None else foreign.plain(load(newest).get(CONFIG_KEY), str(newest))
+        except ValueError:
+            return None
         return found if isinstance(found, dict) else None
 
     def write(self, config: dict[str, Any]) -> None:
@@ -173,7 +188,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "hardware": hardware(),
-        "command": [Path(sys.argv[0]).name, *map(without_credentials, sys.argv[1:])],  # not where it lies here
+        "command": [Path(sys.argv[0]).name, *masked(sys.argv[1:])],  # not where it lies here
         "git": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }

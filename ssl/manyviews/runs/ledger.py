@@ -103,7 +103,11 @@ class Ledger(pl.Callback):
         found = []
         for path in sorted(self.folder.glob("*.json")):
             try:
-                found.append(Attempt(**foreign.read_json(path, get_type_hints(Attempt))))
+                start = Attempt(**foreign.read_json(path, get_type_hints(Attempt)))
+                numbers = [value for name, value in asdict(start).items() if name not in ("host", "job")]
+                if not all(isinstance(n, int | float) and abs(n) < 1e15 for n in numbers):  # nor NaN
+                    raise ValueError(f"its numbers are {numbers!r:.200}")
+                found.append(start)
             except (ValueError, TypeError, OSError) as error:  # no reason to keep a run from going on, or from its end
                 logger.warning("%s ignored in the statistics: %s", path, error)
         return found

@@ -126,10 +126,9 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path}: not a whole checkpoint ({damage})")
     try:
         checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: not a checkpoint of tensors and plain types ({str(error).splitlines()[0]})"
-        ) from error
+    except Exception as error:  # damaged pickles fail in any way
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path}: not a checkpoint of tensors and plain types ({reason})") from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path}: not a checkpoint: it holds a {type(checkpoint).__name__}")
     return checkpoint
@@ -140,6 +139,8 @@ def damage_of(path: Path) -> str | None:
 
     It is held against its sidecar. One that came without is held against its own checksums: torch's format is a zip.
     """
+    if not path.is_file():
+        return "not a file"
     try:
         recorded = _recorded(path)
         if recorded is None:
@@ -147,15 +148,25 @@ def damage_of(path: Path) -> str | None:
         size, digest = recorded
         if path.stat().st_size != size:
             return f"{path.stat().st_size:,} bytes, {sidecar(path).name} says {size:,}"
+        with zipfile.ZipFile(path) as z:
+            if _is_compressed(z):
+                return COMPRESSED
         return None if _sha256(path) == digest else f"it does not match {sidecar(path).name}"
     except Exception as error:  # damaged bytes make the unpacking libraries fail in any way
         return f"cut or damaged: {' '.join(str(error).split()) or type(error).__name__}"
 
 
+COMPRESSED = "it holds compressed parts, which torch does not write"
+
+
+def _is_compressed(z: zipfile.ZipFile) -> bool:
+    return any(part.compress_type != zipfile.ZIP_STORED for part in z.infolist())
+
+
 def _damage_of_unsealed(path: Path) -> str | None:
     with zipfile.ZipFile(path) as z:
-        if any(part.compress_type != zipfile.ZIP_STORED for part in z.infolist()):
-            return "it holds compressed parts, which torch does not write"
+        if _is_compressed(z):
+            return COMPRESSED
         broken = z.testzip()
     if broken is not None:
         return f"its part {broken} does not match its checksum"
@@ -220,6 +231,8 @@ def _recorded(path: Path) -> tuple[int, str] | None:
     seal = sidecar(path)
     if not seal.exists():
         return None
+    if not seal.is_file() or seal.stat().st_size > 4096:
+        raise ValueError(f"{seal.name} is no sidecar")
     match = re.fullmatch(r"# (\d+) bytes\n([0-9a-f]{64})  .+\n", seal.read_bytes().decode(errors="replace"))
     if match is None:
         raise ValueError(f"{seal.name} is damaged; without it the checkpoint is held against its own checksums")
