@@ -239,6 +239,7 @@ def test_no_value_is_the_name_of_a_file(trained, marker, tmp_path, capsys, monke
     (theirs / "run.json").write_text("{}")
     (theirs / "m.txt").write_text("class_path: intruder.Net\n")
     (theirs / "config.yaml").write_text("model: {class_path: intruder.Net}\n")
+    (theirs / "t.yaml").write_text("callbacks: intruder.Net\n")
     base = ["fit", "--config", str(write(tmp_path / "own.yaml", recipe("x"))), "--run", str(tmp_path / "run")]
     nested = write(tmp_path / "nested.yaml", {"model": {"init_args": {"backbone": "theirs/m.txt"}}})
     home = tmp_path / "home"
@@ -248,7 +249,9 @@ def test_no_value_is_the_name_of_a_file(trained, marker, tmp_path, capsys, monke
     for more in (
         ["--model.init_args.backbone", str(theirs / "m.txt")],
         ["--model", str(theirs / "m.txt")],
-        ["--trainer", str(theirs / "m.txt")],
+        ["--trainer", str(theirs / "t.yaml")],
+        [f"--monitor={theirs / 't.yaml'}"],
+        ["--config", str(write(tmp_path / "three.yaml", {"trainer": str(theirs / "t.yaml")}))],
         ["--config", str(nested)],
         ["--config", f"file://{theirs}/config.yaml"],
         ["--config", "~/x/config.yaml"],

@@ -220,6 +220,9 @@ def check_file(file: Path) -> None:
     config, owner = foreign.read_yaml(file), foreign.owner_of(file)
     if isinstance(config, dict) and "config" in config:
         raise ValueError(f"{file}: a configuration names no other file; give --config twice")
+    for key in SECTIONS:
+        if isinstance(config, dict) and isinstance(config.get(key), str):
+            raise ValueError(f"{file}: {key} is {config[key]!r}, the name of a file: write its arguments here")
     if owner is None:
         return
     if not isinstance(config, dict):
@@ -236,6 +239,14 @@ def check_file(file: Path) -> None:
             f"{file}: run names {config['run']}, not the folder {owner} that it lies in: take that line out"
         )
     _check_folders(config, owner, f"{file}")
+
+
+def _check_words(argv: list[str]) -> None:
+    """Raises ValueError for `--trainer FILE` and its like, which the parser would read."""
+    for word in argv:
+        name = word.partition("=")[0].removeprefix("--")
+        if word.startswith("--") and name in SECTIONS:
+            raise ValueError(f"--{name} takes no value: give its arguments, such as those of a --config file")
 
 
 def _check_folders(value: Any, owner: Path, where: str) -> None:
@@ -264,6 +275,7 @@ def fit(argv: list[str]) -> int:
 
 def _fit(argv: list[str]) -> int:
     try:
+        _check_words(argv)
         cli = FitCLI(
             pl.LightningModule,
             pl.LightningDataModule,
