@@ -315,6 +315,18 @@ def test_configurations_that_are_too_much(trained, content, tmp_path, capsys):
         assert main(["grid", str(tmp_path / "grid.yaml")]) == 2
 
 
+def test_every_model_of_open_clip_is_of_the_schema():
+    import open_clip
+
+    from manyviews.backbones.openclip import _check_tower
+
+    for name in open_clip.list_models():
+        for part in ("vision_cfg", "text_cfg"):
+            config = dict(open_clip.get_model_config(name)[part])
+            config.pop("hf_model_name", None)
+            _check_tower(config, part, name)
+
+
 def test_a_tower_is_not_looked_up_by_its_options(content, tmp_path, monkeypatch):
     import socket
 

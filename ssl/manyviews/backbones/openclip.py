@@ -225,7 +225,8 @@ def _check_tower(config: Mapping[str, Any], part: str, where: str) -> None:
     """Raises ValueError for a tower that open_clip does not know, or would look up elsewhere."""
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
-    foreign.check_arguments(dict(config), CLIPVisionCfg if part == "vision_cfg" else CLIPTextCfg, f"{where}: {part}")
+    given = {name: value for name, value in config.items() if value is not None}  # open_clip's own hold such
+    foreign.check_arguments(given, CLIPVisionCfg if part == "vision_cfg" else CLIPTextCfg, f"{where}: {part}")
     timm_name = config.get("timm_model_name")
     if timm_name is not None and (":" in timm_name or not timm.is_model(timm_name)):
         raise ValueError(f"{where}: timm has no model {timm_name!r}; names of a hub or a path are not looked up")
