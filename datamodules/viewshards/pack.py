@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from viewshards.sources.source import Source
 from viewshards.views import opencv
 
 PLAN = ".pack.json"
+LOCK = ".pack.lock"
 PROBED = 32  # samples whose mean size decides how many go into a shard
 
 
@@ -114,15 +114,15 @@ def pack(
         ValueError: if `out` holds something else, or samples do not decode.
     """
     out.mkdir(parents=True, exist_ok=True)
-    lock = os.open(out, os.O_RDONLY)  # the folder itself: a file would be in the way, or removed under another
-    try:
+    console = console or Console(stderr=True)
+    with (out / LOCK).open("a") as lock:  # stays: once removed, two could each hold one of that name
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"{out}: another process is packing into it") from None
-        return _pack(source, out, encoding, shard_mb, shard_samples, workers, console or Console(stderr=True))
-    finally:
-        os.close(lock)
+        except OSError as error:
+            console.print(f"{out}: no locks on this file system ({error}): start one pack in it only", markup=False)
+        return _pack(source, out, encoding, shard_mb, shard_samples, workers, console)
 
 
 def _pack(

@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from manyviews import foreign
 from manyviews.backbones import Cached, Encoding, Exported, OpenClipImage, OpenClipText, TimmBackbone
+from manyviews.backbones.frozen import EXPORTED
 from manyviews.backbones.openclip import model_config
 from manyviews.heads import LogitScale
 from manyviews.methods import ImageText
@@ -64,7 +66,7 @@ def export_backbone(backbone: nn.Module, model_config: dict[str, Any], images: T
 
 def _origin(folder: Path) -> dict[str, Any]:
     """Class and arguments in an exported folder."""
-    config = json.loads((folder / "config.json").read_text())
+    config = foreign.read_json(folder / "config.json", EXPORTED)
     return {"class_path": config["class_path"], "init_args": config.get("init_args") or {}}
 
 

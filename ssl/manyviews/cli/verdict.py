@@ -18,7 +18,7 @@ from rich.table import Table
 from scipy import stats
 
 from manyviews.cli.study import Study
-from manyviews.runs.files import write_text
+from manyviews.runs.files import whole, write_text
 from manyviews.runs.folder import provenance
 
 Results = dict[str, list[dict[str, Any]]]
@@ -162,7 +162,8 @@ def _plot(study: Study, results: Results, found: list[dict[str, Any]], path: Pat
         axis.set(ylabel=measure, ylim=(lowest - margin, highest + margin))
     title = study.content["title"] + "".join(f"\n{row['effect']}: {row['verdict']}" for row in found)
     axis.set_title(title, fontsize=9)
-    figure.savefig(path, dpi=110)
+    with whole(path) as part:
+        figure.savefig(part, dpi=110)
     plt.close(figure)
 
 
