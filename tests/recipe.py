@@ -127,6 +127,7 @@ class Fault(pl.Callback):
                 raise RuntimeError("injected")
             if self.kind == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            (Path(trainer.logger.log_dir) / "silent").touch()
             time.sleep(10_000)
 
 

@@ -110,8 +110,7 @@ def test_a_second_signal_ends_at_once(digits, tmp_path, first, second, code):
     changes = {"trainer__callbacks": [fault], "data__workers": 1}
     config = write(tmp_path / "recipe.yaml", recipe(digits, **changes))
     process = Started("fit", "--config", config, "--run", tmp_path / "run", group=True)
-    process.await_((tmp_path / "run/checkpoints/step-00000010.ckpt.sha256").exists)
-    time.sleep(1)
+    process.await_((tmp_path / "run/silent").exists)
     for number, name in enumerate((first, first, second) if first == "TERM" else (first, second)):
         os.kill(process.pid, getattr(signal, f"SIG{name}"))
         time.sleep(0.2 if number == 0 else 2.5)  # TERM twice within two seconds is meant once
@@ -129,8 +128,8 @@ def test_a_second_signal_ends_a_rank_that_waits_for_another(digits, tmp_path):
     fault = {"class_path": "tests.recipe.Fault", "init_args": {"step": 12, "rank": 1, "kind": "silent"}}
     config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__callbacks=[fault]))
     process = Started("fit", "--config", config, "--run", tmp_path / "run", *TWO_RANKS, group=True)
-    process.await_((tmp_path / "run/checkpoints/step-00000010.ckpt.sha256").exists)
-    time.sleep(5)
+    process.await_((tmp_path / "run/silent").exists)
+    time.sleep(5)  # in which rank 0 comes to wait for it
     for _ in range(2):
         os.kill(process.pid, signal.SIGTERM)
         time.sleep(2.5)
