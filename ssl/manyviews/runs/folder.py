@@ -126,7 +126,7 @@ class RunFolder:
         if different:
             listed = "\n  ".join(f"{key}: {old!r} there, {new!r} asked for" for key, old, new in different)
             raise ValueError(
-                f"{self.path} holds another experiment and is not continued with this one:\n  {listed}\n"
+                f"{self.path} holds another experiment and is not continued with this one:\n  {listed}.\n"
                 "Give another --run folder, or the original values"
             )
 
