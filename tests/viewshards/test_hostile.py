@@ -527,6 +527,7 @@ def test_a_tar_of_the_same_size_with_other_members_is_noticed_when_it_is_read(co
     assert any("sha256" in problem or "index" in problem for problem in verify(copy))
 
 
+@pytest.mark.slow
 def test_verify_finds_every_changed_byte(copy):
     """Of a tar, an index or the manifest: one byte each, at 60 random places."""
     assert list(verify(copy)) == []
@@ -560,6 +561,7 @@ def test_a_manifest_names_no_file_outside(copy, file):
         ShardSet(str(copy), "train")
 
 
+@pytest.mark.slow
 def test_a_manifest_is_what_it_should_be_or_refused_in_one_line(copy):
     """2,000 mutations: of the text, and of values to those of other types."""
     whole = (copy / MANIFEST).read_text()
@@ -745,6 +747,7 @@ def mixed(folder, odd, good=GOOD, count=20):
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(ODD))
 def test_an_odd_sample_is_replaced_counted_and_found_by_verify(tmp_path, name):
     if name == "no number":
@@ -793,6 +796,7 @@ def test_an_odd_cloud_is_replaced_and_found_by_verify(tmp_path, value):
     assert len(list(verify(root))) == 1
 
 
+@pytest.mark.slow
 def test_an_odd_clip_is_replaced_and_found_by_verify(tmp_path):
     whole = movie(tmp_path / "a.mp4", numbered(12, 64), keyframes=3).read_bytes()
     frames = npy(numbered(6))
@@ -817,6 +821,7 @@ def test_an_odd_clip_is_replaced_and_found_by_verify(tmp_path):
         assert not broken or list(verify(root)), f"{number}: training stumbles and verify does not"
 
 
+@pytest.mark.slow
 def test_numeric_fields_are_of_one_shape_and_finite(tmp_path):
     good = {**GOOD, "json": b'{"size": [1, 2]}'}
     for wrong in ([1], [1, "x"], {"a": 1}, [[1, 2]], [1, None], "x", [1e400, 1]):
@@ -922,6 +927,7 @@ def test_members_of_other_systems_and_names_with_dots(tmp_path):
         indices.scan(tmp_path / "b.tar")
 
 
+@pytest.mark.slow
 def test_a_pack_sees_changes_of_every_source(tmp_path, capsys):
     """HDF5, frames of a clip, trajectories beside one; and a source that changes while a pack is broken off."""
     h5, clips, folder = tmp_path / "h5", tmp_path / "clips", tmp_path / "pictures"
@@ -1019,6 +1025,7 @@ def test_a_table_names_files_below_it_and_views_that_are_names(tmp_path):
             open_source(str(table))
 
 
+@pytest.mark.slow
 def test_a_table_in_a_folder_with_any_name(tmp_path, capsys):
     for name in ("a b", "a'b", 'a"b', "a$(touch owned)b", "a;touch owned;b", "a\nb", "[red]a", "a`touch owned`"):
         folder = tmp_path / name
