@@ -98,22 +98,22 @@ class Video:
             ValueError: if a frame is not there, or does not decode.
         """
         missing, found = set(wanted), {}
-        with self._opened() as (file, stream):
-            file.seek((stream.start_time or 0) + round(min(wanted) / self.fps / stream.time_base), stream=stream)
-            for number, frame in self._frames(file, stream):
-                if number in missing:
-                    found[number] = frame.to_ndarray(format="rgb24")
-                    missing.discard(number)
-                if not missing:
-                    break
-        if missing:  # some containers seek past the frame that was asked for
+        for seek in (
+            True,
+            False,
+        ):  # some containers seek past the frame that was asked for: then once more from the start
             with self._opened() as (file, stream):
+                if seek:
+                    start = (stream.start_time or 0) + round(min(wanted) / self.fps / stream.time_base)
+                    file.seek(start, stream=stream)
                 for number, frame in self._frames(file, stream):
                     if number in missing:
                         found[number] = frame.to_ndarray(format="rgb24")
                         missing.discard(number)
                     if not missing:
                         break
+            if not missing:
+                break
         if missing:
             raise ValueError(f"frame {min(missing)} of {self.length} cannot be decoded")
         frames = [found[number] for number in wanted]
