@@ -9,11 +9,17 @@ from rich.console import Console
 
 from viewshards.pack import Encoding, pack
 from viewshards.sources.bundled import Sklearn
+from viewshards.sources.reader import Reader
 
 QUIET = Console(quiet=True)
 
 torch.set_num_threads(1)  # the models are tiny, and pytest's workers would fight over the cores
 os.environ["OMP_NUM_THREADS"] = "1"  # of every process that is started from here
+
+
+def packable(path: Path, **options: object) -> tuple[str, bytes]:
+    """Extension and contents of a file as a shard holds it."""
+    return Reader(**options)(path)[:2]
 
 
 @pytest.fixture(scope="session")

@@ -121,7 +121,13 @@ class ShardDataset(Dataset[Sample]):
             key = self.shards.key(sample)
         except (BrokenShard, OSError):  # its index is what is broken
             return f"{self.shards.path(shard)} sample {sample}: {error}"
-        return f"{self.shards.path(shard)} {key}, sample {sample}: {error}"
+        name = self._file_name(sample)
+        return f"{self.shards.path(shard)} {key}{f' ({name})' if name else ''}, sample {sample}: {error}"
+
+    def _file_name(self, sample: int) -> str:
+        with contextlib.suppress(BrokenSample, BrokenShard, OSError):
+            return Contents(self.shards.read(sample), self.shards.limits).file_name
+        return ""
 
     def _blank(self, epoch: int) -> Sample:
         """Padding of an evaluation batch: the shape of a sample, nothing of its content."""
@@ -130,14 +136,22 @@ class ShardDataset(Dataset[Sample]):
                 whole = self._load(epoch, sample)
                 seen = [name for name in (self.render.modality, "tracks") if name in whole]
                 views = {name: [np.zeros_like(view) for view in whole[name]] for name in seen}
-                nothing = {"index": -1, "key": "", "label": -1, "group": -1, "weight": 0.0, "replaced": []}
+                nothing = {
+                    "index": -1,
+                    "key": "",
+                    "file_name": "",
+                    "label": -1,
+                    "group": -1,
+                    "weight": 0.0,
+                    "replaced": [],
+                }
                 return {**whole, **views, **nothing}
         raise BrokenShard(f"{self.shards.root}: no sample of {self.shards.split!r} can be read")
 
     def _load(self, epoch: int, sample: int) -> Sample:
         files = self.shards.read(sample)
         try:
-            return self._made(epoch, sample, Contents(files, self.shards.limits, self.labels))
+            return self._made(epoch, sample, Contents(files, self.shards.limits, self.labels, self.shards.classes))
         except (Incomplete, BrokenSample):
             raise
         except Exception as error:  # a value that no check has foreseen and no view can use
@@ -169,6 +183,7 @@ class ShardDataset(Dataset[Sample]):
             "draws": draws,
             "index": sample,
             "key": self.shards.key(sample),
+            "file_name": contents.file_name,
             "label": self._label(contents),
             "group": contents.group,
             **self._numbers(contents),
@@ -188,7 +203,15 @@ class ShardDataset(Dataset[Sample]):
 
     def _natural(self, files: Mapping[str, bytes]) -> list[str]:
         """Extensions of the files with the natural views, in order; with `missing` empty for those it lacks."""
-        named = {e.rpartition(".")[0]: e for e in sorted(files) if kind(e) in FILES[self.render.modality]}
+        fitting = [e for e in sorted(files) if kind(e) in FILES[self.render.modality]]
+        if self.natural_views is not None and any(view in fitting for view in self.natural_views):
+            named = {e: e for e in fitting}  # files are named in full
+        else:
+            named = {e.rpartition(".")[0]: e for e in fitting}
+            if len(named) < len(fitting):
+                raise BrokenSample(
+                    f"several files for one view, .{', .'.join(fitting)}: name one by data.natural_views"
+                )
         wanted = list(named) if self.natural_views is None else list(self.natural_views)
         missing = [view for view in wanted if view not in named]
         if self.missing and len(missing) < len(wanted):
@@ -211,7 +234,7 @@ class ShardDataset(Dataset[Sample]):
         found: list[tuple[tuple[str, Any], ...]] = []
         for sample in range(min(len(self), 1000)):
             with contextlib.suppress(BrokenSample, BrokenShard):
-                contents = Contents(self.shards.read(sample), self.shards.limits, self.labels)
+                contents = Contents(self.shards.read(sample), self.shards.limits, self.labels, self.shards.classes)
                 fields = {name: contents.numbers(name).shape for name in self.fields}
                 found.append(tuple({"views": len(self._natural(contents.files)), **fields}.items()))
             if len(found) == FIRST:
@@ -219,8 +242,8 @@ class ShardDataset(Dataset[Sample]):
         return dict(Counter(found).most_common(1)[0][0]) if found else {}
 
     def _label(self, contents: Contents) -> int:
-        if self.label == "cls":
-            return contents.label
+        if kind(self.label) == "cls":
+            return contents.number(self.label)
         return self.classes.get(str(contents.about.get(self.label)), -1)
 
 
@@ -235,6 +258,7 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
         },
         "index": torch.tensor([s["index"] for s in samples]),
         "key": [s["key"] for s in samples],
+        "file_name": [s["file_name"] for s in samples],
         "label": torch.tensor([s["label"] for s in samples]),
         "group": torch.tensor([s["group"] for s in samples]),
         "weight": torch.tensor([s["weight"] for s in samples]),

@@ -89,6 +89,17 @@ def class_number(data: bytes, limits: Limits = DEFAULT) -> int:
     return number
 
 
+def class_name(data: bytes) -> str:
+    """A `.cls` that holds the name of a class.
+
+    Raises:
+        ValueError: if it is blank, longer than 200 bytes, or no UTF-8.
+    """
+    if len(data) > 200 or not data.strip():
+        raise ValueError(f"expected the name of a class, got {data[:40]!r}")
+    return data.decode("utf-8-sig").strip()
+
+
 def text(data: bytes, limits: Limits = DEFAULT) -> str:
     """A `.txt` in UTF-8."""
     limits.check("text_bytes", len(data), "bytes of a text")
@@ -112,20 +123,20 @@ def _depth(value: Any) -> int:
     return depth
 
 
+OTHER_PICTURES = (
+    "png", "webp", "avif", "jp2", "j2k", "heic", "heif", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "ico",
+)  # fmt: skip
 DECODERS: dict[str, Callable[[bytes, Limits], Any]] = {
-    "jpg": jpeg,
-    "jpeg": jpeg,
-    "png": picture,
-    "webp": picture,
     "txt": text,
     "json": fields,
     "cls": class_number,
     "npy": array,
     "npz": Arrays,
-    "mp4": Video,
-    "webm": Video,
+    **dict.fromkeys(("jpg", "jpeg", "jpe", "jfif"), jpeg),
+    **dict.fromkeys(OTHER_PICTURES, picture),
+    **dict.fromkeys(("mp4", "webm", "mkv", "mov", "avi", "m4v"), Video),
 }
-PICTURES = frozenset({"jpg", "jpeg", "png", "webp"})
+PICTURES = frozenset({"jpg", "jpeg", "jpe", "jfif", *OTHER_PICTURES})
 
 
 __all__ = ["DECODERS", "PICTURES", "Arrays", "Picture", "array", "decode", "is_known", "kind"]

@@ -16,23 +16,27 @@ import stat
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
+from viewshards.account import Account, printable, system_file
 from viewshards.decode import array, is_known
 from viewshards.limits import DEFAULT, Limits
 
+Keys = Literal["first-dot", "last-dot"]
 Files = dict[str, bytes]
 """The files of a sample, by extension."""
 
 BLOCK = 512  # of the tar format
+OURS = frozenset({"points", "frames", "traj"})
+"""Names before the last dot that say what an array is, and no view."""
 KINDS = 1000
 """Kinds of files in a tar, each a column of its index."""
 SMALL = 2**12
@@ -66,6 +70,10 @@ class Index:
     def key(self, position: int) -> str:
         """Key of the sample at this position of the shard."""
         return bytes(self.keys[position]).decode(errors="backslashreplace")
+
+    def only(self, positions: Sequence[int]) -> Index:
+        """The index of some of its samples."""
+        return Index(self.bytes, self.keys[list(positions)], self.extensions, self.places[list(positions)])
 
     def files(self, position: int) -> dict[str, tuple[int, int]]:
         """(offset, size) by extension of the sample at this position."""
@@ -104,9 +112,9 @@ def _read(descriptor: int, size: int, offset: int) -> bytes:
     return data
 
 
-def path_of(tar: str) -> str:
-    """The index file that belongs to a tar."""
-    return tar.removesuffix(".tar") + ".idx.npz"
+def path_of(tar: str, part: str | None = None) -> str:
+    """The index file that belongs to a tar, or to a part of its samples."""
+    return tar.removesuffix(".tar") + (f".{part}.idx.npz" if part else ".idx.npz")
 
 
 def load(path: str | os.PathLike[str], sha256: str | None = None) -> Index:
@@ -173,44 +181,93 @@ class _Bounded:
         return self.file.read(size)
 
 
-def scan(tar: str | os.PathLike[str], limits: Limits = DEFAULT) -> Index:
+def scan(
+    tar: str | os.PathLike[str], limits: Limits = DEFAULT, keys: Keys = "first-dot", account: Account | None = None
+) -> Index:
     """Walks the headers of a tar. Files of unknown type are left out, with one warning.
 
     A hard link stands for the member it names. Symbolic links, devices and sparse members are refused by name, since
     what they stand for is not in the tar or not in one piece.
 
+    Args:
+        tar: its path. limits: of what it may hold.
+        keys: whether a sample's name ends at the first dot of its files' names, as WebDataset has it, or at the last.
+        account: takes what became of each member, instead of the warning.
+
     Raises:
-        BrokenShard: if the tar was cut, has a file twice, has something behind its end, is compressed, or holds what
-            a shard cannot hold.
+        BrokenShard: if the tar was cut, has a file twice, has something behind its end, is compressed, holds what
+            a shard cannot hold, or names with several dots that can be understood in two ways.
     """
     if not stat.S_ISREG(Path(tar).stat().st_mode):
         raise BrokenShard(f"{tar}: not a file")
     samples: dict[str, dict[str, tuple[int, int, int]]] = {}
-    unknown: set[str] = set()
+    mine = account or Account()
+    dots = _Dots()
     with open(tar, "rb") as file:
         total = os.fstat(file.fileno()).st_size
         try:
             for name, offset, size in _members(file, total, limits):
                 folder, _, base = name.rpartition("/")
-                if base.startswith("."):  # what macOS writes beside each file, and its like; WebDataset takes none
-                    unknown.add(base[:2])
+                mine.found += 1
+                system = next(
+                    (word for part in name.split("/") if part not in (".", "..") and (word := system_file(part))), None
+                )
+                if system:  # what macOS writes beside each file, and its like; WebDataset takes none
+                    mine.skipped[system] += 1
                     continue
-                stem, _, extension = base.partition(".")
+                stem, _, extension = base.partition(".") if keys == "first-dot" else base.rpartition(".")
+                view, dot, kind = extension.rpartition(".")
+                extension = f"{view}{dot}{kind.lower()}"
                 key = f"{folder}/{stem}" if folder else stem
+                if not is_known(extension) or not stem or "\n" in extension:
+                    mine.leave(f"{tar}: {printable(name)}", f"no format that is read (.{printable(kind)})")
+                    continue
                 sample = samples.setdefault(key, {})
-                if not is_known(extension) or "\n" in extension:
-                    unknown.add(extension)
-                elif extension in sample:
+                if extension in sample:
                     raise ValueError(f"{name} is there twice")
-                else:
-                    header = crc32(os.pread(file.fileno(), BLOCK, offset - BLOCK))
-                    sample[extension] = offset, size, header
+                mine.packed += 1
+                dots.see(key, view, kind.lower())
+                sample[extension] = offset, size, crc32(os.pread(file.fileno(), BLOCK, offset - BLOCK))
+            if keys == "first-dot":
+                dots.check(samples)
         except Exception as error:  # tarfile has its own kinds, and damaged headers find others
             raise BrokenShard(f"{tar}: {error or type(error).__name__}") from error
-    if unknown:
-        listed = ", ".join(sorted(repr(name)[1:-1] for name in unknown))
-        warnings.warn(f"{tar}: files of unknown type are ignored: {listed}", stacklevel=2)
-    return _tabulate(tar, total, [(key, files) for key, files in samples.items() if files])
+    if account is None and (mine.left or mine.skipped):
+        listed = ", ".join(sorted({*mine.left_out.values(), *mine.more, *mine.skipped}))
+        warnings.warn(f"{tar}: {mine.left + mine.skipped.total()} files are left out: {listed}", stacklevel=2)
+    return _tabulate(tar, total, list(samples.items()))
+
+
+class _Dots:
+    """Whether names with several dots are of views (`thing.left.jpg`), or of samples with dots (`img.000.jpg`)."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, set[str]] = {}
+        self.plain = self.fields = 0
+        self.first = ""
+
+    def see(self, key: str, view: str, kind: str) -> None:
+        """Takes a name to notice."""
+        if not view:
+            self.plain += 1
+        elif view not in OURS:
+            keys = self.keys.setdefault(view, set())
+            if len(keys) < 2:
+                keys.add(key)
+            self.fields += kind in ("cls", "txt", "json")
+            self.first = self.first or f"{key}.{view}.{kind}"
+
+    def check(self, samples: Mapping[str, object]) -> None:
+        """Raises ValueError, a question, where both can be meant: a view is one in more samples than its own."""
+        alone = sum(len(keys) < 2 for keys in self.keys.values())
+        many = 2 * alone > len(self.keys) > 1 and (len(samples) > 1 or any(view.isdigit() for view in self.keys))
+        if many or (self.fields and not self.plain):
+            key, view = self.first.split(".")[0], ".".join(self.first.split(".")[1:-1])
+            raise ValueError(
+                f"names with several dots: is {printable(self.first)!r} of a sample {printable(key)!r} with a view "
+                f"{printable(view)!r}, or of a sample {printable(f'{key}.{view}')!r}? Say --keys first-dot or --keys "
+                "last-dot"
+            )
 
 
 def _members(file: IO[bytes], total: int, limits: Limits) -> Iterator[tuple[str, int, int]]:

@@ -14,11 +14,13 @@ import io
 import json
 import math
 import signal
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import simplejpeg
 import webdataset
@@ -28,16 +30,18 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from viewshards import index as indices
+from viewshards.account import Account
 from viewshards.dataset import prepare_worker
 from viewshards.decode import PICTURES, kind
 from viewshards.index import BrokenShard, atomic_write
 from viewshards.limits import DEFAULT, Limits
 from viewshards.order import generator
-from viewshards.sample import Contents
+from viewshards.sample import CLIPS, TRACKS, Contents
 from viewshards.shards import MANIFEST, Manifest, Shard
 from viewshards.sources.source import Source
 from viewshards.views import opencv
 
+Leaks = Literal["keep", "drop", "stop"]
 PLAN = ".pack.json"
 LOCK = ".pack.lock"
 PROBED = 32  # samples whose mean size decides how many go into a shard
@@ -49,15 +53,19 @@ class Encoding:
 
     Attributes:
         resize: shorter side in pixels that larger pictures are brought to; None keeps the bytes as they are.
-        quality: of the JPEG that a resized picture becomes (PNG and WebP sources become PNG).
-        skip_broken: leave out samples that do not decode instead of stopping.
+        quality: of the JPEG that a resized JPEG becomes, 1 to 100 (other formats become PNG).
         limits: how large what is packed may be; they change no byte of it.
     """
 
     resize: int | None = None
     quality: int = 92
-    skip_broken: bool = False
     limits: Limits = DEFAULT
+
+    def __post_init__(self) -> None:
+        if self.resize is not None and self.resize < 1:
+            raise ValueError(f"resize must be at least 1 pixel, got {self.resize}")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality must be between 1 and 100, got {self.quality}")
 
     def __call__(self, files: dict[str, bytes], labels: tuple[str, ...] = ()) -> dict[str, bytes]:
         """Checks every file as training will, so that nothing broken gets in; resizes pictures if asked to."""
@@ -72,7 +80,7 @@ class Encoding:
 
     def made(self) -> dict[str, Any]:
         """What of it decides about the bytes."""
-        return {"resize": self.resize, "quality": self.quality, "skip_broken": self.skip_broken}
+        return {"resize": self.resize, "quality": self.quality}
 
     def _resized(self, extension: str, image: Any) -> tuple[str, bytes]:
         assert self.resize is not None
@@ -87,32 +95,62 @@ class Encoding:
 
 @dataclass(frozen=True)
 class _Job:
-    """One shard to write: its path and the samples in it."""
+    """One shard to write: its path and the samples in it, but for those that are dropped."""
 
     split: str
     path: Path
     samples: list[int]
+    dropped: frozenset[int] = frozenset()
+
+
+@dataclass
+class _Written:
+    """A shard that is written: why samples are not in it, what is told of them, a hash of what was read, and of each
+    sample's pictures, clips and clouds."""
+
+    shard: Shard
+    broken: dict[int, str]
+    told: Counter[str]
+    contents: str
+    hashes: list[tuple[int, bytes]]
 
 
 def pack(
     source: Source,
     out: Path,
-    encoding: Encoding,
-    shard_mb: float = 100,
+    encoding: Encoding = Encoding(),
+    shard_mb: float | None = None,
     shard_samples: int | None = None,
     workers: int = 1,
+    leaks: Leaks = "keep",
+    strict: bool = False,
     console: Console | None = None,
 ) -> Manifest:
-    """Packs a source into `out`, or goes on with it.
+    """Packs a source into `out`, or goes on with it, and gives an account of everything that was found.
 
     Args:
         source: what to pack. out: folder of the shards. encoding: what happens to pictures.
-        shard_mb: target size of a shard in megabytes. shard_samples: samples a shard; overrides `shard_mb`.
-        workers: processes. console: where progress is shown.
+        shard_mb: target size of a shard in megabytes, default 100. shard_samples: samples a shard, instead.
+        workers: processes.
+        leaks: what happens to files of equal content in two splits: `keep` tells of them, `drop` leaves them out of
+            the split that is trained on, `stop` ends with their list.
+        strict: whether it is an error if anything but system files is left out.
+        console: where progress and the account are shown.
 
     Raises:
-        ValueError: if `out` holds something else, or samples do not decode.
+        ValueError: if `out` holds something else or lies in the source, if nothing decodes, for leaks and files left
+            out where they are not admitted.
     """
+    for name, value in (("shard_mb", shard_mb), ("shard_samples", shard_samples), ("workers", workers)):
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    if shard_mb is not None and shard_samples is not None:
+        raise ValueError("give shard_mb or shard_samples: each decides alone how many samples a shard holds")
+    if source.root is not None and out.resolve().is_relative_to(source.root.resolve()):
+        raise ValueError(f"{out} lies in {source.root}, whose files are packed: give a folder outside of it")
+    account = source.account
+    if strict:
+        _refuse(account)
     out.mkdir(parents=True, exist_ok=True)
     console = console or Console(stderr=True)
     with (out / LOCK).open("a") as lock:  # stays: once removed, two could each hold one of that name
@@ -122,96 +160,198 @@ def pack(
             raise ValueError(f"{out}: another process is packing into it") from None
         except OSError as error:
             console.print(f"{out}: no locks on this file system ({error}): start one pack in it only", markup=False)
-        return _pack(source, out, encoding, shard_mb, shard_samples, workers, console)
+        asked = {"shard_mb": shard_mb, "shard_samples": shard_samples, "leaks": leaks, **encoding.made()}
+        manifest = _pack(source, out, encoding, asked, workers, account, strict, console)
+    _tell(manifest, out, console)
+    return manifest
 
 
 def _pack(
     source: Source,
     out: Path,
     encoding: Encoding,
-    shard_mb: float,
-    shard_samples: int | None,
+    asked: dict[str, Any],
     workers: int,
+    account: Account,
+    strict: bool,
     console: Console,
 ) -> Manifest:
-    each = shard_samples or _samples_of(source, encoding, shard_mb)
-    made = {"source": source.name, "fingerprint": source.fingerprint(), "shard_samples": each, **encoding.made()}
+    made = {"source": source.name, "fingerprint": source.fingerprint(), **asked}
     times = source.times()
-    done = _take_up(out, made, times)
+    done, each = _take_up(out, made, times)
+    each = each or asked["shard_samples"] or _samples_of(source, encoding, asked["shard_mb"] or 100)
     jobs = _plan(source, out, each)
     if done is not None:
         if done.made.get("times") != times:
             console.print(f"{out}: the source's files were written anew; comparing their contents", markup=False)
             if done.made.get("contents") != _hashed([_contents(source, job) for job in jobs]):
                 raise ValueError(f"{out} holds the same files with other contents; give another folder, or empty it")
-        console.print(f"{out}: packed already, {_summary(done)}", markup=False)
+        console.print(f"{out}: packed already", markup=False)
         return done
-    shards: dict[str, list[tuple[str, Shard]]] = {job.split: [] for job in jobs}
-    skipped: list[str] = []
-    read: dict[Path, str] = {}
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    )
-    # A fork hands the source over as it is, open archives included: sources need not be picklable.
-    with ProcessPoolExecutor(workers, get_context("fork"), _adopt, (source, encoding)) as pool:
-        # Submitted, and so forked, before the bar starts its thread: a fork inherits the locks other threads hold.
-        futures = {pool.submit(_write, job): job for job in jobs}
-        try:
-            with bar:
-                task = bar.add_task(f"packing {escape(source.name)}", total=len(source.samples))
-                for future in as_completed(futures):
-                    shard, problems, read[futures[future].path] = future.result()
-                    skipped += problems
-                    shards[futures[future].split].append((shard.file, shard))
-                    bar.advance(task, len(futures[future].samples))
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    splits = {split: [shard for _, shard in sorted(written)] for split, written in shards.items()}
-    contents = _hashed([read[job.path] for job in jobs])
-    account = {"skipped": sorted(skipped), "times": times, "contents": contents}
-    manifest = Manifest(source.name, splits, source.labels, {**made, **account})
+    with atomic_write(out / PLAN) as f:
+        f.write(json.dumps({**made, "times": times, "each": each}).encode())
+    for leftover in out.glob(".*.part"):  # of a process that was killed
+        leftover.unlink()
+    written = _written(source, encoding, jobs, workers, f"packing {escape(source.name)}", console)
+    leaks = _leaks(source, written)
+    if leaks and asked["leaks"] == "stop":
+        listed = "\n  ".join(f"{a} = {b}" for a, b in list(leaks.values())[:20])
+        raise ValueError(
+            f"{len(leaks)} samples have files that another split has too (--leaks drop or keep):\n  {listed}"
+        )
+    if leaks and asked["leaks"] == "drop":
+        again = [replace(job, dropped=frozenset(job.samples) & leaks.keys()) for job in jobs]
+        again = [job for job in again if job.dropped]
+        written |= _written(source, encoding, again, workers, "leaving leaks out", console)
+    _account(account, source, written, leaks, asked["leaks"])
+    if strict:
+        _refuse(account)
+    splits: dict[str, list[Shard]] = {job.split: [] for job in jobs}
+    for job in jobs:
+        if written[job.path].shard.samples:
+            splits[job.split].append(written[job.path].shard)
+        else:
+            for path in (job.path, Path(indices.path_of(str(job.path)))):
+                path.unlink()
+    splits = {split: shards for split, shards in splits.items() if shards}
+    if not splits:
+        raise ValueError("\n".join([f"{source.name}: no sample can be packed", *account.listed()]))
+    contents = _hashed([written[job.path].contents for job in jobs])
+    kept = {"each": each, "times": times, "contents": contents, "account": account.to_json()}
+    manifest = Manifest(source.name, splits, source.labels, {**made, **kept})
     manifest.save(out)
     (out / PLAN).unlink()
-    console.print(f"{out}: {_summary(manifest)}", markup=False)
     return manifest
 
 
-def _take_up(out: Path, made: dict[str, Any], times: str) -> Manifest | None:
-    """The manifest if this pack is finished; else notes what is being packed. Refuses a folder with something else."""
+def _written(
+    source: Source, encoding: Encoding, jobs: list[_Job], workers: int, title: str, console: Console
+) -> dict[Path, _Written]:
+    """Writes shards in parallel, with progress."""
+    found: dict[Path, _Written] = {}
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    fork = get_context("fork")
+    count = fork.Value("q", 0)
+    # A fork hands the source over as it is, open archives included: sources need not be picklable.
+    with ProcessPoolExecutor(workers, fork, _adopt, (source, encoding, count)) as pool:
+        # Submitted, and so forked, before the bar starts its thread: a fork inherits the locks other threads hold.
+        futures = {pool.submit(_write, job): job for job in jobs}
+        pending = set(futures)
+        try:
+            with Progress(*columns, console=console) as bar:
+                task = bar.add_task(title, total=sum(len(job.samples) for job in jobs))
+                while pending:
+                    ready, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                    for future in ready:
+                        found[futures[future].path] = future.result()
+                    bar.update(task, completed=count.value)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return found
+
+
+def _leaks(source: Source, written: dict[Path, _Written]) -> dict[int, tuple[str, str]]:
+    """Samples with a file that a split has too which is not trained on, or comes later, and the names of both."""
+    rank = {"test": 0, "val": 1}
+    first: dict[bytes, int] = {}
+    pairs = sorted((rank.get(source.samples[sample][1], 2), source.samples[sample][1], sample, digest)
+                   for each in written.values() for sample, digest in each.hashes)  # fmt: skip
+    found = {}
+    for _, split, sample, digest in pairs:
+        before = first.setdefault(digest, sample)
+        if source.samples[before][1] != split:
+            names = (f"{source.samples[each][1]}: {source.parts(each)[1][0]}" for each in (sample, before))
+            found[sample] = next(names), next(names)
+    return found
+
+
+def _account(
+    account: Account, source: Source, written: dict[Path, _Written], leaks: dict[int, tuple[str, str]], mode: str
+) -> None:
+    """Fills in what became of the samples."""
+    out = {sample: reason for each in written.values() for sample, reason in each.broken.items()}
+    if mode == "drop":
+        out |= {sample: f"equal to {other}" for sample, (_, other) in leaks.items()}
+    elif leaks:
+        listed = "; ".join(f"{a} = {b}" for a, b in list(leaks.values())[:3])
+        account.notes.append(
+            f"{len(leaks):,} samples have files that another split has too (--leaks drop or stop): {listed}"
+        )
+    seen: set[str] = set()
+    for sample in range(len(source.samples)):
+        what, names = source.parts(sample)
+        names = [name for name in names if name not in seen]
+        seen.update(names)
+        if sample in out:
+            for name in names:
+                account.leave(name, out[sample])
+        elif what == "frames":
+            account.frames += len(names)
+        else:
+            account.packed += len(names)
+    told: Counter[str] = Counter()
+    for each in written.values():
+        told.update(each.told)
+    account.notes += [f"{count:,} {note}" for note, count in sorted(told.items())]
+
+
+def _refuse(account: Account) -> None:
+    """Raises ValueError if anything but system files is left out."""
+    if account.left:
+        raise ValueError("\n".join([f"{account.left:,} {account.unit} would be left out", *account.listed()]))
+
+
+def _tell(manifest: Manifest, out: Path, console: Console) -> None:
+    report = Account.of(manifest.made["account"]).report(out / MANIFEST)
+    for line in [*report, f"{out}: {_summary(manifest)}"]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _take_up(out: Path, made: dict[str, Any], times: str) -> tuple[Manifest | None, int | None]:
+    """The manifest if this pack is finished, and how many samples a shard of one that was begun holds.
+
+    Raises:
+        ValueError: if the folder holds something else, naming the options by which it differs.
+    """
     if (out / MANIFEST).exists():
         manifest = Manifest.load(str(out))
-        before = {k: v for k, v in manifest.made.items() if k not in ("skipped", "times", "contents")}
+        if manifest.made.keys() < made.keys() or "account" not in manifest.made:
+            raise ValueError(f"{out} holds shards that were not packed from this source; give another folder")
+        before = {key: manifest.made.get(key) for key in made}
         if before != made:
             raise ValueError(f"{out} holds other shards ({_differences(before, made)}); give another folder")
-        return manifest
-    if (out / PLAN).exists():
-        try:
-            before = json.loads((out / PLAN).read_text())
-        except ValueError as error:
-            raise ValueError(f"{out / PLAN}: not readable ({error}); empty {out} or give another folder") from error
-        began = before.pop("times", None) if isinstance(before, dict) else None
-        if before != made:
-            what = _differences(before, made) if isinstance(before, dict) else repr(before)[:100]
-            raise ValueError(f"{out} holds an unfinished pack ({what}); empty it or give another")
-        if began != times:
-            raise ValueError(f"{out}: the source was written since this pack began; empty the folder, or give another")
-    elif any(out.glob("*.tar")):
-        raise ValueError(f"{out} holds tars that are not of this pack; give another folder")
-    with atomic_write(out / PLAN) as f:
-        f.write(json.dumps({**made, "times": times}).encode())
-    for leftover in out.glob(".*.part"):  # of a process that was killed
-        leftover.unlink()
-    return None
+        return manifest, manifest.made.get("each")
+    shards = any(out.glob("*.tar"))
+    if not (out / PLAN).exists():
+        if shards:
+            raise ValueError(f"{out} holds tars that are not of this pack; give another folder")
+        return None, None
+    try:
+        before = json.loads((out / PLAN).read_text())
+        began, each = before.pop("times"), before.pop("each")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{out / PLAN}: not readable ({error}); empty {out} or give another folder") from error
+    if shards and before != made:
+        raise ValueError(f"{out} holds an unfinished pack ({_differences(before, made)}); empty it or give another")
+    if shards and began != times:
+        raise ValueError(f"{out}: the source was written since this pack began; empty the folder, or give another")
+    return None, each if shards else None
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    return ", ".join(f"{k}: {before.get(k)} there, {now.get(k)} asked for" for k in now if before.get(k) != now[k])
+    words = {"fingerprint": "other files, or understood in another way", "source": "another source"}
+    different = [key for key in now if before.get(key) != now[key]]
+    different = [key for key in different if key not in words] or different
+    return ", ".join(
+        words[key] if key in words else f"--{key.replace('_', '-')}: {before.get(key)} there, {now[key]} asked for"
+        for key in different
+    )
 
 
 def _summary(manifest: Manifest) -> str:
     counts = (
-        f"{split} {sum(s.samples for s in shards)} samples in {len(shards)} shards"
+        f"{split} {sum(s.samples for s in shards):,} samples in {len(shards):,} shards"
         for split, shards in sorted(manifest.splits.items())
     )
     return ", ".join(counts)
@@ -220,16 +360,16 @@ def _summary(manifest: Manifest) -> str:
 def _samples_of(source: Source, encoding: Encoding, shard_mb: float) -> int:
     """Samples that fill a shard, by the mean size of a few."""
     step = max(1, len(source.samples) // PROBED)
-    sizes, reason = [], ""
+    sizes, reasons = [], []
     for sample in range(0, len(source.samples), step):
         try:
             files = encoding(source.files(sample), tuple(source.labels))
         except (ValueError, OSError) as error:
-            reason = f"{source.samples[sample][0]}: {error}"
+            reasons.append(f"{source.samples[sample][0]}: {error}")
             continue
         sizes.append(sum(indices.BLOCK + -(-len(data) // indices.BLOCK) * indices.BLOCK for data in files.values()))
     if not sizes:
-        raise ValueError(f"{source.name}: none of the first samples looked at decodes: {reason}")
+        raise ValueError("\n  ".join([f"{source.name}: none of the samples looked at can be packed", *reasons[:20]]))
     return max(1, int(shard_mb * 1e6 / (sum(sizes) / len(sizes))))
 
 
@@ -245,47 +385,73 @@ def _plan(source: Source, out: Path, each: int) -> list[_Job]:
     return jobs
 
 
-_adopted: tuple[Source, Encoding]
+_adopted: tuple[Source, Encoding, Any]
 
 
-def _adopt(source: Source, encoding: Encoding) -> None:
+def _adopt(source: Source, encoding: Encoding, count: Any) -> None:
     """First call in a worker process."""
     global _adopted
-    _adopted = source, encoding
+    _adopted = source, encoding, count
     prepare_worker()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the process that packs
 
 
-def _write(job: _Job) -> tuple[Shard, list[str], str]:
-    """Writes one shard and its index, or finds it written; with what was left out and a hash of what was read."""
-    source, encoding = _adopted
-    reasons: dict[str, str] = {}
-    read = hashlib.sha256()
-    if _is_written(job.path):
-        contents = _contents(source, job)
-    else:
+def _write(job: _Job) -> _Written:
+    """Writes one shard and its index, or finds it written."""
+    source, encoding, count = _adopted
+    broken: dict[int, str] = {}
+    told: Counter[str] = Counter()
+    read, hashes = hashlib.sha256(), list[tuple[int, bytes]]()
+
+    def samples() -> Iterator[tuple[int, dict[str, bytes]]]:
+        for sample in job.samples:
+            try:
+                found, notes = source.read(sample)
+                _add(read, found)
+                told.update(notes)
+                hashes.extend((sample, hashlib.sha256(found[each]).digest()[:16]) for each in found if _is_media(each))
+                if sample not in job.dropped:
+                    yield sample, found
+            except (ValueError, OSError) as error:
+                broken[sample] = str(error)
+            with count.get_lock():
+                count.value += 1
+
+    if not _is_written(job, source, encoding):
         # Fixed times make equal sources give equal bytes.
         with atomic_write(job.path) as f, webdataset.TarWriter(f, encoder=False, mtime=0) as tar:
-            for sample in job.samples:
+            for sample, found in samples():
                 try:
-                    found = source.files(sample)
-                    _add(read, found)
                     files = encoding(found, tuple(source.labels))
-                except (ValueError, OSError) as error:
-                    if not encoding.skip_broken:
-                        raise ValueError(
-                            f"{source.name} sample {source.samples[sample][0]}: {error}. "
-                            "Fix or remove it, or pack with --skip-broken"
-                        ) from error
-                    reasons[source.samples[sample][0]] = str(error)
+                except ValueError as error:
+                    broken[sample] = str(error)
                     continue
                 tar.write({"__key__": source.samples[sample][0], **files})
-        contents = read.hexdigest()
         indices.save(indices.scan(job.path, encoding.limits), indices.path_of(str(job.path)))
-    index = indices.load(indices.path_of(str(job.path)))
-    written = {index.key(i) for i in range(len(index))}
-    missing = [source.samples[sample][0] for sample in job.samples if source.samples[sample][0] not in written]
-    return describe(job.path), [f"{key}: {reasons.get(key, 'does not decode')}" for key in missing], contents
+    else:
+        there = _keys(job.path)
+        for sample, found in samples():
+            if source.samples[sample][0] not in there:
+                broken[sample] = _broken(source, encoding, found)
+    return _Written(describe(job.path), broken, told, read.hexdigest(), hashes)
+
+
+def _is_media(extension: str) -> bool:
+    return extension != TRACKS and (kind(extension) in PICTURES or kind(extension) in CLIPS)
+
+
+def _keys(path: Path) -> set[str]:
+    index = indices.load(indices.path_of(str(path)))
+    return {index.key(i) for i in range(len(index))}
+
+
+def _broken(source: Source, encoding: Encoding, files: dict[str, bytes]) -> str:
+    """Why a sample cannot be packed; empty: it can."""
+    try:
+        encoding(files, tuple(source.labels))
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _contents(source: Source, job: _Job) -> str:
@@ -307,20 +473,39 @@ def _hashed(parts: list[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _is_written(path: Path) -> bool:
+def _is_written(job: _Job, source: Source, encoding: Encoding) -> bool:
+    """Whether the shard is there with all samples but those that cannot be packed, or are dropped."""
     try:
-        return path.exists() and indices.load(indices.path_of(str(path))).bytes == path.stat().st_size
+        index = indices.load(indices.path_of(str(job.path)))
+        if not job.path.exists() or index.bytes != job.path.stat().st_size:
+            return False
     except BrokenShard:
         return False
+    there = _keys(job.path)
+    wanted = {source.samples[sample][0]: sample for sample in job.samples if sample not in job.dropped}
+    if there - wanted.keys():
+        return False
+    for key in wanted.keys() - there:
+        try:
+            if not _broken(source, encoding, source.files(wanted[key])):
+                return False
+        except (ValueError, OSError):
+            continue
+    return True
 
 
-def describe(path: Path, fast: bool = False) -> Shard:
-    """The manifest's entry of a tar whose index is there; with `fast` without hashes of its contents."""
-    place = indices.path_of(str(path))
+def describe(path: Path, fast: bool = False, part: str | None = None, file: str | None = None) -> Shard:
+    """The manifest's entry of a tar whose index is there.
+
+    Args:
+        path: of the tar. fast: without hashes of its contents. part: of its samples that is meant.
+        file: its path in the set's folder, default its name.
+    """
+    place = indices.path_of(str(path), part)
     index = indices.load(place)
     beside = hashlib.sha256(Path(place).read_bytes()).hexdigest()
     if fast:
-        return Shard(path.name, index.bytes, len(index), None, beside)
+        return Shard(file or path.name, index.bytes, len(index), None, beside, part=part)
     with open(path, "rb") as f:
         digest = hashlib.file_digest(f, "sha256").hexdigest()
         contents = {f".{extension}": hashlib.sha256() for extension in index.extensions}
@@ -331,4 +516,4 @@ def describe(path: Path, fast: bool = False) -> Shard:
                 contents[f".{extension}"].update(f.read(size))
     hashes = {kind: each.hexdigest() for kind, each in sorted(contents.items())}
     keys = hashlib.sha256(b"\n".join(index.keys.tolist())).hexdigest()
-    return Shard(path.name, index.bytes, len(index), digest, beside, {"keys": keys, **hashes})
+    return Shard(file or path.name, index.bytes, len(index), digest, beside, {"keys": keys, **hashes}, part)

@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from viewshards.decode import PICTURES, Picture, decode, kind
+from viewshards.decode import PICTURES, Picture, class_name, decode, kind
 from viewshards.limits import DEFAULT, Limits
 from viewshards.video import Clip, FrameArray, Tracks, Video
 from viewshards.views.points import Cloud, checked
 
-CLIPS = frozenset({"mp4", "webm", "npy"})
+CLIPS = frozenset({"mp4", "webm", "mkv", "mov", "avi", "m4v", "npy"})
 FILES = {"image": PICTURES, "points": frozenset({"npy"}), "video": CLIPS}
 """What files hold the natural views of a modality."""
 TRACKS = "traj.npz"
@@ -36,13 +36,19 @@ class Contents:
 
     Args:
         files: bytes by extension. limits: how large what they hold may be. labels: fields of the `.json` that are
-            labels.
+            labels. classes: numbers of classes by name, by label field, of the fields whose files hold names.
 
     Every property and method raises BrokenSample, naming the file and what is wrong with it, and nothing else.
     """
 
-    def __init__(self, files: Mapping[str, bytes], limits: Limits = DEFAULT, labels: tuple[str, ...] = ()) -> None:
-        self.files, self.limits, self.labels = files, limits, labels
+    def __init__(
+        self,
+        files: Mapping[str, bytes],
+        limits: Limits = DEFAULT,
+        labels: tuple[str, ...] = (),
+        classes: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> None:
+        self.files, self.limits, self.labels, self.classes = files, limits, labels, classes or {}
 
     def picture(self, extension: str) -> Picture:
         """(H, W, 3) bytes."""
@@ -59,15 +65,28 @@ class Contents:
             return Clip(found)
         return Clip(found, self._of(TRACKS, lambda arrays: Tracks.of(arrays, found.length, self.limits)))
 
-    @cached_property
+    @property
     def label(self) -> int:
         """The class number of `.cls`; -1 without."""
-        return self._of("cls", int) if "cls" in self.files else -1
+        return self.number("cls")
+
+    def number(self, extension: str) -> int:
+        """The class number of a `.cls`, or of a `.NAME.cls`; -1 without."""
+        if extension not in self.files:
+            return -1
+        if extension not in self.classes:
+            return self._of(extension, int)
+        try:
+            name = class_name(self.files[extension])
+            return -1 if name == "-1" else self.classes[extension][name]
+        except (KeyError, ValueError) as error:
+            raise BrokenSample(f".{extension}: no class of the manifest: {self.files[extension][:100]!r}") from error
 
     @cached_property
     def caption(self) -> str | None:
-        """The text of `.txt`."""
-        return self._of("txt", str) if "txt" in self.files else None
+        """The text of `.txt`; None without, and where it is blank."""
+        said = self._of("txt", str) if "txt" in self.files else ""
+        return said if said.strip() else None
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -78,6 +97,12 @@ class Contents:
     def group(self) -> int:
         """The `same` of the `.json`, by which known duplicates carry one number; -1 without."""
         return int(self.about.get("same", -1))
+
+    @property
+    def file_name(self) -> str:
+        """The name of its file in what was packed, of several all; empty if it is not known."""
+        found = self.about.get("file_name", "")
+        return ", ".join(map(str, found.values())) if isinstance(found, dict) else str(found)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -113,8 +138,8 @@ class Contents:
             self.picture(extension)
         elif extension == "json":
             _ = self.about
-        elif extension == "cls":
-            _ = self.label
+        elif kind(extension) == "cls":
+            self.number(extension)
         elif extension == "txt":
             _ = self.caption
         elif extension == TRACKS:  # looked at beside its clip; without one alone
@@ -135,7 +160,7 @@ class Contents:
         return any(each == "points.npy" or kind(each) in PICTURES or self._is_clip(each) for each in self.files)
 
     def _is_clip(self, extension: str) -> bool:
-        if kind(extension) in ("mp4", "webm"):
+        if kind(extension) in CLIPS - {"npy"}:
             return True
         return kind(extension) == "npy" and self._of(extension, lambda value: value.ndim) == 4
 

@@ -22,7 +22,7 @@ from viewshards.index import BrokenShard, Index, atomic_write
 from viewshards.limits import DEFAULT, Limits
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 OPEN_FILES = 64
 Fingerprint = dict[str, Any]
 """What a split holds: `samples`, `shards`, `classes`, and of `keys` and each kind of file a hash of the contents."""
@@ -38,6 +38,7 @@ class Shard:
         file: its path in the set's folder. bytes: its size. samples: how many.
         sha256: of the tar; None if it was indexed by `--fast`. index: sha256 of its index file; None: not known.
         contents: hashes of the keys (`keys`) and of the files of each kind (`.jpg`) in it; empty if not known.
+        part: name of the part of its samples that is meant, which has an index of its own; None: all.
     """
 
     file: str
@@ -46,6 +47,7 @@ class Shard:
     sha256: str | None = None
     index: str | None = None
     contents: dict[str, str] = field(default_factory=dict)
+    part: str | None = None
 
 
 @dataclass
@@ -57,12 +59,14 @@ class Manifest:
         splits: shards by split (`train`, `val`, ...), in the order that numbers the samples.
         labels: class names by label field: `cls` for the `.cls` file, others for fields of the `.json` file.
         made: how the set was made, as its maker likes to say it.
+        named: label fields whose files hold the name of a class, where others hold its number.
     """
 
     name: str
     splits: dict[str, list[Shard]]
     labels: dict[str, list[str]] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)
+    named: list[str] = field(default_factory=list)
 
     def save(self, root: str | os.PathLike[str]) -> None:
         """Writes `root/manifest.json`, whole or not at all, with a checksum of itself."""
@@ -99,7 +103,7 @@ class Manifest:
 
     @classmethod
     def _of(cls, content: dict[str, Any]) -> Manifest:
-        known = {"name", "splits", "labels", "made"}
+        known = {"name", "splits", "labels", "made", "named"}
         if content.keys() != known:
             raise ValueError(f"expected the keys {', '.join(sorted(known))}, got {', '.join(sorted(content))[:200]}")
         _expect(isinstance(content["name"], str), "name", "a text", content["name"])
@@ -108,6 +112,10 @@ class Manifest:
         for name, classes in content["labels"].items():
             is_right = isinstance(classes, list) and all(isinstance(each, str) for each in classes)
             _expect(is_right, f"labels.{name}", "a list of texts", classes)
+        is_right = isinstance(content["named"], list) and all(
+            isinstance(each, str) and each in content["labels"] for each in content["named"]
+        )
+        _expect(is_right, "named", "a list of label fields", content["named"])
         splits = {}
         for split, shards in content["splits"].items():
             _expect(isinstance(shards, list), f"splits.{split}", "a list of shards", shards)
@@ -115,7 +123,7 @@ class Manifest:
             files = [shard.file for shard in splits[split]]
             if len(set(files)) < len(files):
                 raise ValueError(f"splits.{split} names a shard twice")
-        return cls(content["name"], splits, content["labels"], content["made"])
+        return cls(content["name"], splits, content["labels"], content["made"], content["named"])
 
 
 NO_CHECKSUM = "0" * 64
@@ -155,6 +163,9 @@ def _shard(content: Any, where: str) -> Shard:
     contents = content.get("contents", {})
     is_right = isinstance(contents, dict) and all(map(_is_sha256, contents.values()))
     _expect(is_right, f"{where}.contents", "hashes by kind of file", contents)
+    part = content.get("part")
+    is_right = part is None or (isinstance(part, str) and re.fullmatch(r"[\w-]+", part) is not None)
+    _expect(is_right, f"{where}.part", "a name", part)
     file = content.get("file")
     is_inside = isinstance(file, str) and file.endswith(".tar") and "\0" not in file and "://" not in file
     is_inside = is_inside and not PurePosixPath(file).is_absolute() and ".." not in PurePosixPath(file).parts
@@ -218,6 +229,7 @@ class ShardSet:
 
     Attributes:
         fingerprint: what the split holds, see `Fingerprint`.
+        classes: numbers of classes by name, by label field, of the fields whose files hold names.
 
     Raises:
         ValueError: for an unknown split.
@@ -231,8 +243,16 @@ class ShardSet:
             raise ValueError(f"{root}: shards of a URL need a node-local cache_dir")
         self.manifest = Manifest.load(root)
         if split not in self.manifest.splits:
-            raise ValueError(f"{root}: no split {split!r}; it has {', '.join(sorted(self.manifest.splits))}")
+            raise ValueError(
+                f"{root}: no split {split!r}; it has {', '.join(sorted(self.manifest.splits))}. Name another by "
+                "data.val_split or data.train_split (--split of a command), or make one: `viewshards pack` and "
+                "`viewshards index` take --val-fraction 0.1, a share of train"
+            )
         self.shards = self.manifest.splits[split]
+        self.classes = {
+            field: {name: number for number, name in enumerate(self.manifest.labels[field])}
+            for field in self.manifest.named
+        }
         self.counts = [shard.samples for shard in self.shards]
         self.ends = np.cumsum(self.counts)
         self._open: OrderedDict[int, tuple[int, Index]] = OrderedDict()
@@ -281,7 +301,7 @@ class ShardSet:
             return self._open[shard]
         while len(self._open) >= OPEN_FILES:
             os.close(self._open.popitem(last=False)[1][0])
-        path, index_path = self.path(shard), indices.path_of(self.path(shard))
+        path, index_path = self.path(shard), indices.path_of(self.path(shard), self.shards[shard].part)
         if self.remote and self.cache is not None:
             descriptor = self.cache.open(path, self.shards[shard].bytes, self.shards[shard].sha256)
             index = self.cache.read(index_path, lambda local: indices.load(local, self.shards[shard].index))

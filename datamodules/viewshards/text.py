@@ -216,9 +216,9 @@ class Captions:
                 hard = about.get("hard_captions") or [[]] * len(captions)
                 languages = about.get("languages") or [None] * len(captions)
                 keep = [i for i, spoken in enumerate(languages) if self.language in (None, spoken)]
-                found |= {captions[i]: list(hard[i]) for i in keep if captions[i] not in found}
+                found |= {captions[i]: list(hard[i]) for i in keep if captions[i].strip() and captions[i] not in found}
             else:
-                found |= {caption: [] for caption in captions if caption not in found}
+                found |= {caption: [] for caption in captions if caption.strip() and caption not in found}
         if not found:
             spoken = f" in language {self.language!r}" if self.language else ""
             raise ValueError(f"no caption{spoken} in {', '.join(self.fields)}")

@@ -151,6 +151,9 @@ class TrackedShards(Source):
     def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
         split, i = self._places[sample]
         files = dict(self._sets[split].read(i))
+        for name, classes in self._sets[split].classes.items():  # a packed set holds numbers of classes
+            if name in files:
+                files[name] = str(Contents(files, classes={name: classes}).number(name)).encode()
         names = [extension for extension in sorted(files) if kind(extension) in FILES["video"]]
         if not names:
             raise ValueError(f"no clip; it has {', '.join(sorted(files))}")

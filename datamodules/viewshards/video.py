@@ -11,15 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from viewshards.limits import DEFAULT, Limits
-from viewshards.pictures import opened
 
 Frames = NDArray[np.uint8]
 """(T, H, W, 3) uint8 RGB."""
@@ -27,7 +24,7 @@ Ids = NDArray[np.int64]
 """(T, h, w): trajectories by number, 0 for none."""
 
 
-CONTAINERS = (("mov", slice(4, 8), b"ftyp moov mdat free wide skip"), ("matroska", slice(0, 4), b"\x1aE\xdf\xa3"),
+CONTAINERS = (("mov", slice(4, 8), b"ftyp|moov|mdat|free|wide|skip"), ("matroska", slice(0, 4), b"\x1aE\xdf\xa3"),
               ("avi", slice(8, 12), b"AVI "))  # fmt: skip
 """What FFmpeg may read, and how it is known. It knows play lists too, which name other files and addresses."""
 
@@ -39,19 +36,25 @@ def container(data: bytes) -> str:
         ValueError: for anything else.
     """
     for name, place, marks in CONTAINERS:
-        if len(data) >= 12 and data[place] in (marks.split() if name == "mov" else [marks]):
+        if len(data) >= 12 and data[place] in marks.split(b"|"):
             return name
     raise ValueError("no clip of a known container: expected .mp4, .mov, .webm, .mkv or .avi by its contents")
 
 
+def is_container(data: bytes) -> bool:
+    """Whether these are the first bytes of a clip."""
+    return any(len(data) >= 12 and data[place] in marks.split(b"|") for _, place, marks in CONTAINERS)
+
+
 class Video:
-    """An encoded clip; frames are decoded when they are asked for.
+    """An encoded clip; frame k is the k-th that a player shows, at any frame rate. Frames are decoded when asked for.
 
     Args:
         data: bytes of an .mp4, .webm, .mkv, .mov or .avi file. limits: of frames and their pixels.
 
     Attributes:
-        length: frames. fps: of the stream. pixels: of a frame.
+        length: frames. fps: of the stream, on average. pixels: of a frame.
+        times: (length,) seconds at which each frame is shown, rising from 0.
 
     Raises:
         ValueError: without a video stream, beyond a limit, or without PyAV.
@@ -64,10 +67,22 @@ class Video:
             size = stream.codec_context.width, stream.codec_context.height
             self.pixels = size[0] * size[1]
             limits.check("pixels", self.pixels, f"frames of {size[0]} x {size[1]} pixels")
-            self.length = int(stream.frames) or sum(packet.size > 0 for packet in file.demux(stream))
+            # What an edit list cuts off is decoded and thrown away: no player shows it.
+            packets = [packet for packet in file.demux(stream) if packet.size and not packet.is_discard]
+            stamps, decoded = ([getattr(packet, name) for packet in packets] for name in ("pts", "dts"))
+            base, codec = stream.time_base, stream.codec_context.name
+        if codec == "vp8":  # which has packets that are never shown, and do not say so
+            with self._opened() as (file, stream):
+                stamps = [frame.pts for frame in file.decode(stream)]
+        self.length = len(stamps)
         limits.check("frames", self.length, "frames of a clip")
         if self.length < 1 or not 0 < self.fps < 1e6:
             raise ValueError("a video without frames")
+        self._numbers = {stamp: k for k, stamp in enumerate(sorted(set(stamps) - {None}))}
+        if len(self._numbers) < self.length or container(data) == "avi":  # AVI has no times of presentation
+            self._numbers = {}
+        shown = list(self._numbers) or sorted(decoded if None not in decoded else range(self.length))
+        self.times = (np.array(shown, np.float64) - shown[0]) * float(base or 0)
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
@@ -83,32 +98,32 @@ class Video:
             raise ValueError(f"a clip that does not decode: {error or type(error).__name__}") from error
 
     def _frames(self, file: Any, stream: Any) -> Iterator[tuple[int, Any]]:
-        """Number and frame from where the container stands."""
-        start = stream.start_time or 0
-        for frame in file.decode(stream):
+        """Number and frame from where the container stands; where times do not say the number, from the start."""
+        for k, frame in enumerate(file.decode(stream)):
             self._limits.check(
                 "pixels", frame.width * frame.height, f"a frame of {frame.width} x {frame.height} pixels"
             )
-            yield round(float((frame.pts - start) * stream.time_base) * self.fps), frame
+            yield self._numbers.get(frame.pts, -1) if self._numbers else k, frame
 
     def read(self, wanted: Sequence[int]) -> Frames:
-        """The frames of these numbers, in this order; decoding starts at the key frame before the first of them.
+        """The frames of these numbers, in this order, turned as a player turns them.
+
+        Decoding starts at the key frame before the first of them.
 
         Raises:
             ValueError: if a frame is not there, or does not decode.
         """
         missing, found = set(wanted), {}
-        for seek in (
-            True,
-            False,
-        ):  # some containers seek past the frame that was asked for: then once more from the start
+        if any(not 0 <= number < self.length for number in missing):
+            raise ValueError(f"frames 0 to {self.length - 1} can be read, {max(missing, key=abs)} was asked for")
+        # Some containers seek past the frame that was asked for: then once more from the start.
+        for seek in (True, False) if self._numbers else (False,):
             with self._opened() as (file, stream):
                 if seek:
-                    start = (stream.start_time or 0) + round(min(wanted) / self.fps / stream.time_base)
-                    file.seek(start, stream=stream)
+                    file.seek(list(self._numbers)[min(wanted)], stream=stream)
                 for number, frame in self._frames(file, stream):
                     if number in missing:
-                        found[number] = frame.to_ndarray(format="rgb24")
+                        found[number] = _turned(frame)
                         missing.discard(number)
                     if not missing:
                         break
@@ -127,15 +142,23 @@ class Video:
         Raises:
             ValueError: naming the first that is not there, or does not decode.
         """
-        missing, sizes = set(range(self.length)), set()
+        missing, sizes, others = set(range(self.length)), set(), 0
         with self._opened() as (file, stream):
             for number, frame in self._frames(file, stream):
+                others += number not in missing
                 missing.discard(number)
                 sizes.add((frame.width, frame.height))
         if len(sizes) > 1:
             raise ValueError("frames of several sizes in one clip")
         if missing:
             raise ValueError(f"frame {min(missing)} of {self.length} cannot be decoded")
+        if others:
+            raise ValueError(f"{others} frames more than the {self.length} that its packets name")
+
+
+def _turned(frame: Any) -> Frames:
+    """(H, W, 3) of a frame, turned by the quarters that its display matrix says."""
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
 
 
 class FrameArray:
@@ -145,6 +168,7 @@ class FrameArray:
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not frames.size:
             raise ValueError(f"a clip is an array (T, H, W, 3) of bytes, got {frames.shape} of {frames.dtype}")
         self.frames, self.length = frames, len(frames)
+        self.times: NDArray[np.float64] = np.arange(self.length, dtype=np.float64)
 
     def read(self, wanted: Sequence[int]) -> Frames:
         """The frames of these numbers."""
@@ -298,60 +322,6 @@ def _uncompressed(text: bytes) -> list[int]:
                 value |= -1 << shift
         counts.append(value + counts[-2] if len(counts) > 2 else value)
     return counts
-
-
-VIDEOS = frozenset({".mp4", ".webm", ".mkv", ".mov", ".avi"})
-"""Files that are clips by their ending; animated pictures and folders of frames are clips where a table says so."""
-
-
-def clip_file(path: Path, limits: Limits = DEFAULT) -> tuple[str, bytes]:
-    """Extension and contents of a video file as a shard holds it.
-
-    .mp4 and .webm stay as they are; other containers, animated WebP and GIF become `frames.npy`, and so does a folder
-    of frames, in the order of their names.
-    """
-    extension = path.suffix.lower()
-    if path.is_dir():
-        frames = np.stack(_frames_in(path, limits))
-    elif extension in (".webp", ".gif"):
-        with opened(path, limits) as image:
-            count = getattr(image, "n_frames", 1)
-            limits.check("frames", count, "frames of a clip")
-            limits.check("array_bytes", 3 * count * image.width * image.height, "bytes of all frames")
-            frames = np.stack([_frame(image, k) for k in range(count)])
-    else:
-        limits.check("file_bytes", path.stat().st_size, "bytes of a clip")
-        data = path.read_bytes()
-        if extension in (".mp4", ".webm"):
-            return extension.removeprefix("."), data
-        video = Video(data, limits)
-        limits.check("array_bytes", 3 * video.length * video.pixels, "bytes of all frames")
-        frames = video.read(range(video.length))
-    buffer = io.BytesIO()
-    np.save(buffer, frames, allow_pickle=False)
-    return "frames.npy", buffer.getvalue()
-
-
-def _frames_in(folder: Path, limits: Limits) -> list[Frames]:
-    """The frames in a folder, in the order of their names."""
-    paths, frames, total = sorted(folder.iterdir()), [], 0
-    limits.check("frames", len(paths), "frames of a clip")
-    for path in paths:
-        if not path.is_file():
-            raise ValueError(f"{path}: not a file")
-        with opened(path, limits) as image:
-            total += 3 * image.width * image.height
-            limits.check("array_bytes", total, "bytes of all frames")
-            frames.append(np.asarray(image.convert("RGB")))
-    return frames
-
-
-def _frame(image: Image.Image, number: int) -> Frames:
-    image.seek(number)
-    rgba = image.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    white.alpha_composite(rgba)
-    return np.asarray(white.convert("RGB"))
 
 
 def _needed_av() -> Any:

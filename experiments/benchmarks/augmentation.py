@@ -27,7 +27,7 @@ from record import record
 from viewshards.dataset import ShardDataset
 from viewshards.pack import Encoding, pack
 from viewshards.shards import ShardSet
-from viewshards.sources import open_source
+from viewshards.sources import Options, open_source
 from viewshards.views import SimCLR
 
 
@@ -58,7 +58,7 @@ def main() -> None:
     cv2.setNumThreads(0)
     with tempfile.TemporaryDirectory() as name:
         photographs(Path(name) / "photos", arguments.images)
-        pack(open_source(f"{name}/photos", val_fraction=0.0), Path(name) / "shards", Encoding())
+        pack(open_source(f"{name}/photos", Options(val_fraction=0.0)), Path(name) / "shards", Encoding())
         shards = ShardSet(f"{name}/shards", "train")
         contestants = _contestants(shards)
         best: dict[str, float] = {}

@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    from viewshards.existing import build_index
+    from viewshards.tars import build_index
 
     best: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:

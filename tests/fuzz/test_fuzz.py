@@ -37,12 +37,12 @@ from tests.viewshards.test_video import movie, numbered
 from viewshards import Captions, ShardDataModule
 from viewshards import index as indices
 from viewshards.decode import decode
-from viewshards.existing import build_index, verify
 from viewshards.limits import Limits
 from viewshards.sample import Contents
 from viewshards.shards import MANIFEST, ShardSet
 from viewshards.sources import open_source
-from viewshards.sources.clouds import cloud_file
+from viewshards.sources.clouds import cloud_of
+from viewshards.tars import build_index, verify
 from viewshards.video import Video
 from viewshards.views import Augmentation, PointViews, SimCLR, VideoViews
 
@@ -357,7 +357,7 @@ def test_meshes(tmp_path):
 
         def use(data, target=target):
             target.write_bytes(data)
-            cloud_file(target, 64)
+            cloud_of(target.name, target.read_bytes(), points=64)
 
         attack([path.read_bytes()], use, 120)
 

@@ -73,7 +73,7 @@ def test_hostile_members_are_neither_run_nor_indexed(tmp_path):
             add(archive, f"000.{extension}", pickle.dumps(Attack()))
         add(archive, "000.txt", b"fine")
         add(archive, "../../002.txt", b"outside")
-    with pytest.warns(UserWarning, match="pickle, pkl, pth, pyd, sh"):
+    with pytest.warns(UserWarning, match=r"\(.pickle\).*\(.pkl\).*\(.pth\).*\(.pyd\).*\(.sh\)"):
         index = indices.scan(tar)
     assert index.extensions == ["txt"]
     assert [index.key(i) for i in range(len(index))] == ["000", "../../002"]  # a key is a name, never a path we open

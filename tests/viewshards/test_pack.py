@@ -14,10 +14,11 @@ from PIL import Image
 
 from tests.conftest import QUIET
 from viewshards.cli import main
-from viewshards.existing import build_index, contact_sheet, inspect, verify
+from viewshards.existing import contact_sheet, inspect
 from viewshards.pack import Encoding, pack
 from viewshards.shards import Manifest, ShardSet
-from viewshards.sources import open_source
+from viewshards.sources import Options, open_source
+from viewshards.tars import build_index, verify
 
 
 def picture(path, size=(40, 30), seed=0):
@@ -65,7 +66,7 @@ def test_folders_without_splits_or_labels(tmp_path):
         picture(flat / f"{i}.bmp", seed=i)
     manifest = packed(flat, tmp_path / "b")
     assert manifest.labels == {}
-    assert set(ShardSet(str(tmp_path / "b"), "train").read(0)) == {"png"}  # bmp is not for shards
+    assert set(ShardSet(str(tmp_path / "b"), "train").read(0)) == {"png", "json"}  # bmp is not for shards
 
 
 def test_table_with_captions_labels_and_natural_views(tmp_path):
@@ -79,7 +80,7 @@ def test_table_with_captions_labels_and_natural_views(tmp_path):
             )  # fmt: skip
     table = tmp_path / "things.jsonl"
     table.write_text("\n".join(map(json.dumps, rows)))
-    source = open_source(str(table), labels=["colour"])
+    source = open_source(str(table), Options(labels="colour"))
     manifest = pack(source, tmp_path / "out", Encoding(), console=QUIET)
     assert manifest.labels == {"cls": ["even", "odd"], "colour": ["red"]}
     train = ShardSet(str(tmp_path / "out"), "train")
@@ -90,7 +91,7 @@ def test_table_with_captions_labels_and_natural_views(tmp_path):
     assert json.loads(files["json"])["colour"] == "red"
     csv = tmp_path / "plain.csv"
     csv.write_text("file,caption\nimages/0.left.png,one\nimages/1.left.png,two\n")
-    pack(open_source(str(csv), val_fraction=0.0), tmp_path / "csv", Encoding(), console=QUIET)
+    pack(open_source(str(csv), Options(val_fraction=0.0)), tmp_path / "csv", Encoding(), console=QUIET)
     assert {ShardSet(str(tmp_path / "csv"), "train").read(i)["txt"] for i in range(2)} == {b"one", b"two"}
 
 
@@ -100,7 +101,9 @@ def test_table_errors(tmp_path):
     with pytest.raises(ValueError, match="no column for the file"):
         open_source(str(table))
     table.write_text("file\nmissing.png\n")
-    with pytest.raises(FileNotFoundError, match=r"1 of its files are not there, first 'missing.png'"):
+    with pytest.raises(
+        FileNotFoundError, match=r"1 of 1 files are not there, first .*t.csv line 2, column 'file': 'missing.png'"
+    ):
         open_source(str(table))
 
 
@@ -132,10 +135,12 @@ def test_torchvision_set_on_disk(tmp_path):
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(
             (0x00000801).to_bytes(4, "big") + n.to_bytes(4, "big") + bytes(range(n))
         )
-    manifest = pack(open_source("torchvision:MNIST", root=str(tmp_path)), tmp_path / "out", Encoding(), console=QUIET)
+    manifest = pack(
+        open_source("torchvision:MNIST", Options(root=str(tmp_path))), tmp_path / "out", Encoding(), console=QUIET
+    )
     assert {s: sum(x.samples for x in shards) for s, shards in manifest.splits.items()} == {"train": 6, "val": 3}
     with pytest.raises(FileNotFoundError, match="torchvision:CIFAR10: not below"):
-        open_source("torchvision:CIFAR10", root=str(tmp_path))
+        open_source("torchvision:CIFAR10", Options(root=str(tmp_path)))
 
 
 def test_resize_brings_the_shorter_side_down_only(tmp_path):
@@ -151,10 +156,11 @@ def test_resize_brings_the_shorter_side_down_only(tmp_path):
 def test_broken_sources_stop_with_their_name_or_are_listed(tmp_path):
     root = folder(tmp_path / "pets", splits=("train",))
     (root / "train/cat/cat.0.png").write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match=r"sample cat/cat_0.*--skip-broken"):
-        packed(root, tmp_path / "out", shard_samples=3)
-    manifest = packed(root, tmp_path / "skip", encoding=Encoding(skip_broken=True))
-    assert len(manifest.made["skipped"]) == 1 and "cat/cat_0" in manifest.made["skipped"][0]
+    with pytest.raises(ValueError, match=r"1 files would be left out\n  left out: train/cat/cat.0.png: no picture"):
+        packed(root, tmp_path / "out", shard_samples=3, strict=True)
+    assert not (tmp_path / "out/manifest.json").exists()
+    manifest = packed(root, tmp_path / "out", shard_samples=3)  # goes on with what is written
+    assert list(manifest.made["account"]["left_out"]) == ["train/cat/cat.0.png"]
     assert sum(s.samples for s in manifest.splits["train"]) == 11
 
 
@@ -164,7 +170,7 @@ def test_the_same_pack_again_is_free_and_another_is_refused(tmp_path):
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
     assert packed(root, tmp_path / "out", shard_samples=4).splits == first.splits
     assert times == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
-    with pytest.raises(ValueError, match="shard_samples: 4 there, 5 asked for"):
+    with pytest.raises(ValueError, match="--shard-samples: 4 there, 5 asked for"):
         packed(root, tmp_path / "out", shard_samples=5)
     other = packed(root, tmp_path / "again", shard_samples=4)
     assert [s.sha256 for s in other.splits["train"]] == [s.sha256 for s in first.splits["train"]]  # same bytes

@@ -8,18 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import QUIET
+from tests.conftest import QUIET, packable
 from tests.viewshards.test_pack import packed
 from viewshards import Captions, ShardDataModule
 from viewshards.cli import main
 from viewshards.decode import decode
-from viewshards.existing import verify
 from viewshards.order import generator
 from viewshards.pack import Encoding, pack
 from viewshards.shards import ShardSet
+from viewshards.sources import Options, open_source
 from viewshards.sources.moving import Moving
+from viewshards.tars import verify
 from viewshards.tracks import ColourTracks
-from viewshards.video import Clip, FrameArray, Tracks, Video, clip_file, from_rle, rle_mask, to_global, to_local
+from viewshards.video import Clip, FrameArray, Tracks, Video, from_rle, rle_mask, to_global, to_local
 from viewshards.views import Augmentation, VideoViews
 from viewshards.views.video import packed as packed_ids
 
@@ -65,7 +66,7 @@ def test_only_the_frames_asked_for(tmp_path, name, codec):
     for wanted in ([0], [29], [17, 3, 11], [5, 5, 6], range(30)):
         found = video.read(list(wanted))
         assert [round(f.mean() / 8) for f in found] == list(wanted)
-    with pytest.raises(ValueError, match="frame 30 of 30 cannot be decoded"):
+    with pytest.raises(ValueError, match="frames 0 to 29 can be read, 30 was asked for"):
         video.read([30])
 
 
@@ -93,7 +94,7 @@ def test_folders_tables_and_animations(tmp_path):
     assert {s: sum(x.samples for x in shards) for s, shards in manifest.splits.items()} == {"train": 2, "val": 1}
     shards = ShardSet(str(tmp_path / "out"), "train")
     files = {shards.key(i): shards.read(i) for i in range(2)}
-    assert set(files["run/a"]) == {"mp4", "traj.npz", "cls"} and set(files["run/b"]) == {"frames.npy", "cls"}
+    assert set(files["run/a"]) == {"mp4", "traj.npz", "cls", "json"} and set(files["run/b"]) == {"mkv", "cls", "json"}
     assert not list(verify(tmp_path / "out"))
     for k, frame in enumerate(numbered(4)):
         (root / "frames").mkdir(exist_ok=True)
@@ -106,12 +107,12 @@ def test_folders_tables_and_animations(tmp_path):
     with pytest.raises(
         ValueError, match=r"files of several kinds, 5 of kind image, 3 of kind clip: say which by --kind"
     ):
-        packed(root, tmp_path / "mixed")
+        pack(open_source(str(root), Options(table="none")), tmp_path / "mixed", console=QUIET)
     shards = ShardSet(str(tmp_path / "table"), "train")
     found = {shards.read(i)["txt"].decode(): decode("npy", shards.read(i)["frames.npy"]) for i in range(2)}
     np.testing.assert_array_equal(found["a folder"], numbered(4))
     np.testing.assert_array_equal(found["an animation"], numbered(5))
-    assert clip_file(root / "train/run/a.mp4")[0] == "mp4"
+    assert packable(root / "train/run/a.mp4")[0] == "mp4"
 
 
 # Tracks.

@@ -5,103 +5,123 @@ A source lists its samples (key and split) at once and gives the files of one wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from viewshards.limits import DEFAULT, Limits
-from viewshards.sources import clouds, generated, moving
+from viewshards.sources import clouds, generated, moving, solids
 from viewshards.sources.bundled import Emoji, Sklearn, Torchvision
-from viewshards.sources.folders import ImageFolder, VideoFolder
-from viewshards.sources.source import Source, files_below
-from viewshards.sources.tables import Table
+from viewshards.sources.columns import TABLES, Columns
+from viewshards.sources.folders import of_folder
+from viewshards.sources.reader import Reader
+from viewshards.sources.rows import Choices
+from viewshards.sources.source import Source
+from viewshards.sources.splits import Splits
+from viewshards.sources.tables import of_table
 
 
-def open_source(
-    text: str,
-    root: str = "data",
-    val_fraction: float = 0.1,
-    labels: Sequence[str] = (),
-    split_by: str | None = None,
-    kind: str | None = None,
-    outside: bool = False,
-    limits: Limits = DEFAULT,
-) -> Source:
+@dataclass(frozen=True)
+class Options:
+    """What a user may say of a source; None where nothing is said.
+
+    Attributes:
+        val_fraction: share of the samples that becomes `val`, by a hash of the key: of a source without splits (default
+            0.1), or of its `train` where it has no `val`.
+        splits: `train=Training,val=Valid` names folders or values of a table's column; `none`: there are none.
+        labels: further columns of a table that are labels, comma separated.
+        split_by: column of a table by whose hash the rows are split, so that rows of one value stay together.
+        kind: of the files of a folder that holds several: `image`, `cloud`, `clip` or `h5`.
+        columns: `caption=alt,...`: which column of a table is what. encoding: of a table.
+        table: which file of a folder is the table that says more of its files; `none`: no file.
+        outside: whether a table may name files outside of its folder.
+        value_range: what is black and white in pictures of 32 bits and floats.
+        cloud_axes: `points-first` or `points-last`. cloud_array: the array of an `.npz` that is the cloud.
+        root: where torchvision finds its data (default `data`).
+    """
+
+    val_fraction: float | None = None
+    splits: str | None = None
+    labels: str | None = None
+    split_by: str | None = None
+    kind: str | None = None
+    columns: str | None = None
+    encoding: str | None = None
+    table: str | None = None
+    outside: bool | None = None
+    value_range: tuple[float, float] | None = None
+    cloud_axes: str | None = None
+    cloud_array: str | None = None
+    root: str | None = None
+
+    def said(self) -> set[str]:
+        """Names of what is said."""
+        return {name for name, value in vars(self).items() if value is not None}
+
+
+OF_FILES = frozenset({"val_fraction", "splits", "value_range", "cloud_axes", "cloud_array"})
+OF_TABLES = frozenset({"labels", "split_by", "columns", "encoding", "outside"})
+USED = {"builtin": {"val_fraction"}, "sklearn": {"val_fraction"}, "torchvision": {"val_fraction", "root"},
+        "table": OF_FILES | OF_TABLES, "folder": OF_FILES | OF_TABLES | {"kind", "table"}}  # fmt: skip
+"""Options by what they are of; others are refused."""
+
+
+def open_source(text: str, options: Options = Options(), limits: Limits = DEFAULT) -> Source:
     """The source a command line names.
 
     Args:
-        text: a folder, a `.csv` or `.jsonl` file, `builtin:NAME`, `torchvision:NAME` or `sklearn:NAME`.
-        root: where torchvision finds its data.
-        val_fraction: share of samples that goes to `val`, by a hash of the key, if the source has no splits itself.
-        labels: further columns of a table that are labels.
-        split_by: column of a table by whose hash the rows are split, so that rows of one value stay together.
-        kind: of the files of a folder that holds several: `image`, `cloud`, `clip` or `h5`.
-        outside: whether a table may name files outside of its folder.
-        limits: how large what is read may be.
+        text: a folder, a table (.csv, .tsv, .jsonl, .json, .parquet), `builtin:NAME`, `torchvision:NAME` or
+            `sklearn:NAME`.
+        options: what is said of it. limits: how large what is read may be.
 
     Raises:
-        FileNotFoundError: if there is no such source. ValueError: if it cannot be read as asked.
+        FileNotFoundError: if there is no such source. ValueError: if it cannot be read as asked, or in several ways.
     """
-    source = _opened(text, root, val_fraction, labels, split_by, kind, outside, limits)
-    source.limits = limits
-    return source
-
-
-def _opened(
-    text: str,
-    root: str,
-    val_fraction: float,
-    labels: Sequence[str],
-    split_by: str | None,
-    kind: str | None,
-    outside: bool,
-    limits: Limits,
-) -> Source:
-    is_table = Path(text).suffix in (".csv", ".jsonl")
-    if split_by and not is_table:
-        raise ValueError(f"{text}: --split-by is for tables, whose columns have names")
     scheme, _, name = text.partition(":")
-    if scheme == "builtin":
-        builtin: dict[str, Callable[[], Source]] = {
-            "emoji": Emoji,
-            "digits": Sklearn,
-            **{made.name: made for made in (*generated.SETS, clouds.Solids, moving.Moving)},
-        }
-        if name not in builtin:
-            raise ValueError(f"no built-in set {name!r}; there are {', '.join(sorted(builtin))}")
-        return builtin[name]()
-    if scheme == "torchvision":
-        return Torchvision(name, root, val_fraction)
-    if scheme == "sklearn":
-        return Sklearn(name, val_fraction)
     path = Path(text)
+    is_table = path.suffix.lower() in TABLES and not path.is_dir()
+    what = scheme if scheme in USED and name else "table" if is_table else "folder"
+    unused = options.said() - USED[what]
+    if unused:
+        listed = ", ".join(f"--{option.replace('_', '-')}" for option in sorted(unused))
+        raise ValueError(f"{text}: {listed} would not be used by a source of the kind {what}: leave it out")
+    if scheme == "builtin":
+        return _builtin(name, options.val_fraction)
+    if scheme == "torchvision":
+        return Torchvision(name, options.root or "data", options.val_fraction)
+    if scheme == "sklearn":
+        return Sklearn(name, options.val_fraction)
+    labels = tuple(filter(None, (options.labels or "").split(",")))
+    choices = Choices(Splits.parsed(options.splits), options.val_fraction, labels, options.split_by)
+    reader = Reader(limits, clouds=clouds.Layout(options.cloud_axes, options.cloud_array))
+    columns = Columns.parsed(options.columns, options.encoding)
+    more = choices, reader, columns, bool(options.outside), options.value_range
     if path.is_dir():
-        return _of_folder(path, val_fraction, kind, limits)
+        return of_folder(path, options.kind, *more, options.table)
     if is_table:
-        return Table(path, val_fraction, labels, split_by, outside)
+        return of_table(path, *more)
     raise FileNotFoundError(
-        f"{text}: expected a folder of images or clouds, a .csv or .jsonl file, builtin:NAME, torchvision:NAME or "
+        f"{text}: expected a folder, a table ({', '.join(sorted(TABLES))}), builtin:NAME, torchvision:NAME or "
         "sklearn:NAME"
     )
 
 
-def _of_folder(root: Path, val_fraction: float, kind: str | None, limits: Limits) -> Source:
-    """The source that reads what is in a folder.
-
-    Raises:
-        ValueError: if it holds files of several kinds and none was asked for.
-    """
-    folders: dict[str, type[ImageFolder | clouds.CloudFolder | VideoFolder]] = {
-        "image": ImageFolder,
-        "cloud": clouds.CloudFolder,
-        "clip": VideoFolder,
+def _builtin(name: str, val_fraction: float | None) -> Source:
+    sets: dict[str, Callable[[], Source]] = {
+        "emoji": Emoji,
+        "digits": Sklearn if val_fraction is None else lambda: Sklearn(val_fraction=val_fraction),
+        **{made.name: made for made in (*generated.SETS, solids.Solids, moving.Moving)},
     }
-    counts = {name: len(files_below(root, source.extensions)) for name, source in folders.items()}
-    counts["h5"] = len(list(root.glob("*.h5")))
-    found = [kind] if kind else [name for name, count in counts.items() if count]
-    if not any(counts[name] for name in found):
-        known = ", ".join(sorted(extension for source in folders.values() for extension in source.extensions))
-        raise FileNotFoundError(f"{root}: nothing to pack below it; known are {known} and .h5 files")
-    if len(found) > 1:
-        there = ", ".join(f"{counts[name]} of kind {name}" for name in found)
-        raise ValueError(f"{root}: files of several kinds, {there}: say which by --kind")
-    return clouds.Hdf5(root, limits) if found == ["h5"] else folders[found[0]](root, val_fraction)
+    if name not in sets:
+        raise ValueError(f"no built-in set {name!r}; {nearest(name, sets)}")
+    if val_fraction is not None and name != "digits":
+        raise ValueError(f"builtin:{name}: it has its splits: --val-fraction would not be used")
+    return sets[name]()
+
+
+def nearest(name: str, known: object) -> str:
+    """The names most like one that is not known, in words; all of them if none is."""
+    names = sorted(map(str, known))  # type: ignore[call-overload]
+    near = get_close_matches(name, names, 3, 0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"

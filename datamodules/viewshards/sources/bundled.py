@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import resources
 
 import numpy as np
@@ -55,7 +56,7 @@ class Arrays(Source):
 class Sklearn(Arrays):
     """A bundled scikit-learn image set by the name of its loader: `digits` (1,797 handwritten digits of 8x8)."""
 
-    def __init__(self, name: str = "digits", val_fraction: float = 0.2) -> None:
+    def __init__(self, name: str = "digits", val_fraction: float | None = None) -> None:
         from sklearn import datasets
 
         loader = getattr(datasets, f"load_{name}", None)
@@ -63,39 +64,50 @@ class Sklearn(Arrays):
         if data is None or not hasattr(data, "images") or not hasattr(data, "target"):
             raise ValueError(f"sklearn:{name}: not an image set bundled with scikit-learn; there is sklearn:digits")
         images = np.rint(data.images * (255 / data.images.max())).astype(np.uint8)
-        splits = [hashed_split(f"{i:06d}", val_fraction) for i in range(len(images))]
+        share = 0.2 if val_fraction is None else val_fraction
+        splits = [hashed_split(f"{i:06d}", share) for i in range(len(images))]
         super().__init__(name, images, data.target, [str(c) for c in data.target_names], splits)
 
 
 class Torchvision(Source):
     """A torchvision classification set that is on disk already (`root`); nothing is downloaded."""
 
-    def __init__(self, name: str, root: str, val_fraction: float) -> None:
+    def __init__(self, name: str, root: str, val_fraction: float | None) -> None:
         import torchvision.datasets as sets
 
-        if not hasattr(sets, name):
-            raise ValueError(f"torchvision has no data set {name!r}")
+        known = [each for each in sets.__all__ if isinstance(getattr(sets, each), type)]
+        if name not in known:
+            near = [each for each in known if each.lower().startswith(name.lower())]
+            near = near or get_close_matches(name.lower(), [each.lower() for each in known], 3)
+            near = [each for each in known if each.lower() in {one.lower() for one in near}]
+            hint = f"did you mean {' or '.join(near[:5])}?" if near else f"there are {', '.join(known)}"
+            raise ValueError(f"torchvision has no data set {name!r}; {hint}")
         maker = getattr(sets, name)
         self.name = name.lower()
         try:
             try:
-                self.parts = {"train": maker(root, train=True), "val": maker(root, train=False)}
+                self._parts = {"train": maker(root, train=True), "val": maker(root, train=False)}
             except TypeError:  # sets that name their splits, and sets without any
                 try:
-                    self.parts = {split: maker(root, split=split) for split in ("train", "test")}
+                    self._parts = {split: maker(root, split=split) for split in ("train", "test")}
                 except TypeError:
-                    self.parts = {"": maker(root)}
-        except RuntimeError as error:
+                    self._parts = {"": maker(root)}
+        except (RuntimeError, FileNotFoundError) as error:
             raise FileNotFoundError(f"torchvision:{name}: not below {root!r} ({error})") from error
-        self.places = [(part, i) for part, data in self.parts.items() for i in range(len(data))]
+        except (TypeError, ValueError) as error:  # sets that want more than a folder and a split
+            raise ValueError(
+                f"torchvision:{name}: not a set of pictures with splits that can be packed ({error})"
+            ) from error
+        self.places = [(part, i) for part, data in self._parts.items() for i in range(len(data))]
         self.samples = []
         for part, i in self.places:
             key = f"{part or 'all'}-{i:07d}"
-            self.samples.append((key, part or hashed_split(key, val_fraction)))
-        first = next(iter(self.parts.values()))
+            is_split = part and not (part == "train" and val_fraction and "val" not in self._parts)
+            self.samples.append((key, part if is_split else hashed_split(key, val_fraction)))
+        first = next(iter(self._parts.values()))
         self.labels = {"cls": [str(c) for c in getattr(first, "classes", [])]}
 
     def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
         part, i = self.places[sample]
-        image, target = self.parts[part][i]
+        image, target = self._parts[part][i]
         return {"png": png(image), "cls": str(int(target)).encode()}

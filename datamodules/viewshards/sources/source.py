@@ -11,11 +11,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from viewshards.limits import DEFAULT, Limits
-from viewshards.pictures import picture
+from viewshards.account import Account, printable
 
-IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 SPLITS = ("train", "val", "test")
+VAL_FRACTION = 0.1
+"""Share of the samples that becomes `val` where a source has no splits and nobody says otherwise."""
 
 
 class Source(ABC):
@@ -25,20 +25,31 @@ class Source(ABC):
         name: of the data set; shards are called `name-split-000000.tar`.
         samples: (key, split) of each sample; keys are unique, without dots.
         labels: class names by label field (`cls`, or a field of the samples' `.json`).
-        notes: what a user should know before packing.
-        limits: how large what it reads may be.
+        root: the folder whose files they are, if it is one.
     """
 
-    notes: Sequence[str] = ()
-    limits: Limits = DEFAULT
+    root: Path | None = None
 
     name: str
     samples: list[tuple[str, str]]
     labels: dict[str, list[str]]
 
+    @property
+    def account(self) -> Account:
+        """What became of everything that was found, but for what is packed; a copy."""
+        return Account("samples", len(self.samples))
+
     @abstractmethod
     def files(self, sample: int) -> dict[str, bytes]:
         """Contents by extension of one sample."""
+
+    def read(self, sample: int) -> tuple[dict[str, bytes], Sequence[str]]:
+        """Contents by extension of one sample, and what a user should know of how they were read."""
+        return self.files(sample), ()
+
+    def parts(self, sample: int) -> tuple[str, list[str]]:
+        """What of the account a sample is: `packed` or `frames`, and the names."""
+        return "packed", [self.samples[sample][0]]
 
     def fingerprint(self) -> str:
         """Changes when the listing does; tells a pack that goes on from one of something else."""
@@ -52,25 +63,12 @@ class Source(ABC):
 def times_of(paths: Iterable[Path]) -> str:
     """A hash of when these files were written; of a folder, the files in it."""
     files = [each for path in paths for each in ([path] if path.is_file() else sorted(path.iterdir()))]
-    return hashlib.sha256(json.dumps([path.stat().st_mtime_ns for path in files]).encode()).hexdigest()[:16]
+    return hashed([path.stat().st_mtime_ns for path in files])
 
 
-def files_below(root: Path, extensions: frozenset[str]) -> list[Path]:
-    """All files of these kinds, in order; tracks (NAME.traj.npz) belong to clips."""
-    return [
-        path
-        for path in sorted(root.rglob("*"))
-        if path.suffix.lower() in extensions and not path.name.endswith(".traj.npz") and path.is_file()
-    ]
-
-
-def image_file(path: Path, limits: Limits = DEFAULT) -> tuple[str, bytes]:
-    """Extension and contents; formats that shards do not hold become PNG."""
-    extension = path.suffix.lower().removeprefix(".")
-    limits.check("file_bytes", path.stat().st_size, "bytes of a file")
-    if extension in ("jpg", "jpeg", "png", "webp"):
-        return extension, path.read_bytes()
-    return "png", png(Image.fromarray(picture(path.read_bytes(), limits)))
+def hashed(value: object) -> str:
+    """A short hash of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def png(image: Image.Image) -> bytes:
@@ -80,17 +78,17 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def hashed_split(key: str, val_fraction: float) -> str:
+def hashed_split(key: str, val_fraction: float | None) -> str:
     """`train` or `val`, by a hash of the key."""
     share = int(hashlib.sha1(key.encode(errors="surrogateescape")).hexdigest()[:8], 16) / 2**32
-    return "val" if share < val_fraction else "train"
+    return "val" if share < (VAL_FRACTION if val_fraction is None else val_fraction) else "train"
 
 
 def unique(names: Iterable[str]) -> list[str]:
-    """Keys: no dot in them (WebDataset cuts there), and no key twice."""
+    """Keys: printable, no dot in them (WebDataset cuts there), no key twice."""
     keys: dict[str, None] = {}
     for name in names:
-        wanted = key = name.replace(".", "_").replace(" ", "_")
+        wanted = key = printable(name).replace(".", "_").replace(" ", "_").lstrip("/")
         number = 1
         while key in keys:
             number += 1

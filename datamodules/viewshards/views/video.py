@@ -6,7 +6,7 @@ A view is (T, size, size, 3) bytes, and where the clip has trajectories their nu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -26,6 +26,7 @@ class VideoViews:
         frames: T of a view.
         augmentations: one a view; its numbers are drawn once for a clip.
         span: share of the clip that a view covers, at a random place. In it one frame is drawn of each of T intervals.
+        by: whether intervals are equal in `frames` or in `time`, which differ where the frame rate varies.
         tracks: whether trajectories go along. track_size: their side; default a quarter of the frames'.
         smallest: area in pixels of a track's side below which a trajectory is left out. most: how many are kept, the
             largest; the others become none.
@@ -42,21 +43,24 @@ class VideoViews:
         track_size: int | None = None,
         smallest: int = 1,
         most: int = 256,
+        by: Literal["frames", "time"] = "frames",
     ) -> None:
+        if by not in ("frames", "time"):
+            raise ValueError(f"intervals are equal by frames or by time, got {by!r}")
         if frames < 1 or not augmentations or not 0 < span <= 1 or most < 1:
             raise ValueError(
                 f"a view needs frames, an augmentation, a span in (0, 1] and room for tracks; got {frames}, "
                 f"{len(augmentations)}, {span}, {most}"
             )
         self.frames, self.augmentations, self.span, self.tracks = frames, list(augmentations), span, tracks
-        self.track_size, self.smallest, self.most = track_size, smallest, most
+        self.track_size, self.smallest, self.most, self.by = track_size, smallest, most, by
 
     def __call__(self, clips: Sequence[Clip], rng: np.random.Generator) -> tuple[list[View], list[list[float]]]:
         """V views, and no rows for a device."""
         order, views = rng.permutation(len(clips)), []
         for v, augmentation in enumerate(self.augmentations):
             clip = clips[order[v % len(order)]]
-            places = self._drawn(self._length(clip), rng)
+            places = self._drawn(clip, rng)
             frames, ids = self._read(clip, places)
             draw = augmentation.draw(rng, *frames.shape[1:3])
             view = np.stack([opencv.apply(frame, augmentation, draw) for frame in frames])
@@ -67,13 +71,15 @@ class VideoViews:
         """What evaluation sees."""
         return PlainVideo(self)
 
-    def _length(self, clip: Clip) -> int:
-        """Frames that can be drawn: with tracks those that have some."""
-        if not self.tracks:
-            return clip.video.length
-        if clip.tracks is None:
+    def _scale(self, clip: Clip) -> tuple[NDArray[np.float64], float]:
+        """Where frames that can be drawn begin, in frames or seconds, and the end; with tracks those that have some."""
+        if self.tracks and clip.tracks is None:
             raise ValueError("no traj.npz; `viewshards tracks` makes one, or set tracks: false")
-        return len(clip.tracks.frame_index)
+        numbers = clip.tracks.frame_index if self.tracks and clip.tracks else np.arange(clip.video.length)
+        if self.by == "frames":
+            return np.arange(len(numbers), dtype=np.float64), float(len(numbers))
+        times = clip.video.times[numbers] - clip.video.times[numbers[0]]
+        return times, float(times[-1] + (np.median(np.diff(times)) if len(times) > 1 else 1))
 
     def _read(self, clip: Clip, places: NDArray[np.int64]) -> tuple[Frames, Ids | None]:
         if not self.tracks:
@@ -81,11 +87,12 @@ class VideoViews:
         assert clip.tracks is not None
         return clip.video.read(clip.tracks.frame_index[places].tolist()), clip.tracks.ids[places]
 
-    def _drawn(self, length: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    def _drawn(self, clip: Clip, rng: np.random.Generator) -> NDArray[np.int64]:
         """(T,) numbers, rising: one of each of T equal intervals of a random part of the clip."""
-        covered = length * self.span
-        edges = rng.uniform(0, length - covered) + np.linspace(0, covered, self.frames + 1)
-        return np.minimum(rng.uniform(edges[:-1], edges[1:]).astype(np.int64), length - 1)
+        begin, end = self._scale(clip)
+        covered = end * self.span
+        edges = rng.uniform(0, end - covered) + np.linspace(0, covered, self.frames + 1)
+        return np.searchsorted(begin, rng.uniform(edges[:-1], edges[1:]), "right") - 1
 
     def _moved(self, ids: Ids, frames: Frames, size: int, draw: Draw) -> Ids:
         """Trajectories through the geometry of their frames, by nearest neighbours."""
@@ -118,8 +125,8 @@ class PlainVideo:
 
     def _view(self, clip: Clip) -> View:
         views, size = self.views, self.views.augmentations[0].size
-        length = views._length(clip)
-        places = ((np.arange(views.frames) + 0.5) * length / views.frames).astype(np.int64)
+        begin, end = views._scale(clip)
+        places = np.searchsorted(begin, (np.arange(views.frames) + 0.5) * end / views.frames, "right") - 1
         frames, ids = views._read(clip, places)
         whole = Draw((0, 0, *frames.shape[1:3]))
         view = np.stack([opencv.resize(frame, size, size) for frame in frames])

@@ -48,7 +48,7 @@ def _exported(package: str) -> list[tuple[str, str]]:
 
 def _sources(package: str) -> list[tuple[str, str]]:
     modules = [ast.parse(path.read_text()).body for path in _path(package).glob("*.py")]
-    classes = {node.name: node for node in chain(*modules) if isinstance(node, ast.ClassDef)}
+    classes = {node.name: node for node in chain(*modules) if isinstance(node, ast.ClassDef | ast.FunctionDef)}
     named = {
         "builtin:emoji": "Emoji",
         "builtin:digits": "Sklearn",
@@ -62,16 +62,14 @@ def _sources(package: str) -> list[tuple[str, str]]:
         "builtin:moving": "Moving",
         "torchvision:NAME": "Torchvision",
         "sklearn:NAME": "Sklearn",
-        "FOLDER of images": "ImageFolder",
-        "FOLDER of clouds or meshes": "CloudFolder",
+        "FOLDER": "of_folder",
         "FOLDER of .h5": "Hdf5",
-        "FOLDER of clips": "VideoFolder",
-        "FILE.csv, FILE.jsonl": "Table",
+        "FILE.csv, .jsonl, .parquet": "of_table",
     }
     return [(name, _first_line(classes[of])) for name, of in named.items()]
 
 
-def _first_line(node: ast.ClassDef) -> str:
+def _first_line(node: ast.ClassDef | ast.FunctionDef) -> str:
     return (ast.get_docstring(node) or "").split("\n")[0]
 
 

@@ -290,8 +290,9 @@ def embed(arguments: argparse.Namespace) -> None:
         names = trained.data.classes
         labels = [names[i] if 0 <= i < len(names) else str(i) for i in features.label.tolist()]
         with SummaryWriter(trained.run / "projector") as writer:
-            rows = [list(map(printable, row)) for row in zip(features.key, labels, strict=True)]
-            writer.add_embedding(features.views[0], rows, metadata_header=["key", "label"], global_step=trained.step)
+            rows = [list(map(printable, row)) for row in zip(features.key, features.file_name, labels, strict=True)]
+            header = ["key", "file_name", "label"]
+            writer.add_embedding(features.views[0], rows, metadata_header=header, global_step=trained.step)
         print(f"projector: .venv/bin/tensorboard --logdir {shlex.quote(str(trained.run / 'projector'))}")
 
 
@@ -305,6 +306,7 @@ def _write_features(path: Path, features: Features) -> None:
             index=features.index.numpy(),
             shards=np.array(json.dumps(features.shards)),
             key=np.array(features.key, dtype=str),
+            file_name=np.array(features.file_name, dtype=str),
         )
         return
     try:
@@ -314,6 +316,7 @@ def _write_features(path: Path, features: Features) -> None:
         raise ValueError(f"{path}: writing parquet needs pyarrow: pip install 'manyviews[parquet]'") from error
     columns: dict[str, Any] = {
         "key": features.key,
+        "file_name": features.file_name,
         "index": features.index.numpy(),
         "label": features.label.numpy(),
         **{f"view{v}": list(views[:, v]) for v in range(views.shape[1])},

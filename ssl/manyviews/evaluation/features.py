@@ -28,7 +28,8 @@ class Features:
     Attributes:
         views: (V, N, D) float32, one slice a natural view.
         label: (N,) int64, -1 unknown. index: (N,) int64. group: (N,) int64, -1: no known duplicates.
-        key: N names (only of this rank's samples where there are several).
+        key: N names. file_name: of each sample the name of its file in the source, empty where it is not known. Of one
+            process only.
         shards: what the split holds that they are of, if it is known.
     """
 
@@ -37,6 +38,7 @@ class Features:
     index: Tensor
     group: Tensor
     key: list[str] = field(default_factory=list)
+    file_name: list[str] = field(default_factory=list)
     shards: Any = None
 
     def labelled(self) -> Features:
@@ -70,13 +72,13 @@ def extract(module: nn.Module, embed: Embed, batches: Iterable[Batch], gather: G
                 pooled = torch.stack([encoding.pooled.float() for encoding in embed(batch)])
             views.append(pooled.cpu())
             rest.append({name: batch[name].cpu() for name in ("label", "index", "group", "weight")})
-            rest[-1]["key"] = batch["key"]
+            rest[-1] |= {name: batch.get(name, [""] * len(batch["key"])) for name in ("key", "file_name")}
     columns = {name: torch.cat([r[name] for r in rest]) for name in ("label", "index", "group", "weight")}
     stacked = torch.cat(views, 1).transpose(0, 1).contiguous()  # (n, V, D)
-    keys = [key for r in rest for key in r["key"]]
+    names = {name: [each for r in rest for each in r[name]] for name in ("key", "file_name")}
     if gather.world > 1:
         rows = gather(len(stacked))
-        stacked, keys = rows.gather(stacked), []
+        stacked, names = rows.gather(stacked), {}
         columns = {name: rows.gather(column) for name, column in columns.items()}
     keep = torch.nonzero(columns["weight"] > 0)[:, 0]
     if not bool(torch.isfinite(stacked[keep]).all()):
@@ -87,7 +89,7 @@ def extract(module: nn.Module, embed: Embed, batches: Iterable[Batch], gather: G
         columns["label"][order],
         columns["index"][order],
         columns["group"][order],
-        [keys[int(i)] for i in order] if keys else [],
+        **{name: [each[int(i)] for i in order] for name, each in names.items()},
     )
 
 

@@ -1,0 +1,120 @@
+"""What became of everything that was found below a source."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+NAMED = 10_000
+"""Files that an account names; of further ones it knows how many there are for each reason."""
+
+SYSTEM = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "icon\r"})
+"""What systems write beside one's files, in small letters; with everything in such a folder."""
+
+
+@dataclass
+class Account:
+    """What became of what was found: packed + tables + frames + skipped + left out = found.
+
+    Attributes:
+        unit: what is counted, `files` or `rows`.
+        found: how many there are.
+        packed: that are in the shards. tables: that were read as tables. frames: that are frames of clips.
+        skipped: system files, by what they are.
+        left_out: why each of the others is not in the shards, by its name, for the first 10,000 of them.
+        more: how many others are left out, by the reason.
+        beside: files beside a table that it does not name; they are not of those found.
+        notes: what a user should know besides, with how often and a first example.
+    """
+
+    unit: str = "files"
+    found: int = 0
+    packed: int = 0
+    tables: int = 0
+    frames: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, str] = field(default_factory=dict)
+    more: Counter[str] = field(default_factory=Counter)
+    beside: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def leave(self, name: str, reason: str) -> None:
+        """Leaves something out."""
+        if name in self.left_out:
+            return
+        if len(self.left_out) < NAMED:
+            self.left_out[name] = reason
+        else:
+            self.more[reason] += 1
+
+    @property
+    def left(self) -> int:
+        """How many are left out."""
+        return len(self.left_out) + self.more.total()
+
+    def copy(self) -> Account:
+        """Another of the same content."""
+        return Account.of(self.to_json())
+
+    def lines(self) -> list[str]:
+        """The account as a short table."""
+        rows = [("found", self.found), ("packed", self.packed)]
+        rows += [("read as tables", self.tables)] if self.tables else []
+        rows += [("frames of clips", self.frames)] if self.frames else []
+        rows += [("skipped, of the system", self.skipped.total())] if self.skipped else []
+        rows += [("left out", self.left)]
+        out = [f"{name:<24}{count:>12,} {self.unit if name == 'found' else ''}".rstrip() for name, count in rows]
+        reasons = self.more + Counter(self.left_out.values())
+        for reason, count in reasons.most_common(5):
+            out.append(f"  {count:,} x {reason:.150}")
+        if self.beside:
+            out.append(f"{'beside, not named':<24}{self.beside:>12,} files")
+        return out
+
+    def listed(self, most: int = 20) -> list[str]:
+        """What is left out and why, as many as fit a screen."""
+        lines = [f"  left out: {name}: {reason}" for name, reason in list(self.left_out.items())[:most]]
+        more = self.left - len(lines)
+        return [*lines, f"  and {more:,} more"] if more else lines
+
+    def report(self, kept: object) -> list[str]:
+        """The account as it is printed; `kept` says where all of it is."""
+        lines = [*self.lines(), *(f"note: {note}" for note in self.notes)]
+        if self.left:
+            lines += [f"warning: {self.left:,} {self.unit} were left out (listed in {kept})", *self.listed()]
+        return lines
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Account:
+        """Of what `to_json` gave."""
+        kinds: dict[str, Callable[[Any], Any]] = {
+            "skipped": Counter, "more": Counter, "left_out": dict, "notes": list
+        }  # fmt: skip
+        values: dict[str, Any] = {name: kinds.get(name, lambda same: same)(value) for name, value in content.items()}
+        return cls(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {**vars(self), "skipped": dict(self.skipped), "more": dict(self.more)}
+
+
+def printable(name: str) -> str:
+    """A name that every file and screen takes: bytes that are no UTF-8, and control characters, are written out."""
+    if name.isprintable():
+        return name
+    return "".join(c if c.isprintable() else _written(c) for c in name)
+
+
+def _written(c: str) -> str:
+    return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
+
+
+def system_file(name: str) -> str | None:
+    """What a file or folder of the system is called; None for others."""
+    if name.startswith("._"):
+        return "._*"
+    if name.lower() in SYSTEM or name in (".DS_Store", ".ipynb_checkpoints"):
+        return name.strip()
+    return "hidden" if name.startswith(".") else None

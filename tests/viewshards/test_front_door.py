@@ -1,0 +1,955 @@
+"""What goes in is what was there: own files of every usual kind, packed, indexed, or answered with a question."""
+
+import io
+import json
+import os
+import tarfile
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from tests.conftest import QUIET, packable
+from viewshards import ShardDataModule
+from viewshards import index as indices
+from viewshards.cli import main
+from viewshards.decode import decode
+from viewshards.existing import contact_sheet, inspect
+from viewshards.index import BrokenShard
+from viewshards.pack import Encoding, pack
+from viewshards.pictures import picture as decoded
+from viewshards.sample import Contents
+from viewshards.shards import Manifest, ShardSet
+from viewshards.sources import Options, open_source
+from viewshards.sources.splits import split_of
+from viewshards.tars import build_index, verify
+from viewshards.video import Clip, Video
+from viewshards.views import SimCLR, VideoViews
+
+
+def noise(seed=0, size=(60, 40)):
+    return np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), np.uint8)
+
+
+def picture(path, seed=0, size=(24, 16), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise(seed, size)).save(path, **options)
+    return path
+
+
+def pictures(root, *names):
+    for seed, name in enumerate(names):
+        picture(root / name, seed)
+    return root
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def packed(source, out, how=Encoding(), leaks="keep", strict=False, **options):
+    """The account, and the samples by split and key."""
+    manifest = pack(
+        open_source(str(source), Options(**options)), out, how, leaks=leaks, strict=strict, console=QUIET
+    )
+    account = manifest.made["account"]
+    left = len(account["left_out"]) + sum(account["more"].values())
+    parts = account["packed"] + account["tables"] + account["frames"] + sum(account["skipped"].values()) + left
+    assert parts == account["found"]
+    assert not list(verify(out))
+    return account, samples(out)
+
+
+def samples(out):
+    found = {}
+    for split in Manifest.load(str(out)).splits:
+        shards = ShardSet(str(out), split)
+        found[split] = {shards.key(i): Contents(shards.read(i), classes=shards.classes) for i in range(len(shards))}
+    return found
+
+
+def notes(account):
+    return "\n".join(account["notes"])
+
+
+def every(found):
+    """All samples by the name of their file."""
+    return {contents.file_name: contents for split in found.values() for contents in split.values()}
+
+
+def asks(source, out, *words, **options):
+    with pytest.raises((ValueError, OSError)) as caught:
+        packed(source, out, **options)
+    said = str(caught.value)
+    assert all(word in said for word in words), said
+    assert not (out / "manifest.json").exists()
+    return said
+
+
+# Splits.
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("train", "valid", "test"), ("train", "dev", "testing"), ("training", "validation"), ("Train", "VAL"),
+     ("train2017", "val2017"), ("TRAINING", "eval"), ("train_set", "test_set"), ("data/train", "data/val")],
+)  # fmt: skip
+def test_usual_names_of_splits(tmp_path, names):
+    root = pictures(tmp_path / "set", *(f"{name}/{c}/{i}.png" for name in names for c in "ab" for i in range(2)))
+    _, found = packed(root, tmp_path / "out")
+    assert set(found) == {split_of(name.rpartition("/")[2]) for name in names} <= {"train", "val", "test"}
+    assert Manifest.load(str(tmp_path / "out")).labels == {"cls": ["a", "b"]}
+    assert all(len(each) == 4 for each in found.values())
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["train/a/0.png", "test/a/1.png", "car/a/2.png"], ["car/", "--splits none", "--splits train=train,test=test"]),
+        (["train/a/0.png", "val/a/1.png", "extra.png"], ["extra.png", "--splits none"]),
+        (["train/a/0.png", "dev/a/1.png", "valid/a/2.png"], ["dev, valid", "val=dev,val=valid"]),
+        (["train/train/0.png", "train/test/1.png", "val/train/2.png"], ["called like splits", "--splits"]),
+        (["cat/train/0.png", "cat/val/1.png", "dog/2.png"], ["called like splits", "dog", "--splits none"]),
+        (["trainA/0.png", "trainB/1.png", "testA/2.png"], ["splits or classes", "train=trainA,train=trainB"]),
+    ],
+)
+def test_doubt_about_splits_is_a_question(tmp_path, names, words):
+    asks(pictures(tmp_path / "set", *names), tmp_path / "out", *words)
+
+
+def test_the_answers_are_used(tmp_path):
+    names = ["train/a/0.png", "test/a/1.png", "car/a/2.png"]
+    root = pictures(tmp_path / "set", *names)
+    account, found = packed(root, tmp_path / "none", splits="none", val_fraction=0.0)
+    assert Manifest.load(str(tmp_path / "none")).labels == {"cls": ["car", "test", "train"]} and set(found) == {"train"}
+    account, found = packed(root, tmp_path / "named", splits="train=train,val=test")
+    assert set(found) == {"train", "val"} and account["left_out"] == {"car/a/2.png": "in no folder that --splits names"}
+    asks(root, tmp_path / "x", "nothing to pack in Valid", "it has", splits="train=train,val=Valid")
+    asks(root, tmp_path / "x", "expected none, or SPLIT=NAME", splits="train")
+    both = pictures(tmp_path / "both", "train2014/a/0.png", "train2017/a/1.png", "val/a/2.png")
+    _, found = packed(both, tmp_path / "two", splits="train=train2014,train=train2017,val=val")
+    assert {split: len(each) for split, each in found.items()} == {"train": 2, "val": 1}
+
+
+def test_splits_below_classes_and_classes_below_a_folder(tmp_path):
+    root = pictures(
+        tmp_path / "modelnet", *(f"{c}/{s}/{i}.png" for c in "ab" for s in ("train", "test") for i in (0, 1))
+    )
+    account, found = packed(root, tmp_path / "out")
+    assert set(found) == {"train", "test"} and "the splits lie below the classes" in notes(account)
+    assert {key: contents.label for key, contents in found["test"].items()} == {"a/0": 0, "a/1": 0, "b/0": 1, "b/1": 1}
+    assert "there is no split 'val'" in notes(account)
+    account, _ = packed(pictures(tmp_path / "w", "all/a/0.png", "all/b/1.png"), tmp_path / "wrapped")
+    assert Manifest.load(str(tmp_path / "wrapped")).labels == {"cls": ["a", "b"]} and "below 'all/'" in notes(account)
+
+
+def test_a_validation_split_out_of_a_given_train(tmp_path):
+    root = pictures(tmp_path / "set", *(f"train/a/{i}.png" for i in range(30)), "test/a/0.png")
+    _, found = packed(root, tmp_path / "plain")
+    assert {split: len(each) for split, each in found.items()} == {"train": 30, "test": 1}
+    with pytest.raises(
+        ValueError, match=r"no split 'val'; it has test, train. Name another by data.val_split.*--val-fraction"
+    ):
+        ShardDataModule(str(tmp_path / "plain"), 4, SimCLR(8)).val_dataloader()
+    _, found = packed(root, tmp_path / "out", val_fraction=0.3)
+    assert set(found) == {"train", "val", "test"} and 2 < len(found["val"]) < 16 and len(found["test"]) == 1
+    account, _ = packed(pictures(tmp_path / "b", "train/a/0.png", "val/a/1.png"), tmp_path / "c", val_fraction=0.3)
+    assert "--val-fraction is not used" in notes(account)
+
+
+def test_equal_files_in_two_splits(tmp_path):
+    root = tmp_path / "set"
+    for name, seed in (("train/a/0.png", 7), ("train/a/1.png", 8), ("val/a/same.png", 7), ("test/b/again.png", 7)):
+        picture(root / name, seed)
+    account, found = packed(root, tmp_path / "keep")
+    assert "2 samples have files that another split has too" in notes(account) and "train/a/0.png" in notes(account)
+    account, found = packed(root, tmp_path / "drop", leaks="drop")
+    assert {split: list(each) for split, each in found.items()} == {"train": ["a/1"], "test": ["b/again"]}
+    assert set(account["left_out"]) == {"train/a/0.png", "val/a/same.png"}
+    with pytest.raises(ValueError, match=r"2 samples have files that another split has too.*\n.*same.png = test"):
+        packed(root, tmp_path / "stop", leaks="stop")
+
+
+# Listing.
+
+
+def test_links_are_followed_and_loops_are_told(tmp_path):
+    root = pictures(tmp_path / "set", "a/0.png", "a/1.png")
+    pictures(tmp_path / "real/b", "0.png", "1.png", "2.png")
+    (root / "b").symlink_to(tmp_path / "real/b")
+    (root / "a/loop").symlink_to(root)
+    (root / "a/gone.png").symlink_to(tmp_path / "nothing")
+    os.mkfifo(root / "a/pipe.png")
+    account, found = packed(root, tmp_path / "out", val_fraction=0.0)
+    assert account["packed"] == 5 and set(account["left_out"]) == {"a/gone.png", "a/pipe.png"}
+    assert "3 files lie outside" in notes(account) and "'a/loop' is a link back" in notes(account)
+    assert Counter(contents.label for contents in found["train"].values()) == {0: 2, 1: 3}
+
+
+def test_system_files_wrong_extensions_and_others(tmp_path, capsys):
+    root = pictures(
+        tmp_path / "set", "cat/0.jpg", "cat/1.jpg", ".ipynb_checkpoints/0-checkpoint.jpg", "cat/.hidden/2.png"
+    )
+    for name in ("cat/._0.jpg", "__MACOSX/cat/._0.jpg", "cat/.DS_Store", "Thumbs.db"):
+        write(root / name, b"\0\5\x16\7" + bytes(40))
+    (
+        write(root / "cat/zero.jpg", b""),
+        write(root / "cat/notes.txt", "about these"),
+        write(root / "cat/cut.png", b"\x89PNG"),
+    )
+    picture(root / "cat/wrong.png").rename(root / "cat/wrong.jpg")
+    picture(root / "cat/bare.png", 5).rename(root / "cat/bare")
+    assert main(["pack", str(root), str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    account = Manifest.load(str(tmp_path / "out")).made["account"]
+    assert account["found"] == 13 and account["packed"] == 4
+    assert account["skipped"] == {
+        "._*": 1, "__MACOSX": 1, ".DS_Store": 1, "Thumbs.db": 1, ".ipynb_checkpoints": 1, "hidden": 1
+    }  # fmt: skip
+    assert set(account["left_out"]) == {"cat/zero.jpg", "cat/notes.txt", "cat/cut.png"}
+    for line in ("found                             13 files", "packed                             4",
+                 "left out: cat/zero.jpg: an empty file", "warning: 3 files were left out",
+                 "1 pictures read by their contents: named .jpg, in truth .png"):  # fmt: skip
+        assert line in said
+    assert set(every(samples(tmp_path / "out"))["cat/wrong.jpg"].files) == {"png", "cls", "json"}
+    assert main(["pack", str(root), str(tmp_path / "strict"), "--strict"]) == 2
+    assert "left out: cat/zero.jpg: an empty file" in capsys.readouterr().err
+    assert not (tmp_path / "strict/manifest.json").exists()
+
+
+def test_names_lead_back(tmp_path):
+    folder = os.fsencode(tmp_path / "set/a b.c")
+    os.makedirs(folder)
+    for name in (b"caf\xe9.png", b"x.y z.png", b"new\nline.png"):
+        with open(folder + b"/" + name, "wb") as f:
+            f.write(picture(tmp_path / "one.png").read_bytes())
+    (tmp_path / "set/a b.c/x.y z.png").write_bytes(picture(tmp_path / "two.png", 2).read_bytes())
+    _, found = packed(tmp_path / "set", tmp_path / "out", val_fraction=0.0)
+    assert {c.file_name for c in found["train"].values()} == {
+        r"a b.c/caf\xe9.png", "a b.c/x.y z.png", r"a b.c/new\nline.png"
+    }  # fmt: skip
+    assert set(found["train"]) == {r"a_b_c/caf\xe9", "a_b_c/x_y_z", r"a_b_c/new\nline"}
+    data = ShardDataModule(str(tmp_path / "out"), 3, SimCLR(8), workers=0)
+    batch = next(iter(data.evaluation_loader("train", 4)))
+    assert batch["file_name"][batch["key"].index("a_b_c/x_y_z")] == "a b.c/x.y z.png"
+    contact_sheet(str(tmp_path / "out"), "train", tmp_path / "sheet.png")
+    assert "column 1: sample 0, " in (tmp_path / "sheet.txt").read_text()
+    assert "(a b.c/x.y z.png)" in (tmp_path / "sheet.txt").read_text()
+
+
+FILES = st.dictionaries(
+    st.lists(
+        st.sampled_from(["a", "b c", "train", ".hidden", "._x", "__MACOSX", "x.y", "é", "Thumbs.db"]), max_size=3
+    ).flatmap(
+        lambda folders: st.sampled_from(
+            ["0.png", "1.PNG", "x.jpg", "n.txt", "._0.png", ".DS_Store", "bare", "t.tar"]
+        ).map(lambda name: "/".join([*folders, name]))
+    ),
+    st.sampled_from(["picture", "empty", "broken", "text"]),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(files=FILES)
+def test_the_account_of_any_folder_adds_up(tmp_path_factory, files):
+    root = tmp_path_factory.mktemp("any")
+    contents = {"picture": PNG, "empty": b"", "broken": PNG[:40], "text": b"words"}
+    written = 0
+    for name, what in files.items():
+        try:
+            write(root / "set" / name, contents[what])
+            written += 1
+        except OSError:  # a file where another name wants a folder
+            continue
+    try:
+        account, found = packed(root / "set", root / "out", splits="none")
+    except (ValueError, FileNotFoundError):
+        return  # nothing in it can be packed
+    assert account["found"] == written
+    assert account["packed"] == sum(map(len, found.values()))
+    kinds = Counter(files[name] for name in every(found))
+    assert set(kinds) == {"picture"}
+
+
+# Pixels.
+
+
+def encoded(image, form="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+PNG = encoded(Image.fromarray(noise()))
+
+
+def test_formats(tmp_path):
+    pillow = pytest.importorskip("pillow_heif")
+    pillow.register_heif_opener()
+    kinds = {"jfif": "JPEG", "jpe": "JPEG", "jp2": "JPEG2000", "tif": "TIFF", "pgm": "PPM", "heic": "HEIF"}
+    names = ["jpg", "jpeg", "jfif", "jpe", "ppm", "pgm", "jp2", "ico", "avif", "bmp", "tga", "gif", "tif", "webp", "png", "heic"]
+    for seed, name in enumerate(names):
+        form = kinds.get(name) or {"jpg": "JPEG"}.get(name, name.upper())
+        grey = Image.fromarray(noise(seed)).resize((32, 32))
+        (grey.convert("L") if name == "pgm" else grey).save(write(tmp_path / f"set/a.{name}", b""), format=form)
+    account, found = packed(tmp_path / "set", tmp_path / "out")
+    assert account["packed"] == len(names) and not account["left_out"]
+    stored = {name: next(e for e in contents.files if e != "json") for name, contents in every(found).items()}
+    kept = {
+        "jfif": "jpg",
+        "jpe": "jpg",
+        **{name: name for name in ("jpg", "jpeg", "jp2", "avif", "webp", "png", "heic")},
+    }
+    assert stored == {f"a.{name}": kept.get(name, "png") for name in names}
+    for name, contents in every(found).items():
+        with Image.open(tmp_path / "set" / name) as image:
+            expected = np.asarray(image.convert("RGB")).astype(int)
+        assert np.abs(contents.picture(stored[name]) - expected).max() <= 3, name
+        if stored[name] == name[2:]:
+            assert contents.files[stored[name]] == (tmp_path / "set" / name).read_bytes()
+
+
+def test_one_ramp_in_every_depth_and_container(tmp_path):
+    ramp = np.linspace(0, 65535, 4096).reshape(64, 64)
+    set_ = tmp_path / "set"
+    set_.mkdir()
+    for name in ("u16.tif", "u16.png", "u16.pgm"):
+        Image.fromarray(ramp.astype(np.uint16)).save(set_ / name, **({"format": "PPM"} if name[-1] == "m" else {}))
+    Image.fromarray(ramp.astype(np.int32)).save(set_ / "i32.tif")
+    Image.fromarray((ramp / 65535).astype(np.float32)).save(set_ / "f32.tif")
+    import cv2
+
+    colour = np.repeat(ramp.astype(np.uint16)[..., None], 3, 2)
+    cv2.imwrite(str(set_ / "rgb16.png"), colour), cv2.imwrite(str(set_ / "rgb16.tif"), colour)
+    account, found = packed(set_, tmp_path / "out", val_fraction=0.0)
+    right = np.rint(ramp.astype(np.uint16) / 257)
+    for name, contents in every(found).items():
+        shown = contents.picture("png")
+        assert np.abs(shown[..., 0] - right).max() <= (name == "f32.tif") and (shown[..., 0] == shown[..., 2]).all(), (
+            name
+        )
+    assert "pictures of float pixels with values from 0 to 1: 0 is black, 1 is white" in notes(account)
+    assert "pictures of int32 pixels with values from 0 to 65535: 0 is black, 65535 is white" in notes(account)
+    Image.fromarray((ramp - 9).astype(np.float32)).save(set_ / "odd.tif")
+    asks(set_, tmp_path / "ask", "--value-range", "from -9 to 65526")
+    _, found = packed(set_, tmp_path / "said", value_range=(-9, 65526), val_fraction=0.0)
+    assert np.abs(every(found)["odd.tif"].picture("png")[..., 0] - ramp / 257).max() <= 0.51
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation(form, orientation, tmp_path):
+    corners = np.zeros((40, 80, 3), np.uint8)
+    corners[:20, :40], corners[:20, 40:] = (255, 0, 0), (0, 255, 0)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 100} if form == "AVIF" else {}
+    data = encoded(Image.fromarray(corners), form, exif=exif, **options)
+    turned = Image.fromarray(corners)
+    turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # Image.Transpose
+    expected = np.asarray(turned.transpose(turns[orientation]) if orientation in turns else turned).astype(int)
+    found = decode("jpg" if form == "JPEG" else "png", data)
+    assert found.shape == expected.shape
+    middle = np.abs(found - expected)[5:-5, 5:-5]
+    assert np.percentile(middle, 90) < 12
+    path = write(tmp_path / f"set/x.{form.lower()}", data)
+    if form != "TIFF":  # packed as PNG already
+        out = Encoding(resize=20)(dict([packable(path)]))
+        again = decode(*next(iter(out.items())))
+        assert again.shape[:2] == (40, 20) if orientation > 4 else (20, 40)
+
+
+def test_profiles_and_cmyk_become_srgb():
+    flat = Image.new("RGB", (32, 32), (200, 60, 60))
+    lab = ImageCms.createProfile("LAB")
+    assert lab is not None
+    swapped = swapped_profile()
+    data = encoded(flat, "PNG", icc_profile=swapped)
+    jpeg = encoded(flat, "JPEG", icc_profile=swapped, quality=100, subsampling=0)
+    expected = np.array(ImageCms.profileToProfile(
+        flat, ImageCms.ImageCmsProfile(io.BytesIO(swapped)), ImageCms.createProfile("sRGB")).getpixel((9, 9)))  # fmt: skip
+    assert np.abs(expected - (200, 60, 60)).max() > 20
+    for found in (decode("png", data), decode("jpg", jpeg)):
+        assert np.abs(found[9, 9].astype(int) - expected).max() <= 3
+    broken = encoded(flat, "PNG", icc_profile=b"no profile at all")
+    assert tuple(decode("png", broken)[9, 9]) == (200, 60, 60)
+    cmyk = encoded(Image.new("CMYK", (32, 32), (0, 255, 255, 0)), "JPEG", quality=100)
+    assert np.abs(decode("jpg", cmyk)[9, 9].astype(int) - (255, 0, 0)).max() <= 3
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert tuple(decode("png", encoded(flat, "PNG", icc_profile=srgb))[9, 9]) == (200, 60, 60)
+    large = encoded(flat, "PNG", icc_profile=swapped + bytes(np.random.default_rng(0).bytes(2 * 2**20)))
+    assert decode("png", large).shape == (32, 32, 3)
+
+
+def swapped_profile():
+    """An RGB profile whose red and blue primaries have traded places: sRGB's own, its name taken away."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = int.from_bytes(data[128:132], "big")
+    place = {bytes(data[132 + 12 * i : 136 + 12 * i]): 132 + 12 * i for i in range(count)}
+    red, blue = place[b"rXYZ"], place[b"bXYZ"]
+    data[red + 4 : red + 12], data[blue + 4 : blue + 12] = data[blue + 4 : blue + 12], data[red + 4 : red + 12]
+    return bytes(data).replace("sRGB".encode("utf-16-be"), "none".encode("utf-16-be")).replace(b"sRGB", b"none")
+
+
+def test_transparency_and_pages(tmp_path):
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    assert (decoded(encoded(clear)) == 255).all() and (decoded(encoded(clear.convert("LA"))) == 255).all()
+    deep = np.zeros((8, 8, 4), np.uint16)
+    import cv2
+
+    assert (decoded(cv2.imencode(".png", deep)[1].tobytes()) == 255).all()
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([9, 9, 9, 50, 60, 70])
+    assert tuple(decoded(encoded(palette))[0, 0]) == (50, 60, 70)
+    assert (decoded(encoded(palette, transparency=1)) == 255).all()
+    pages = [Image.fromarray(noise(k)) for k in range(3)]
+    pages[0].save(write(tmp_path / "set/p.tif", b""), save_all=True, append_images=pages[1:])
+    pages[0].save(write(tmp_path / "set/g.gif", b""), save_all=True, append_images=pages[1:])
+    account, _ = packed(tmp_path / "set", tmp_path / "out")
+    assert "1 files of several pages of which the first is kept" in notes(account)
+    assert "1 animations of which the first frame is kept; --kind clip packs all of them" in notes(account)
+    account, found = packed(tmp_path / "set", tmp_path / "clips", kind="clip", val_fraction=0.0)
+    assert every(found)["g.gif"].clip("frames.npy").video.length == 3 and list(account["left_out"]) == ["p.tif"]
+
+
+# Tables.
+
+ROWS = "file_name,caption,label\r\n" + "".join(f"p {i}.png,thing {i},{'xy'[i % 2]}\r\n" for i in range(4))
+
+
+def table(tmp_path, name, content, encoding="utf-8"):
+    for i in range(4):
+        picture(tmp_path / f"t/p {i}.png", i)
+    return write(tmp_path / "t" / name, content.encode(encoding) if isinstance(content, str) else content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "encoding"),
+    [
+        ("bom.csv", "\ufeff" + ROWS, "utf-8"), ("semicolon.csv", ROWS.replace(",", ";"), "utf-8"),
+        ("tab.tsv", ROWS.replace(",", "\t"), "utf-8"), ("tab.csv", ROWS.replace(",", "\t"), "utf-8"),
+        ("bar.csv", ROWS.replace(",", "|"), "utf-8"), ("utf16.csv", ROWS, "utf-16"), ("utf32.csv", ROWS, "utf-32"),
+        ("blanks.csv", ROWS.replace("file_name,caption,label", "file_name, caption, label"), "utf-8"),
+        ("names.csv", ROWS.replace("file_name,caption,label", "Image_Path,Title,Class"), "utf-8"),
+        ("excel.csv", "sep=;\r\n" + ROWS.replace(",", ";"), "utf-8"), ("gaps.csv", ROWS.replace("\r\n", "\r\n\r\n"), "utf-8"),
+    ],
+)  # fmt: skip
+def test_tables_are_read(tmp_path, name, content, encoding):
+    account, found = packed(table(tmp_path, name, content, encoding), tmp_path / "out")
+    assert account["unit"] == "rows" and account["found"] == account["packed"] == 4
+    assert {name: (each.caption, each.label) for name, each in every(found).items()} == {
+        f"p {i}.png": (f"thing {i}", i % 2) for i in range(4)
+    }
+    assert Manifest.load(str(tmp_path / "out")).labels == {"cls": ["x", "y"]} and name in notes(account)
+
+
+LINES = [
+    {"file_name": "p 0.png", "caption": "a"}, {"file_name": "p 1.png", "caption": "b", "label": "x"},
+    {"file_name": "p 2.png", "caption": "  ", "label": "y"},
+]  # fmt: skip
+
+
+def test_lists_of_objects_with_gaps(tmp_path):
+    texts = {"list.json": json.dumps(LINES), "sparse.jsonl": "\n".join(map(json.dumps, LINES)),
+             "lines.json": "\n".join(map(json.dumps, LINES)), "x.ndjson": "\n".join(map(json.dumps, LINES))}  # fmt: skip
+    for name, text in texts.items():
+        account, found = packed(table(tmp_path, name, text), tmp_path / f"{name}-out")
+        said = {each.file_name: (each.caption, each.label) for each in every(found).values()}
+        assert said == {"p 0.png": ("a", -1), "p 1.png": ("b", 0), "p 2.png": (None, 1)}
+        assert "1 of 3 samples have no caption" in notes(account) and "1 of 3 samples have no label" in notes(account)
+    both = {"file_name": "p 0.png", "caption": "one", "captions": ["two", "three", " "]}
+    _, found = packed(table(tmp_path, "both.jsonl", json.dumps(both)), tmp_path / "both", val_fraction=0.0)
+    assert next(iter(found["train"].values())).about["captions"] == ["one", "two", "three"]
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    write_table(
+        pyarrow.table({"filename": ["p 0.png", "p 1.png"], "class": [3.0, None]}), tmp_path / "t/x.parquet"
+    )
+    _, found = packed(tmp_path / "t/x.parquet", tmp_path / "parquet")
+    assert Manifest.load(str(tmp_path / "parquet")).labels == {"cls": ["3"]}
+    assert {each.label for each in every(found).values()} == {0, -1}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("latin1.csv", ROWS.replace("thing", "caf\xe9").encode("latin-1"), ["latin1.csv line 2", "0xE9", "--encoding latin-1"]),
+        ("utf16.csv", ROWS.encode("utf-16-le"), ["zero bytes", "--encoding", "utf-16-le"]),
+        ("ragged.csv", ROWS.replace("thing 1", "one, two"), ["ragged.csv line 3", "4 fields", "header has 3", "quotes"]),
+        ("quote.csv", ROWS.replace("thing 1", '"thing 1'), ["quote.csv line 3"]),
+        ("conflict.csv", "file_name,split\np 0.png,train\np 0.png,val\n", ["line 2", "line 3", "'train'", "'val'"]),
+        ("label.csv", "file_name,label\np 0.png,x\np 0.png,y\n", ["line 2", "line 3", "label", "'x'", "'y'"]),
+        ("views.csv", "file,id,view\np 0.png,1,a\np 1.png,1,a\n", ["line 2", "line 3", "two files for view 'a'"]),
+        ("missing.jsonl", '{"file_name": "p 0.png"}\n{"caption": "x"}', ["missing.jsonl line 2", "'file_name'"]),
+        ("bad.jsonl", '{"file_name": "p 0.png"}\n{bad\n', ["bad.jsonl line 2, column 2"]),
+        ("bad.json", '[{"file_name": "p 0.png"},\n {bad]', ["bad.json line 2, column 3"]),
+        ("twice.jsonl", '{"file_name": "p 0.png", "label": 1, "label": 2}', ["twice.jsonl line 1", "'label' is there twice"]),
+        ("multi.jsonl", '{"file_name": "p 0.png", "label": ["x", "y"]}', ["multi.jsonl line 1", "--labels"]),
+        ("gone.csv", "file_name\np 0.png\nq.png\n", ["1 of 2 files are not there", "gone.csv line 3", "'q.png'"]),
+        ("none.csv", "picture_of,what\np 0.png,x\n", ["no column for the file", "'picture_of', 'what'", "--columns file_name="]),
+        ("two.csv", "file,title,text\np 0.png,x,y\n", ["which column is the caption", "--columns caption=text"]),
+        ("same.csv", "file,Label,label\np 0.png,x,y\n", ["two columns of one name", "'Label'"]),
+        ("coco.json", '{"images": [], "annotations": []}', ["expected a list of objects", "'images'"]),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_table_is_named(tmp_path, name, content, words):
+    asks(table(tmp_path, name, content), tmp_path / "out", *words)
+
+
+def test_answers_about_tables(tmp_path):
+    source = table(tmp_path, "t.csv", "picture_of,title,text,what\np 0.png,x,y,z\n")
+    account, found = packed(source, tmp_path / "a", columns="file_name=picture_of,caption=text,label=what")
+    (contents,) = every(found).values()
+    assert (contents.caption, contents.label, contents.about["title"]) == ("y", 0, "x")
+    source = table(tmp_path, "l.csv", ROWS.replace("thing", "caf\xe9").encode("latin-1"))
+    _, found = packed(source, tmp_path / "b", encoding="latin-1")
+    assert every(found)["p 0.png"].caption == "caf\xe9 0"
+    splits = "file_name,split\n" + "".join(
+        f"p {i}.png,{s}\n" for i, s in enumerate(("Train", "training", "validation", "VAL"))
+    )
+    source = table(tmp_path, "s.csv", splits)
+    _, found = packed(source, tmp_path / "c")
+    assert {split: len(each) for split, each in found.items()} == {"train": 2, "val": 2}
+    account, found = packed(source, tmp_path / "d", splits="train=Train,test=VAL")
+    assert {split: len(each) for split, each in found.items()} == {"train": 1, "test": 1}
+    assert len(account["left_out"]) == 2
+    asks(source, tmp_path / "e", "no encoding of that name", encoding="nothing")
+    asks(source, tmp_path / "e", "kinds are file_name", columns="x=y")
+    numbers = "file_name,label\n" + "".join(f"p {i}.png,{n}\n" for i, n in enumerate((2, 10, 1, 0)))
+    packed(table(tmp_path, "n.csv", numbers), tmp_path / "f")
+    assert Manifest.load(str(tmp_path / "f")).labels == {"cls": ["0", "1", "2", "10"]}
+
+
+def test_a_table_beside_a_folder(tmp_path):
+    root = pictures(tmp_path / "hf", "train/0.png", "train/1.png", "test/2.png", "test/3.png")
+    for split, numbers in (("train", (0, 1)), ("test", (2,))):
+        lines = [json.dumps({"file_name": f"{i}.png", "text": f"words {i}"}) for i in numbers]
+        write(root / split / "metadata.jsonl", "\n".join(lines))
+    account, found = packed(root, tmp_path / "out")
+    assert {split: sorted(c.caption for c in each.values()) for split, each in found.items()} == {
+        "train": ["words 0", "words 1"], "test": ["words 2"]
+    }  # fmt: skip
+    assert account["tables"] == 2 and account["left_out"] == {
+        "test/3.png": "not named by test/metadata.jsonl, train/metadata.jsonl"
+    }
+    assert "train/metadata.jsonl says which files are packed" in notes(account)
+    root = pictures(tmp_path / "flat", "cat/0.png", "dog/1.png")
+    write(root / "captions.csv", "file,caption\ncat/0.png,one\ndog/1.png,two\n")
+    account, found = packed(root, tmp_path / "b")
+    assert {(c.caption, c.label) for c in every(found).values()} == {("one", 0), ("two", 1)}
+    write(root / "other.csv", "file,caption\ncat/0.png,else\n")
+    asks(root, tmp_path / "c", "several tables name its files: captions.csv, other.csv", "--table")
+    account, found = packed(root, tmp_path / "d", table="none")
+    assert {c.caption for c in every(found).values()} == {None} and len(account["left_out"]) == 2
+    account, found = packed(root, tmp_path / "e", table="other.csv")
+    assert [c.caption for c in every(found).values()] == ["else"] and set(account["left_out"]) == {
+        "captions.csv",
+        "dog/1.png",
+    }
+
+
+def test_files_beside_a_table_are_one_line(tmp_path):
+    account, _ = packed(table(tmp_path, "one.csv", "file\np 0.png\n"), tmp_path / "out")
+    assert account["beside"] == 3 and account["found"] == 1
+
+
+# Clips.
+
+
+def clip(path, times, container=None, codec="libx264", rotate=0, sound=False, size=(64, 48)):
+    """Frame k is a grey of value 4 k, its left half 40 darker; `times` in 1/600 s."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", format=container) as file:
+        stream = file.add_stream(codec, rate=30)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 600)
+        stream.bit_rate = 20_000_000
+        if rotate:
+            stream.set_display_rotation(rotate)
+        audio = file.add_stream("aac", rate=16000) if sound else None
+        for k, t in enumerate(times):
+            image = np.full((size[1], size[0], 3), 4 * k, np.uint8)
+            image[:, : size[0] // 2] = np.maximum(image[:, : size[0] // 2].astype(int) - 40, 0)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = t, Fraction(1, 600)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+        if audio is not None:
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            samples.sample_rate, samples.pts = 16000, 0
+            file.mux(audio.encode(samples)), file.mux(audio.encode())
+    return path
+
+
+EVEN = [20 * k for k in range(50)]
+TIMES = {"even": EVEN, "vfr": [40 * k for k in range(25)] + [1000 + 20 * k for k in range(25)],
+         "dropped": [t for k, t in enumerate([*EVEN, 1000]) if k != 17], "late": [t + 333 for t in EVEN]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "codec"),
+    [*((f"{name}.mp4", name, "libx264") for name in TIMES), ("a.avi", "even", "libx264"), ("b.avi", "even", "mpeg4"),
+     ("a.mkv", "vfr", "libx264"), ("a.mov", "dropped", "libx264"), ("a.webm", "vfr", "libvpx-vp9"),
+     ("b.webm", "even", "libvpx"), ("a.m4v", "even", "mpeg4")],
+)  # fmt: skip
+def test_frame_k_is_the_kth_that_is_shown(tmp_path, name, times, codec):
+    container = "mp4" if name.endswith("m4v") else None
+    data = clip(tmp_path / "set" / name, TIMES[times], container, codec).read_bytes()
+    video = Video(data)
+    assert video.length == 50
+    video.check()
+    for wanted in ([0], [49], [31, 7, 19], [17, 18], list(range(50))):
+        shown = video.read(wanted)[:, 24, 48, 0]
+        assert np.abs(shown.astype(int) - 4 * np.array(wanted)).max() <= 3, wanted
+    if not name.endswith("avi"):
+        expected = np.array(TIMES[times][:50]) / 600
+        assert np.abs(video.times - (expected - expected[0])).max() < 0.002
+    account, found = packed(tmp_path / "set", tmp_path / "out", val_fraction=0.0)
+    assert every(found)[name].files[name[-4:].strip(".")] == data and account["packed"] == 1
+
+
+def test_rotation_sound_odd_sizes_and_one_frame(tmp_path):
+    turned = Video(clip(tmp_path / "r.mp4", EVEN[20:40], rotate=90).read_bytes()).read([19])[0]
+    assert turned.shape == (64, 48, 3)
+    plain = Video(clip(tmp_path / "p.mp4", EVEN[20:40]).read_bytes()).read([19])[0]
+    assert np.abs(np.rot90(plain).astype(int) - turned).max() <= 2
+    sound = Video(clip(tmp_path / "s.mp4", EVEN[:9], sound=True).read_bytes())
+    assert sound.length == 9 and len(sound.read(list(range(9)))) == 9
+    one = Video(clip(tmp_path / "o.mp4", [0]).read_bytes())
+    assert one.length == 1 and len(one.read([0])) == 1
+    odd = Video(clip(tmp_path / "d.mkv", EVEN[:5], codec="ffv1", size=(33, 17)).read_bytes())
+    assert odd.read([4]).shape == (1, 17, 33, 3)
+
+
+def test_what_an_edit_list_cuts_off_is_no_frame(tmp_path):
+    whole = clip(tmp_path / "w.mp4", EVEN).read_bytes()
+    place = whole.index(b"elst")
+    media = int.from_bytes(whole[place + 16 : place + 20], "big")
+    scale = int.from_bytes(whole[whole.index(b"mdhd") + 16 : whole.index(b"mdhd") + 20], "big")
+    cut = whole[: place + 16] + (media + 10 * scale // 30).to_bytes(4, "big") + whole[place + 20 :]
+    video = Video(cut)
+    video.check()
+    with av.open(io.BytesIO(cut)) as file:
+        shown = [frame.to_ndarray(format="rgb24")[24, 48, 0] for frame in file.decode(video=0)]
+    assert video.length == len(shown) == 40
+    assert np.abs(video.read(list(range(40)))[:, 24, 48, 0].astype(int) - np.array(shown, int)).max() <= 2
+
+
+def test_clips_sampled_by_time(tmp_path):
+    video = Video(clip(tmp_path / "v.mp4", TIMES["vfr"]).read_bytes())
+    views = VideoViews(15, by="time")
+    places = views._drawn(Clip(video), np.random.default_rng(0))
+    steps = np.diff(video.times[places])
+    assert (np.diff(places) >= 0).all() and steps[:8].mean() == pytest.approx(steps[8:].mean(), rel=0.3)
+    by_frame = VideoViews(15)._drawn(Clip(video), np.random.default_rng(0))
+    steps = np.diff(video.times[by_frame])
+    assert steps[:7].mean() > 1.5 * steps[8:].mean()
+
+
+def test_folders_of_frames(tmp_path):
+    for place in ("t/clip", "set/train/run/c1"):
+        for i in (10, 2, 1, 0, 11):
+            Image.fromarray(np.full((16, 24, 3), 20 * i, np.uint8)).save(write(tmp_path / place / f"{i}.png", b""))
+        write(tmp_path / place / ".DS_Store", b"x"), write(tmp_path / place / "notes.txt", "words")
+    write(tmp_path / "t/a.csv", "file_name,caption\nclip,a clip\n")
+    order = [0, 20, 40, 200, 220]
+    account, found = packed(tmp_path / "t/a.csv", tmp_path / "a", val_fraction=0.0)
+    assert Contents(found["train"]["clip"].files).clip("frames.npy").video.frames[:, 0, 0, 0].tolist() == order
+    assert "files beside frames that are none, such as clip/notes.txt" in notes(account)
+    account, found = packed(tmp_path / "set", tmp_path / "b", kind="clip")
+    assert found["train"]["run/c1"].clip("frames.npy").video.frames[:, 0, 0, 0].tolist() == order
+    assert (account["frames"], account["packed"], account["found"]) == (5, 0, 7)
+    assert list(account["left_out"]) == ["train/run/c1/notes.txt"]
+    picture(tmp_path / "set/train/run/c1/3.png", size=(99, 9))
+    asks(
+        tmp_path / "set",
+        tmp_path / "c",
+        "frames of several sizes in one clip: 0.png and 3.png are 24 x 16 and 99 x 9",
+        kind="clip",
+    )
+
+
+# Clouds.
+
+
+def test_clouds_in_every_form(tmp_path):
+    points = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
+    root = tmp_path / "set"
+    root.mkdir()
+    np.save(root / "rows.npy", points), np.save(root / "columns.npy", points.T)
+    np.save(root / "colours.npy", np.hstack([points, points * 0]))
+    np.savez(root / "named.npz", normals=points * 0 + 1, points=points), np.savez(root / "one.npz", stuff=points)
+    for name, options in (
+        ("a.txt", {}), ("b.xyz", {"header": "x y z", "comments": "# "}), ("c.pts", {"header": "300", "comments": ""}),
+        ("d.txt", {"delimiter": ","}), ("e.xyz", {"delimiter": ";", "header": "x;y;z", "comments": ""}),
+    ):  # fmt: skip
+        np.savetxt(root / name, points, **options)
+    account, found = packed(root, tmp_path / "out", val_fraction=0.0)
+    assert account["packed"] == 10
+    for name, contents in every(found).items():
+        np.testing.assert_allclose(contents.cloud("points.npy"), points, atol=1e-6, err_msg=name)
+    for note in ("1 clouds that were turned", "1 clouds of 6 columns", "1 clouds that are the array 'points'"):
+        assert note in notes(account)
+
+
+def test_doubt_about_clouds_is_a_question(tmp_path):
+    points = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
+    (tmp_path / "two").mkdir(), (tmp_path / "square").mkdir()
+    np.savez(tmp_path / "two/x.npz", first=points, second=points + 1)
+    asks(tmp_path / "two", tmp_path / "o", "first, second", "--cloud-array NAME")
+    _, found = packed(tmp_path / "two", tmp_path / "a", cloud_array="second", val_fraction=0.0)
+    np.testing.assert_allclose(found["train"]["x"].cloud("points.npy"), points + 1)
+    np.save(tmp_path / "square/x.npy", points[:3].reshape(3, 3))
+    asks(tmp_path / "square", tmp_path / "o2", "(3, 3)", "--cloud-axes points-first or points-last")
+    _, found = packed(tmp_path / "square", tmp_path / "b", cloud_axes="points-last", val_fraction=0.0)
+    np.testing.assert_allclose(found["train"]["x"].cloud("points.npy"), points[:3].T)
+
+
+def test_meshes_without_area_and_cut_clouds(tmp_path):
+    root = tmp_path / "set"
+    write(root / "flat.obj", "v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n"), write(root / "empty.off", "OFF\n0 0 0\n")
+    write(root / "cut.pts", "4\n0 0 0\n1 1 1\n"), write(root / "ragged.xyz", "0 0 0\n1 1\n")
+    write(root / "good.xyz", "0 0 0\n1 1 1\n")
+    account, _ = packed(root, tmp_path / "out")
+    for name, reason in {
+        "flat.obj": "its faces have no area", "empty.off": "empty.off", "cut.pts": "names 4 points, there are 2: cut?",
+        "ragged.xyz": "line 2: 2 numbers, expected 3",
+    }.items():  # fmt: skip
+        assert reason in account["left_out"][name]
+    import trimesh
+
+    for kind in ("stl", "glb"):
+        trimesh.creation.box((1, 2, 3)).export(tmp_path / f"box.{kind}")
+        surface = decode(*packable(tmp_path / f"box.{kind}"))
+        assert np.isclose(np.abs(surface), [0.5, 1, 1.5], atol=1e-5).any(1).all() and len(surface) == 8192
+    laspy = pytest.importorskip("laspy")
+    scan = laspy.LasData(laspy.LasHeader())
+    scan.x, scan.y, scan.z = (np.arange(9) + k / 10 for k in range(3))
+    scan.write(tmp_path / "x.las")
+    np.testing.assert_allclose(decode(*packable(tmp_path / "x.las"))[:, 0], np.arange(9), atol=0.01)
+
+
+# Other people's tars.
+
+
+def tar(path, members):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def indexed(root, **options):
+    manifest = build_index(root, **options)
+    assert not list(verify(root))
+    account = manifest.made["account"]
+    parts = account["packed"] + account["tables"] + sum(account["skipped"].values()) + len(account["left_out"])
+    assert parts == account["found"]
+    return account, samples(root)
+
+
+def test_names_with_dots(tmp_path):
+    tar(
+        tmp_path / "train-0.tar", [m for i in range(4) for m in ((f"img.{i:03d}.png", PNG), (f"img.{i:03d}.cls", b"1"))]
+    )
+    with pytest.raises(BrokenShard, match=r"is 'img.000.png' of a sample 'img' with a view '000'.*--keys last-dot"):
+        build_index(tmp_path)
+    _, found = indexed(tmp_path, keys="last-dot")
+    assert {key: c.label for key, c in found["train"].items()} == {f"img.{i:03d}": 1 for i in range(4)}
+    versions = [m for i in range(3) for m in ((f"{i}.5.png", PNG), (f"{i}.5.txt", b"x"))]
+    with pytest.raises(BrokenShard, match="--keys"):
+        indices.scan(tar(tmp_path / "b/train-0.tar", versions))
+    views = [m for i in range(3) for m in ((f"{i}.left.png", PNG), (f"{i}.right.png", PNG), (f"{i}.cls", b"0"))]
+    assert len(indices.scan(tar(tmp_path / "c/train-0.tar", views))) == 3
+    numbered = [(f"{i}.{v}.png", PNG) for i in range(5) for v in range(3)]
+    assert len(indices.scan(tar(tmp_path / "d/train-0.tar", numbered))) == 5
+
+
+def test_unsorted_members_apple_files_and_upper_case(tmp_path):
+    members = [(f"{i}.PNG", PNG) for i in range(4)] + [(f"{i}.CLS", b"1") for i in range(4)]
+    tar(tmp_path / "train-0.tar", [("./._0.PNG", b"\0\5\x16\7"), *members, ("0.exe", b"x"), ("__MACOSX/1.png", b"y")])
+    account, found = indexed(tmp_path)
+    assert {key: c.label for key, c in found["train"].items()} == {str(i): 1 for i in range(4)}
+    assert account["skipped"] == {"._*": 1, "__MACOSX": 1} and len(account["left_out"]) == 1
+
+
+def test_tars_joined_byte_by_byte_and_compressed_ones(tmp_path):
+    one = tar(tmp_path / "a/one.tar", [("0.png", PNG)]).read_bytes()
+    write(tmp_path / "b/train-0.tar", one + tar(tmp_path / "a/two.tar", [("1.png", PNG)]).read_bytes())
+    with pytest.raises(BrokenShard, match="perhaps a second tar"):
+        build_index(tmp_path / "b")
+    write(tmp_path / "c/train-0.tar.gz", b"x"), write(tmp_path / "c/train-1.tar", one)
+    with pytest.raises(ValueError, match=r"1 compressed tars.*gunzip .*train-0.tar.gz"):
+        build_index(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("classes", "names", "labels"),
+    [
+        ([b"cat", b"dog", b"cat"], ["cat", "dog"], [0, 1, 0]),
+        ([b"30000000", b"5", b"-1"], ["5", "30000000"], [1, 0, -1]),
+        ([b"2", b"0", b"2\n"], ["0", "1", "2"], [2, 0, 2]),
+    ],
+)
+def test_classes_of_tars(tmp_path, classes, names, labels):
+    members = [m for i, c in enumerate(classes) for m in ((f"{i}.png", PNG), (f"{i}.cls", c), (f"{i}.fine.cls", c))]
+    tar(tmp_path / "train-0.tar", members)
+    _, found = indexed(tmp_path)
+    assert Manifest.load(str(tmp_path)).labels == {"cls": names, "fine.cls": names}
+    assert [found["train"][str(i)].label for i in range(3)] == labels
+    for label in ("cls", "fine.cls"):
+        data = ShardDataModule(str(tmp_path), 3, SimCLR(8), label=label, workers=0)
+        assert next(iter(data.evaluation_loader("train", 3)))["label"].tolist() == labels
+    assert inspect(str(tmp_path), "train")["classes"]
+
+
+def test_classes_that_are_mixed_or_no_names(tmp_path):
+    tar(tmp_path / "a/train-0.tar", [("0.png", PNG), ("0.cls", b"cat"), ("1.png", PNG), ("1.cls", b"1.0")])
+    with pytest.raises(BrokenShard, match=r"train-0.tar: 1: .cls: expected a class number"):
+        build_index(tmp_path / "a")
+    tar(tmp_path / "b/train-0.tar", [("0.png", PNG), ("0.cls", b"cat"), ("1.png", PNG), ("1.cls", b"1")])
+    with pytest.raises(BrokenShard, match=r"train-0.tar: 0: class 'cat' in .cls, where others have numbers like 1"):
+        build_index(tmp_path / "b")
+
+
+def test_empty_texts_are_no_captions(tmp_path, capsys):
+    tar(
+        tmp_path / "train-0.tar",
+        [("0.png", PNG), ("0.txt", b" \n"), ("1.png", PNG), ("1.txt", b"a word"), ("2.png", PNG), ("2.txt", b"")],
+    )
+    _, found = indexed(tmp_path)
+    assert [found["train"][str(i)].caption for i in range(3)] == [None, "a word", None]
+    assert main(["verify", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "train: 2 of 3 samples have .txt" in said and "not checked: " in said
+
+
+def test_folders_of_tars(tmp_path):
+    for split in ("train", "Valid"):
+        tar(tmp_path / f"a/{split}/00000.tar", [("0.png", PNG)])
+    assert set(indexed(tmp_path / "a")[1]) == {"train", "val"}
+    tar(tmp_path / "b/x-train-0.tar", [("0.png", PNG)]), tar(tmp_path / "b/extra.tar", [("1.png", PNG)])
+    with pytest.raises(ValueError, match=r"1 tars name no split, such as extra.tar.*--splits train=extra.tar"):
+        build_index(tmp_path / "b")
+    _, found = indexed(tmp_path / "b", splits="test=ex*")
+    assert {split: len(each) for split, each in found.items()} == {"train": 1, "test": 1}
+    tar(tmp_path / "c/val/x-train-0.tar", [("0.png", PNG)])
+    with pytest.raises(ValueError, match="names several splits: train, val"):
+        build_index(tmp_path / "c")
+
+
+def test_a_share_of_a_train_of_tars_becomes_val(tmp_path):
+    for number in range(2):
+        members = [m for i in range(20) for m in ((f"{number}{i:08d}.png", PNG), (f"{number}{i:08d}.txt", b"words"))]
+        tar(tmp_path / f"{number:05d}.tar", members)
+    write(tmp_path / "00000_stats.json", "{}"), write(tmp_path / "00000.parquet", b"x")
+    account, found = indexed(tmp_path)
+    assert set(found) == {"train"} and "--val-fraction 0.05 makes a val" in notes(account)
+    assert set(account["left_out"]) == {"00000_stats.json", "00000.parquet"}
+    before = {*found["train"]}
+    _, found = indexed(tmp_path, val_fraction=0.3)
+    assert {*found["train"], *found["val"]} == before and not {*found["train"]} & {*found["val"]}
+    assert 4 < len(found["val"]) < 20
+    batch = next(iter(ShardDataModule(str(tmp_path), 3, SimCLR(8), workers=0).evaluation_loader("val", 40)))
+    assert {*batch["key"]} - {""} == {*found["val"]}
+    assert set(indexed(tmp_path)[1]) == {"train"} and not list(tmp_path.glob("*.val.idx.npz"))
+
+
+def test_the_layout_of_clip_benchmark(tmp_path):
+    for split in ("train", "test"):
+        tar(tmp_path / f"{split}/0.tar", [("s0.png", PNG), ("s0.cls", b"1"), ("s1.png", PNG), ("s1.cls", b"0")])
+        write(tmp_path / split / "nshards.txt", "1")
+    write(tmp_path / "classnames.txt", "a cat\na dog\na bird\n")
+    write(tmp_path / "zeroshot_classification_templates.txt", "a photo of {c}\n")
+    account, found = indexed(tmp_path)
+    manifest = Manifest.load(str(tmp_path))
+    assert set(found) == {"train", "test"} and manifest.labels == {"cls": ["a cat", "a dog", "a bird"]}
+    assert manifest.made["templates"] == ["a photo of {c}"] and account["tables"] == 4
+    write(tmp_path / "test/nshards.txt", "2")
+    with pytest.raises(ValueError, match=r"nshards.txt: it says 2 shards, there are 1"):
+        build_index(tmp_path)
+    write(tmp_path / "test/nshards.txt", "1"), write(tmp_path / "classnames.txt", "a cat\n")
+    with pytest.raises(ValueError, match="1 names, the classes in .cls go up to 1"):
+        build_index(tmp_path)
+
+
+def test_an_index_of_a_packed_set_keeps_its_names(tmp_path):
+    packed(pictures(tmp_path / "set", "train/cat/0.png", "train/dog/1.png", "val/dog/2.png"), tmp_path / "out")
+    before = Manifest.load(str(tmp_path / "out"))
+    for path in (tmp_path / "out").glob("*.npz"):
+        path.unlink()
+    after = build_index(tmp_path / "out")
+    assert (after.labels, after.splits) == (before.labels, before.splits) and not list(verify(tmp_path / "out"))
+
+
+def test_two_pictures_of_one_view_are_a_question(tmp_path):
+    tar(tmp_path / "train-0.tar", [("0.jpg", encoded(Image.fromarray(noise()), "JPEG")), ("0.png", PNG)])
+    build_index(tmp_path)
+    shards = ShardDataModule(str(tmp_path), 1, SimCLR(8), workers=0)
+    with pytest.raises(BrokenShard, match=r"several files for one view, .jpg, .png: name one by data.natural_views"):
+        next(iter(shards.evaluation_loader("train", 1)))
+    named = ShardDataModule(str(tmp_path), 1, SimCLR(8), workers=0, natural_views=["png"])
+    assert next(iter(named.evaluation_loader("train", 1)))["index"].tolist() == [0]
+
+
+# Options, and packs that go on.
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--workers", "-1"], ["--resize", "0"], ["--shard-samples", "0"], ["--shard-mb", "nan"], ["--val-fraction", "1.5"],
+     ["--quality", "50"], ["--resize", "9", "--quality", "101"], ["--labels", "x"], ["--root", "x"], ["--outside"],
+     ["--cloud-axes", "points-first"], ["--value-range", "5", "1"], ["--shard-mb", "1", "--shard-samples", "2"],
+     ["--table", "none.csv"], ["--encoding", "utf-8"]],
+)  # fmt: skip
+def test_options_are_checked_and_none_is_ignored(tmp_path, options, capsys):
+    root = pictures(tmp_path / "set", "a/0.png")
+    try:
+        code = main(["pack", str(root), str(tmp_path / "out"), *options])
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code == 2 and options[0] in capsys.readouterr().err.replace("shard_", "--shard-").replace(
+        "quality must", "--resize"
+    )
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_a_second_call_names_what_differs_and_only_that(tmp_path, capsys):
+    root = pictures(tmp_path / "set", *(f"a/{i}.png" for i in range(4)))
+    assert main(["pack", str(root), str(tmp_path / "out"), "--resize", "10"]) == 0
+    assert main(["pack", str(root), str(tmp_path / "out"), "--resize", "10"]) == 0
+    capsys.readouterr()
+    assert main(["pack", str(root), str(tmp_path / "out"), "--resize", "12"]) == 2
+    said = capsys.readouterr().err
+    assert "(--resize: 10 there, 12 asked for)" in said and "--shard" not in said
+    write(root / "a/b.png", b"\x89PNG")  # stops the first call before any shard is whole
+    assert main(["pack", str(root), str(tmp_path / "again"), "--strict"]) == 2
+    assert main(["pack", str(root), str(tmp_path / "again")]) == 0
+    assert main(["pack", str(root), str(root / "out")]) == 2
+    assert "whose files are packed" in capsys.readouterr().err and not (root / "out").exists()
+    assert main(["pack", "torchvision:cifar", str(tmp_path / "x")]) == 2
+    assert "did you mean CIFAR10 or CIFAR100?" in capsys.readouterr().err
+    assert main(["pack", "builtin:emojis", str(tmp_path / "x")]) == 2
+    assert "did you mean emoji" in capsys.readouterr().err
+
+
+def test_inspect_names_what_is_broken_and_goes_on(tmp_path, capsys):
+    tar(tmp_path / "train-0.tar", [("0.png", PNG), ("1.png", PNG[:50]), ("2.png", PNG)])
+    build_index(tmp_path)
+    assert main(["inspect", str(tmp_path), "--sheet", str(tmp_path / "s.png")]) == 0
+    said = capsys.readouterr().out
+    assert "sample 1, 1: " in said and "60x40" in said and Path(tmp_path / "s.txt").exists()
