@@ -235,7 +235,7 @@ def scan(
     if account is None and (mine.left or mine.skipped):
         listed = ", ".join(sorted({*mine.left_out.values(), *mine.more, *mine.skipped}))
         warnings.warn(f"{tar}: {mine.left + mine.skipped.total()} files are left out: {listed}", stacklevel=2)
-    return _tabulate(tar, total, list(samples.items()))
+    return tabulate(tar, total, list(samples.items()))
 
 
 class _Dots:
@@ -316,7 +316,8 @@ def _members(file: IO[bytes], total: int, limits: Limits) -> Iterator[tuple[str,
             raise ValueError("something follows its end, perhaps a second tar: join them with `tar --concatenate`")
 
 
-def _tabulate(tar: object, total: int, samples: list[tuple[str, dict[str, tuple[int, int, int]]]]) -> Index:
+def tabulate(tar: object, total: int, samples: list[tuple[str, dict[str, tuple[int, int, int]]]]) -> Index:
+    """The index of a tar of `total` bytes with these samples: offset, size and CRC of the header by extension."""
     extensions = sorted({extension for _, files in samples for extension in files})
     if len(extensions) > KINDS:
         raise BrokenShard(

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import simplejpeg
-import webdataset
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
@@ -40,6 +39,7 @@ from viewshards.sample import CLIPS, TRACKS, Contents
 from viewshards.shards import MANIFEST, Manifest, Shard
 from viewshards.sources.source import Source
 from viewshards.views import opencv
+from viewshards.writer import ShardWriter
 
 Leaks = Literal["keep", "drop", "stop"]
 PLAN = ".pack.json"
@@ -418,22 +418,25 @@ def _write(job: _Job) -> _Written:
                 count.value += 1
 
     if not _is_written(job, source, encoding):
-        # Fixed times make equal sources give equal bytes.
-        with atomic_write(job.path) as f, webdataset.TarWriter(f, encoder=False, mtime=0) as tar:
+        with atomic_write(job.path) as f:
+            tar = ShardWriter(f)
             for sample, found in samples():
                 try:
                     files = encoding(found, tuple(source.labels))
                 except ValueError as error:
                     broken[sample] = str(error)
                     continue
-                tar.write({"__key__": source.samples[sample][0], **files})
-        indices.save(indices.scan(job.path, encoding.limits), indices.path_of(str(job.path)))
+                tar.write(source.samples[sample][0], files)
+            tar.close()
+        indices.save(tar.index(), indices.path_of(str(job.path)))
+        shard = tar.shard(job.path)
     else:
         there = _keys(job.path)
         for sample, found in samples():
             if source.samples[sample][0] not in there:
                 broken[sample] = _broken(source, encoding, found)
-    return _Written(describe(job.path), broken, told, read.hexdigest(), hashes)
+        shard = describe(job.path)
+    return _Written(shard, broken, told, read.hexdigest(), hashes)
 
 
 def _is_media(extension: str) -> bool:

@@ -57,9 +57,7 @@ def write(path, content):
 
 def packed(source, out, how=Encoding(), leaks="keep", strict=False, **options):
     """The account, and the samples by split and key."""
-    manifest = pack(
-        open_source(str(source), Options(**options)), out, how, leaks=leaks, strict=strict, console=QUIET
-    )
+    manifest = pack(open_source(str(source), Options(**options)), out, how, leaks=leaks, strict=strict, console=QUIET)
     account = manifest.made["account"]
     left = len(account["left_out"]) + sum(account["more"].values())
     parts = account["packed"] + account["tables"] + account["frames"] + sum(account["skipped"].values()) + left
@@ -297,7 +295,24 @@ def test_formats(tmp_path):
     pillow = pytest.importorskip("pillow_heif")
     pillow.register_heif_opener()
     kinds = {"jfif": "JPEG", "jpe": "JPEG", "jp2": "JPEG2000", "tif": "TIFF", "pgm": "PPM", "heic": "HEIF"}
-    names = ["jpg", "jpeg", "jfif", "jpe", "ppm", "pgm", "jp2", "ico", "avif", "bmp", "tga", "gif", "tif", "webp", "png", "heic"]
+    names = [
+        "jpg",
+        "jpeg",
+        "jfif",
+        "jpe",
+        "ppm",
+        "pgm",
+        "jp2",
+        "ico",
+        "avif",
+        "bmp",
+        "tga",
+        "gif",
+        "tif",
+        "webp",
+        "png",
+        "heic",
+    ]
     for seed, name in enumerate(names):
         form = kinds.get(name) or {"jpg": "JPEG"}.get(name, name.upper())
         grey = Image.fromarray(noise(seed)).resize((32, 32))
@@ -473,9 +488,7 @@ def test_lists_of_objects_with_gaps(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow.parquet import write_table
 
-    write_table(
-        pyarrow.table({"filename": ["p 0.png", "p 1.png"], "class": [3.0, None]}), tmp_path / "t/x.parquet"
-    )
+    write_table(pyarrow.table({"filename": ["p 0.png", "p 1.png"], "class": [3.0, None]}), tmp_path / "t/x.parquet")
     _, found = packed(tmp_path / "t/x.parquet", tmp_path / "parquet")
     assert Manifest.load(str(tmp_path / "parquet")).labels == {"cls": ["3"]}
     assert {each.label for each in every(found).values()} == {0, -1}

@@ -67,7 +67,7 @@ def of_folder(
     for file in tree.files:
         if file.name not in taken:
             account.leave(printable(file.name), odd.get(file.name) or _reason(file, kinds[file.name], found))
-    for row in [row for row in rows if not row.frames and not row.path.stat().st_size]:
+    for row in [row for row in rows if row.size == 0]:
         for each in (row.name, *row.more):
             account.leave(printable(each), "an empty file")
         rows.remove(row)
@@ -162,8 +162,12 @@ def _reason(file: File, kind: str | None, packed: str) -> str:
     return f"no format that is packed ({file.suffix or 'no extension'})"
 
 
+def _row(root: Path, file: File) -> Row:
+    return Row(root / file.name, file.name, file.name, size=file.size, time=file.time)
+
+
 def _files(root: Path, files: Sequence[File], kinds: dict[str, str | None], kind: str) -> list[Row]:
-    return [Row(root / file.name, file.name, file.name) for file in files if kinds[file.name] == kind]
+    return [_row(root, file) for file in files if kinds[file.name] == kind]
 
 
 def _clips(root: Path, files: Sequence[File], kinds: dict[str, str | None]) -> tuple[list[Row], dict[str, str]]:
@@ -172,12 +176,12 @@ def _clips(root: Path, files: Sequence[File], kinds: dict[str, str | None]) -> t
     rows, pictures, odd = list[Row](), defaultdict[str, list[str]](list), dict[str, str]()
     for file in files:
         if kinds[file.name] == "clip":
-            rows.append(Row(root / file.name, file.name, file.name))
+            rows.append(_row(root, file))
             tracks = f"{posixpath.splitext(file.name)[0]}{TRACKS}"
             if tracks in there:
                 rows[-1].about["tracks"], rows[-1].more = str(root / tracks), [tracks]
         elif kinds[file.name] == "image" and file.size and _is_animation(root / file.name, file.suffix):
-            rows.append(Row(root / file.name, file.name, file.name))
+            rows.append(_row(root, file))
         elif kinds[file.name] == "image":
             pictures[posixpath.dirname(file.name)].append(file.name)
     with_clips = {posixpath.dirname(row.name) for row in rows}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,11 +78,12 @@ class Reader:
         """
         if frames:
             return *clips.of_frames(frames, self.limits), []
-        if path.is_dir():
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
             found, others = clips.frames_of(path)
             told = [f"files beside frames that are none, such as {path.name}/{others[0]}"] if others else []
             return *clips.of_frames(found, self.limits), told
-        self.limits.check("file_bytes", path.stat().st_size, "bytes of a file")
+        self.limits.check("file_bytes", status.st_size, "bytes of a file")
         data = path.read_bytes()
         if not data:
             raise ValueError("an empty file")

@@ -6,7 +6,7 @@ import json
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from viewshards.account import Account, printable
@@ -28,6 +28,7 @@ class Row:
         about: what is said, under the names of `viewshards.sources.columns`, and other columns under their own.
         frames: the pictures of a clip that is a folder, where a walk has found them.
         more: names of other files that belong to it. key: what its key is made of; empty: its name.
+        size, time: of the file, bytes and ns; None for a folder.
     """
 
     path: Path
@@ -37,6 +38,8 @@ class Row:
     frames: list[Path] = field(default_factory=list)
     more: list[str] = field(default_factory=list)
     key: str = ""
+    size: int | None = None
+    time: int | None = None
 
 
 @dataclass(frozen=True)
@@ -195,12 +198,13 @@ class Rows(Source):
         return files, told
 
     def fingerprint(self) -> str:  # noqa: D102
-        rows = [[row.name, row.about, row.path.stat().st_size] for group in self.groups for row in group]
+        rows = [[row.name, row.about, row.size] for group in self.groups for row in group]
         return hashed([super().fingerprint(), rows])
 
     def times(self) -> str:  # noqa: D102
         tracks = [Path(row.about["tracks"]) for row in self.rows if row.about.get("tracks")]
-        return times_of([*(row.path for row in self.rows), *tracks])
+        folders = (row.path for row in self.rows if row.size is None)
+        return hashed([[row.time for row in self.rows], times_of([*folders, *tracks])])
 
 
 def _said(row: Row, name: str) -> bool:
@@ -219,7 +223,7 @@ def _ordered(names: set[str]) -> list[str]:
 
 
 def _stem(key: str, row: Row) -> str:
-    return key if row.frames or not PurePosixPath(key).suffix or row.path.is_dir() else key.rpartition(".")[0]
+    return key if row.size is None or "." not in key.rpartition("/")[2][1:] else key.rpartition(".")[0]
 
 
 def _check_group(group: Sequence[Row], has_views: bool, labels: Sequence[str]) -> None:

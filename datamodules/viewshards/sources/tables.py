@@ -76,7 +76,11 @@ def rows_of(path: Path, read: Read, outside: bool) -> list[Row]:
                 missing.append(f"{place}, column {read.kinds[kind]!r}: {printable(name)!r}")
         if about.get("tracks"):
             about["tracks"] = str(path.parent / about["tracks"])
-        rows.append(Row(path.parent / record["file_name"], record["file_name"], place, about))
+        row = Row(path.parent / record["file_name"], record["file_name"], place, about)
+        if row.path.is_file():
+            status = row.path.stat()
+            row.size, row.time = status.st_size, status.st_mtime_ns
+        rows.append(row)
     if missing:
         raise FileNotFoundError(f"{len(missing)} of {len(rows)} files are not there, first {missing[0]}")
     return rows

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from viewshards.account import Account, system_file
 from viewshards.limits import DEFAULT, Limits
@@ -15,21 +15,17 @@ from viewshards.limits import DEFAULT, Limits
 
 @dataclass(frozen=True)
 class File:
-    """A file below a folder: its name from there, size in bytes, and time of writing in ns."""
+    """A file below a folder: its name from there, size in bytes, time of writing in ns; its suffix in small letters."""
 
     name: str
     size: int
     time: int
+    suffix: str
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Folders and name."""
         return tuple(self.name.split("/"))
-
-    @property
-    def suffix(self) -> str:
-        """Of the name, in small letters, with its dot."""
-        return PurePosixPath(self.name).suffix.lower()
 
 
 @dataclass
@@ -105,9 +101,14 @@ class Tree:
                 else:
                     yield from self._walk(Path(entry.path), f"{name}/", [*above, place], loops, by_link)
             elif is_file:
-                yield File(name, status.st_size, status.st_mtime_ns), by_link
+                yield File(name, status.st_size, status.st_mtime_ns, _suffix(entry.name)), by_link
             else:
                 self.left_out[name] = "a pipe, socket or device"
+
+
+def _suffix(name: str) -> str:
+    stem, dot, end = name.rpartition(".")
+    return f".{end.lower()}" if stem and dot else ""
 
 
 def natural(name: str) -> list[tuple[int, str]]:
