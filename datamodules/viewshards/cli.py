@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("LOW", "HIGH"),
         help="black and white in pictures of 32 bits or floats",
     )
+    pack.add_argument("--channels", type=_positive(int), help="bands of pictures (.tif, .npy, ...) that all stay")
     pack.add_argument("--cloud-axes", choices=("points-first", "points-last"), help="of arrays (N, 3) or (3, N)")
     pack.add_argument("--cloud-array", metavar="NAME", help="the array of an .npz that is the cloud")
     pack.add_argument("--root", help="where torchvision finds its data (default: data)")

@@ -80,7 +80,7 @@ class ShardDataModule(pl.LightningDataModule):
         accept_changed_data: go on with a checkpoint, cells or clusters of other data than this, with a warning.
         max_broken: share of the split's samples that may be unreadable before the run stops with their list.
         cache_dir: node-local folder for shards of a URL. cache_gb: its bound.
-        mean: RGB mean that is subtracted, of [0, 1]. std: RGB deviation that is divided by.
+        mean: of each band (RGB), what is subtracted, of [0, 1]. std: what is divided by.
     """
 
     def __init__(
@@ -109,8 +109,8 @@ class ShardDataModule(pl.LightningDataModule):
         max_broken: float = 0.001,
         cache_dir: str | None = None,
         cache_gb: float = 100.0,
-        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        mean: tuple[float, ...] = (0.485, 0.456, 0.406),
+        std: tuple[float, ...] = (0.229, 0.224, 0.225),
     ) -> None:
         super().__init__()
         is_remote(root)  # refuses what no root may be
@@ -249,30 +249,39 @@ class ShardDataModule(pl.LightningDataModule):
         """Bytes to normalised floats on the device, and the colour of the `device` backend; clouds are ready."""
         if "video" in batch:
             mean, std = (
-                batch["video"][0].new_tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (self.mean, self.std)
+                batch["video"][0].new_tensor(x, dtype=torch.float32).view(-1, 1, 1) for x in (self.mean, self.std)
             )
             return {**batch, "video": [view.float().div_(255).sub_(mean).div_(std) for view in batch["video"]]}
         if "image" not in batch:
             return batch
+        bands = batch["image"][0].shape[1]
+        if not bands == len(self.mean) == len(self.std):
+            raise ValueError(
+                f"pictures of {bands} bands, data.mean has {len(self.mean)} numbers and data.std {len(self.std)}: give "
+                "one for each band, and the backbone in_chans"
+            )
         images: list[Tensor] = [image.float().div_(255) for image in batch["image"]]
         if "draws" in batch:
             assert isinstance(self.views, MultiView)
             triples = zip(images, batch.pop("draws"), self.views.augmentations, strict=True)
             images = [device.colour(image, draws, augmentation) for image, draws, augmentation in triples]
-        mean, std = (images[0].new_tensor(x).view(3, 1, 1) for x in (self.mean, self.std))
+        mean, std = (images[0].new_tensor(x).view(-1, 1, 1) for x in (self.mean, self.std))
         return {**batch, "image": [image.sub_(mean).div_(std) for image in images]}
 
     def as_pictures(self, view: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] to look at: normalised images, clouds (B, N, 3) drawn, four frames of clips."""
+        """(B, 3, H, W) in [0, 1] to look at: images, of many bands three, clouds drawn, four frames of clips."""
         if view.ndim == 5:
             places = torch.linspace(0, view.shape[1] - 1, min(4, view.shape[1])).long()
             view = torch.cat(list(view[:, places, :3].unbind(1)), 3)
         if view.ndim == 3:
             drawings = [torch.from_numpy(drawn(cloud)) for cloud in view.detach().float().cpu().numpy()]
             return torch.stack(drawings).permute(0, 3, 1, 2) / 255
-        mean, std = (view.new_tensor(x).view(3, 1, 1) for x in (self.mean, self.std))
+        mean, std = (view.new_tensor(x).view(-1, 1, 1) for x in (self.mean, self.std))
         pictures: Tensor = (view * std + mean).clamp(0, 1)
-        return pictures
+        bands = pictures.shape[1]
+        if bands == 2:
+            return torch.cat([pictures, torch.zeros_like(pictures[:, :1])], 1)
+        return pictures.expand(-1, 3, -1, -1) if bands == 1 else pictures[:, :3]
 
     def picture(self, path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         """A picture from a file, by the decoder of training: (H, W, 3) bytes.

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, get_worker_info
 from viewshards.decode import Picture, kind
 from viewshards.index import BrokenShard
 from viewshards.order import generator
-from viewshards.sample import FILES, BrokenSample, Contents
+from viewshards.sample import BANDS, FILES, BrokenSample, Contents, is_picture
 from viewshards.shards import ShardSet
 from viewshards.text import Captions
 from viewshards.views import MultiView, PlainPoints, PlainVideo, PlainViews, PointViews, VideoViews
@@ -203,11 +203,12 @@ class ShardDataset(Dataset[Sample]):
 
     def _natural(self, files: Mapping[str, bytes]) -> list[str]:
         """Extensions of the files with the natural views, in order; with `missing` empty for those it lacks."""
-        fitting = [e for e in sorted(files) if kind(e) in FILES[self.render.modality]]
+        is_fitting = is_picture if self.render.modality == "image" else lambda e: kind(e) in FILES[self.render.modality]
+        fitting = [e for e in sorted(files) if is_fitting(e)]
         if self.natural_views is not None and any(view in fitting for view in self.natural_views):
             named = {e: e for e in fitting}  # files are named in full
         else:
-            named = {e.rpartition(".")[0]: e for e in fitting}
+            named = {_view(e): e for e in fitting}
             if len(named) < len(fitting):
                 raise BrokenSample(
                     f"several files for one view, .{', .'.join(fitting)}: name one by data.natural_views"
@@ -245,6 +246,11 @@ class ShardDataset(Dataset[Sample]):
         if kind(self.label) == "cls":
             return contents.number(self.label)
         return self.classes.get(str(contents.about.get(self.label)), -1)
+
+
+def _view(extension: str) -> str:
+    """The name of a view: `left` of `left.png` and of `left.bands.npy`, empty of `png`."""
+    return extension.removesuffix(BANDS).rstrip(".") if extension.endswith(BANDS) else extension.rpartition(".")[0]
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:

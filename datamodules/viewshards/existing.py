@@ -9,10 +9,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from viewshards.decode import PICTURES, Picture, kind
+from viewshards.decode import Picture, kind
 from viewshards.index import BrokenShard, atomic_write
 from viewshards.limits import DEFAULT, Limits
-from viewshards.sample import CLIPS, BrokenSample, Contents
+from viewshards.sample import CLIPS, BrokenSample, Contents, is_picture
 from viewshards.shards import ShardSet
 from viewshards.video import Clip
 from viewshards.views import opencv
@@ -34,7 +34,7 @@ def inspect(root: str, split: str, limit: int = 2000, limits: Limits = DEFAULT) 
             contents = Contents(shards.read(sample), limits, classes=shards.classes)
             fields.update(contents.files.keys())
             for extension in contents.files:
-                if kind(extension) in PICTURES:
+                if is_picture(extension):
                     height, width = contents.picture(extension).shape[:2]
                     sizes[f"{width}x{height}"] += 1
             if (number := contents.label) >= 0:
@@ -104,7 +104,7 @@ def _cell(shards: ShardSet, sample: int, side: int) -> Picture:
 
 def _drawn(contents: Contents, side: int) -> Picture:
     files = sorted(contents.files)
-    cells = [opencv.resize(contents.picture(e), side, side) for e in files if kind(e) in PICTURES]
+    cells = [opencv.resize(opencv.shown(contents.picture(e)), side, side) for e in files if is_picture(e)]
     for extension in [e for e in files if kind(e) in CLIPS] if not cells else []:
         try:
             cells.append(drawn(normalised(contents.cloud(extension)), side))

@@ -31,12 +31,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from viewshards import index as indices
 from viewshards.account import Account
 from viewshards.dataset import prepare_worker
-from viewshards.decode import PICTURES, kind
+from viewshards.decode import kind
 from viewshards.index import BrokenShard, atomic_write
 from viewshards.limits import DEFAULT, Limits
 from viewshards.order import generator
-from viewshards.sample import CLIPS, TRACKS, Contents
+from viewshards.sample import BANDS, CLIPS, TRACKS, Contents, is_picture
 from viewshards.shards import MANIFEST, Manifest, Shard
+from viewshards.sources.clouds import array_bytes
 from viewshards.sources.source import Source
 from viewshards.views import opencv
 from viewshards.writer import ShardWriter
@@ -71,7 +72,7 @@ class Encoding:
         """Checks every file as training will, so that nothing broken gets in; resizes pictures if asked to."""
         contents, out = Contents(files, self.limits, labels), {}
         for extension, data in files.items():
-            if kind(extension) not in PICTURES:
+            if not is_picture(extension):
                 contents.check(extension)
             elif min((value := contents.picture(extension)).shape[:2]) > (self.resize or math.inf):
                 extension, data = self._resized(extension, value)
@@ -86,6 +87,8 @@ class Encoding:
         assert self.resize is not None
         factor = self.resize / min(image.shape[:2])
         small = opencv.resize(image, round(image.shape[0] * factor), round(image.shape[1] * factor))
+        if extension.endswith(BANDS):
+            return extension, array_bytes(small)
         if kind(extension) in ("jpg", "jpeg"):
             return extension, simplejpeg.encode_jpeg(small, quality=self.quality, colorsubsampling="420")
         buffer = io.BytesIO()
@@ -440,7 +443,7 @@ def _write(job: _Job) -> _Written:
 
 
 def _is_media(extension: str) -> bool:
-    return extension != TRACKS and (kind(extension) in PICTURES or kind(extension) in CLIPS)
+    return extension != TRACKS and (is_picture(extension) or kind(extension) in CLIPS)
 
 
 def _keys(path: Path) -> set[str]:

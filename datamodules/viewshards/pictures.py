@@ -108,12 +108,12 @@ def picture(data: bytes, limits: Limits = DEFAULT, ranges: Ranges | None = None)
     """
     values = samples(data, limits)
     if values is not None:
-        return _shown(values, kind_of(values), ranges or {})
+        return _shown(values, ranges or {})
     with opened(data, limits) as image:
         image.load()
         exif = image.info.get("exif") if image.format != "TIFF" else None  # Pillow turns those itself
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-            shown = _shown(np.asarray(image).astype(np.uint16), "uint16", {})
+            shown = _shown(np.asarray(image).astype(np.uint16), {})
         else:
             shown = np.asarray(_coloured(image))
         return upright(shown, _orientation(exif) if isinstance(exif, bytes) else 1)
@@ -145,8 +145,10 @@ def samples(data: bytes, limits: Limits = DEFAULT) -> NDArray[Any] | None:
 
 
 def kind_of(values: NDArray[Any]) -> str:
-    """`uint16`, or what `Ranges` are by: `int32` or `float`."""
-    return "uint16" if values.dtype == np.uint16 else "float" if values.dtype.kind == "f" else "int32"
+    """`uint8`, `uint16`, or what `Ranges` are by: `int32` or `float`."""
+    if values.dtype in (np.uint8, np.uint16):
+        return str(values.dtype)
+    return "float" if values.dtype.kind == "f" else "int32"
 
 
 def upright(picture: Picture, orientation: int) -> Picture:
@@ -212,26 +214,36 @@ def _is_srgb(profile: bytes) -> bool:
     return b"sRGB" in profile or "sRGB".encode("utf-16-be") in profile
 
 
-def _shown(values: NDArray[Any], kind: str, ranges: Ranges) -> Picture:
-    """Numbers as bytes: (H, W[, C]) to (H, W, 3), the fourth of four being transparency, on white."""
-    if kind == "uint16":
-        low, high = 0.0, float(WHITE_AT_16_BITS)
-    elif kind in ranges:
-        low, high = ranges[kind]
-    else:
+def scaled(values: NDArray[Any], ranges: Ranges) -> NDArray[np.uint8]:
+    """Numbers of any shape as bytes: bytes as they are, 16 bits by 257, others by the range of their kind.
+
+    Raises:
+        ValueError: without a range, and for numbers that are not finite.
+    """
+    if values.dtype == np.uint8:
+        return values
+    kind = kind_of(values)
+    if kind != "uint16" and kind not in ranges:
         raise ValueError(f"a picture of {values.dtype} pixels, of which nothing says what is black and white: pack it "
                          "with --value-range LOW HIGH")  # fmt: skip
     if not np.isfinite(values).all():
         raise ValueError("a picture with pixels that are not finite")
-    scaled = np.clip((values.astype(np.float64) - low) / (high - low), 0, 1)
-    if values.ndim == 3 and values.shape[2] in (2, 4):
-        alpha, scaled = scaled[..., -1:], scaled[..., :-1]
-        scaled = scaled * alpha + 1 - alpha
-    scaled = scaled if scaled.ndim == 3 else scaled[..., None]
-    if scaled.shape[2] not in (1, 3):
-        raise ValueError(f"a picture of {scaled.shape[2]} bands")
-    out: Picture = np.rint(255 * np.broadcast_to(scaled, (*scaled.shape[:2], 3))).astype(np.uint8)
+    low, high = (0.0, float(WHITE_AT_16_BITS)) if kind == "uint16" else ranges[kind]
+    share = np.clip((values.astype(np.float64) - low) / (high - low), 0, 1)
+    out: NDArray[np.uint8] = np.rint(255 * share).astype(np.uint8)
     return out
+
+
+def _shown(values: NDArray[Any], ranges: Ranges) -> Picture:
+    """Numbers (H, W[, C]) as a picture (H, W, 3); the last of two or four is transparency, on white."""
+    found = scaled(values, ranges)
+    found = found if found.ndim == 3 else found[..., None]
+    if found.shape[2] in (2, 4):
+        alpha = found[..., -1:].astype(np.float64) / 255
+        found = np.rint(found[..., :-1] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    if found.shape[2] not in (1, 3):
+        raise ValueError(f"a picture of {found.shape[2]} bands: pack it with --channels {found.shape[2]}")
+    return np.ascontiguousarray(np.broadcast_to(found, (*found.shape[:2], 3)))
 
 
 def _by_opencv(data: bytes, orientation: Any) -> NDArray[Any]:

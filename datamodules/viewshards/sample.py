@@ -21,7 +21,9 @@ from viewshards.views.points import Cloud, checked
 
 CLIPS = frozenset({"mp4", "webm", "mkv", "mov", "avi", "m4v", "npy"})
 FILES = {"image": PICTURES, "points": frozenset({"npy"}), "video": CLIPS}
-"""What files hold the natural views of a modality."""
+"""What files hold the natural views of a modality; pictures also in `BANDS`."""
+BANDS = "bands.npy"
+"""A picture of any number of bands: (H, W, C) bytes."""
 TRACKS = "traj.npz"
 SAME = re.compile(r"-1|[0-9]{1,18}")
 Value = TypeVar("Value")
@@ -51,8 +53,8 @@ class Contents:
         self.files, self.limits, self.labels, self.classes = files, limits, labels, classes or {}
 
     def picture(self, extension: str) -> Picture:
-        """(H, W, 3) bytes."""
-        return self._of(extension, lambda value: value)
+        """(H, W, 3) bytes; of `bands.npy` (H, W, C)."""
+        return self._of(extension, _bands if extension.endswith(BANDS) else lambda value: value)
 
     def cloud(self, extension: str) -> Cloud:
         """(N, 3) float32, finite, N >= 1."""
@@ -134,7 +136,7 @@ class Contents:
 
     def check(self, extension: str) -> None:
         """Raises BrokenSample for what is wrong with one file, if anything is; of a clip every frame is decoded."""
-        if kind(extension) in PICTURES:
+        if is_picture(extension):
             self.picture(extension)
         elif extension == "json":
             _ = self.about
@@ -157,7 +159,7 @@ class Contents:
 
     def _has_other_views(self) -> bool:
         """Whether it is a sample of pictures or clips, beside which an array may be anything."""
-        return any(each == "points.npy" or kind(each) in PICTURES or self._is_clip(each) for each in self.files)
+        return any(each == "points.npy" or is_picture(each) or self._is_clip(each) for each in self.files)
 
     def _is_clip(self, extension: str) -> bool:
         if kind(extension) in CLIPS - {"npy"}:
@@ -173,6 +175,17 @@ class Contents:
             return use(value)
         except Exception as error:  # whatever a wrong value does to what reads it
             raise BrokenSample(f".{extension}: {error or type(error).__name__}") from error
+
+
+def is_picture(extension: str) -> bool:
+    """Whether a file is a picture."""
+    return kind(extension) in PICTURES or extension.endswith(BANDS)
+
+
+def _bands(value: NDArray[Any]) -> Picture:
+    if value.ndim != 3 or value.dtype != np.uint8 or not value.size:
+        raise ValueError(f"bands are an array (H, W, C) of bytes, got {value.shape} of {value.dtype}")
+    return value
 
 
 def _about(value: Any, labels: tuple[str, ...]) -> dict[str, Any]:

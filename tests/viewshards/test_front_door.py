@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from manyviews.backbones import ConvNet, TimmBackbone
 from tests.conftest import QUIET, packable
 from viewshards import ShardDataModule
 from viewshards import index as indices
@@ -30,7 +31,7 @@ from viewshards.sources import Options, open_source
 from viewshards.sources.splits import split_of
 from viewshards.tars import build_index, verify
 from viewshards.video import Clip, Video
-from viewshards.views import SimCLR, VideoViews
+from viewshards.views import Augmentation, MultiView, SimCLR, VideoViews
 
 
 def noise(seed=0, size=(60, 40)):
@@ -435,6 +436,46 @@ def test_transparency_and_pages(tmp_path):
     assert "1 animations of which the first frame is kept; --kind clip packs all of them" in notes(account)
     account, found = packed(tmp_path / "set", tmp_path / "clips", kind="clip", val_fraction=0.0)
     assert every(found)["g.gif"].clip("frames.npy").video.length == 3 and list(account["left_out"]) == ["p.tif"]
+
+
+@pytest.mark.parametrize("bands", [1, 2, 4, 6])
+def test_any_number_of_bands(tmp_path, bands):
+    tifffile = pytest.importorskip("tifffile")
+    values = np.random.default_rng(0).integers(0, 65536, (8, 20, 30, bands)).astype(np.uint16)
+    root = tmp_path / "set"
+    for i, value in enumerate(values):
+        folder = root / ("train" if i < 6 else "val")
+        folder.mkdir(parents=True, exist_ok=True)
+        if i % 2:
+            np.save(folder / f"{i}.npy", value.transpose(2, 0, 1) if i == 3 else value)
+        else:
+            planar = {"planarconfig": "contig"} if bands > 1 else {}
+            tifffile.imwrite(
+                folder / f"{i}.tif", value.squeeze(-1) if bands == 1 else value, photometric="minisblack", **planar
+            )
+    account, found = packed(root, tmp_path / "out", channels=bands)
+    assert account["packed"] == 8
+    for name, contents in every(found).items():
+        number = int(name.partition("/")[2][0])
+        np.testing.assert_array_equal(contents.picture("bands.npy"), np.rint(values[number] / 257).astype(np.uint8))
+    views = MultiView([Augmentation(16, blur=0.5, solarize=0.5)] * 2)
+    data = ShardDataModule(str(tmp_path / "out"), 3, views, workers=0, mean=(0.5,) * bands, std=(0.2,) * bands)
+    batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    assert batch["image"][0].shape == (3, bands, 16, 16) and data.as_pictures(batch["image"][0]).shape == (3, 3, 16, 16)
+    batch = data.on_after_batch_transfer(next(iter(data.evaluation_loader("val", 2))), 0)
+    for backbone in (ConvNet([8, 16], in_chans=bands), TimmBackbone("resnet18", small_stem=True, in_chans=bands)):
+        assert backbone(batch["image"][0]).pooled.shape == (2, backbone.width)
+    with pytest.raises(ValueError, match=rf"pictures of {bands} bands, data.mean has 3 numbers"):
+        plain = ShardDataModule(str(tmp_path / "out"), 3, views, workers=0)
+        plain.on_after_batch_transfer(next(iter(plain.train_dataloader())), 0)
+    coloured = ShardDataModule(str(tmp_path / "out"), 3, SimCLR(8), workers=0)
+    with pytest.raises(BrokenShard, match=rf"jitter and grey are of pictures with three bands, this one has {bands}"):
+        for _ in range(9):
+            list(coloured.train_dataloader())
+    contact_sheet(str(tmp_path / "out"), "train", tmp_path / "sheet.png")
+    resized = Encoding(resize=10)({"bands.npy": next(iter(found["train"].values())).files["bands.npy"]})
+    assert decode("npy", resized["bands.npy"]).shape == (10, 15, bands)
+    asks(root, tmp_path / "other", f"--channels {bands + 1} asks for", channels=bands + 1)
 
 
 # Tables.

@@ -37,6 +37,7 @@ class Options:
         table: which file of a folder is the table that says more of its files; `none`: no file.
         outside: whether a table may name files outside of its folder.
         value_range: what is black and white in pictures of 32 bits and floats.
+        channels: bands of the pictures, which stay as they are; None: RGB, as a viewer shows them.
         cloud_axes: `points-first` or `points-last`. cloud_array: the array of an `.npz` that is the cloud.
         root: where torchvision finds its data (default `data`).
     """
@@ -51,6 +52,7 @@ class Options:
     table: str | None = None
     outside: bool | None = None
     value_range: tuple[float, float] | None = None
+    channels: int | None = None
     cloud_axes: str | None = None
     cloud_array: str | None = None
     root: str | None = None
@@ -60,7 +62,7 @@ class Options:
         return {name for name, value in vars(self).items() if value is not None}
 
 
-OF_FILES = frozenset({"val_fraction", "splits", "value_range", "cloud_axes", "cloud_array"})
+OF_FILES = frozenset({"val_fraction", "splits", "value_range", "channels", "cloud_axes", "cloud_array"})
 OF_TABLES = frozenset({"labels", "split_by", "columns", "encoding", "outside"})
 USED = {"builtin": {"val_fraction"}, "sklearn": {"val_fraction"}, "torchvision": {"val_fraction", "root"},
         "table": OF_FILES | OF_TABLES, "folder": OF_FILES | OF_TABLES | {"kind", "table"}}  # fmt: skip
@@ -94,7 +96,7 @@ def open_source(text: str, options: Options = Options(), limits: Limits = DEFAUL
         return Sklearn(name, options.val_fraction)
     labels = tuple(filter(None, (options.labels or "").split(",")))
     choices = Choices(Splits.parsed(options.splits), options.val_fraction, labels, options.split_by)
-    reader = Reader(limits, clouds=clouds.Layout(options.cloud_axes, options.cloud_array))
+    reader = Reader(limits, clouds=clouds.Layout(options.cloud_axes, options.cloud_array), channels=options.channels)
     columns = Columns.parsed(options.columns, options.encoding)
     more = choices, reader, columns, bool(options.outside), options.value_range
     if path.is_dir():

@@ -55,9 +55,11 @@ def of_folder(
     if tables:
         return _by_tables(root, name, tree.files, tables, choices, reader, columns, outside, value_range, account)
     _refuse_unused(root, choices, columns, outside)
-    found, kinds = _kind(root, tree.files, kind)
+    found, kinds = _kind(root, tree.files, kind, reader.channels)
     if reader.clouds != clouds.Layout() and found != "cloud":
         raise ValueError(f"{root}: --cloud-axes and --cloud-array are of clouds, and would not be used: leave them out")
+    if reader.channels is not None and kind not in (None, "image"):
+        raise ValueError(f"{root}: --channels is of pictures, and would not be used: leave it out")
     if value_range and found != "image":
         raise ValueError(f"{root}: --value-range is of pictures, and would not be used: leave it out")
     if found == "h5":
@@ -89,7 +91,7 @@ def of_folder(
         raise FileNotFoundError("\n".join([f"{root}: nothing to pack below it", *account.lines(), *account.listed()]))
     ranges: Ranges = {}
     if found == "image":
-        ranges, told = ranges_of((row.path for row in kept), value_range, reader.limits)
+        ranges, told = ranges_of((row.path for row in kept), value_range, reader.limits, reader.channels)
         account.notes += told
     classes = sorted({row.about["label"] for row in kept if "label" in row.about}) or None
     if found == "image" and _deep(kept):
@@ -118,11 +120,16 @@ def _deep(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.key.count("/") > 1]
 
 
-def _kind(root: Path, files: Sequence[File], asked: str | None) -> tuple[str, dict[str, str | None]]:
+def _kind(
+    root: Path, files: Sequence[File], asked: str | None, channels: int | None
+) -> tuple[str, dict[str, str | None]]:
     """The kind of file to pack, and the kind of each."""
     kinds = {
         file.name: None if file.name.endswith(TRACKS) else kind_of_file(root / file.name, file.suffix) for file in files
     }
+    if channels is not None:  # then an array is a picture
+        asked = "image"
+        kinds |= {file.name: "image" for file in files if file.suffix == ".npy"}
     weak = [file for file in files if file.suffix in WEAK]
     if asked == "cloud" or {kinds[file.name] for file in files if file.suffix not in WEAK} <= {None, "cloud"}:
         kinds |= {file.name: "cloud" for file in weak if file.suffix != ".txt" or _is_cloud(root / file.name)}

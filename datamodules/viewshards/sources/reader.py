@@ -13,6 +13,7 @@ from PIL import Image
 from viewshards.limits import DEFAULT, Limits
 from viewshards.pictures import Ranges, format_of, kind_of, opened, picture, samples
 from viewshards.sources import clips, clouds
+from viewshards.sources.bands import band_values, bands_of
 from viewshards.sources.source import png
 from viewshards.video import is_container
 
@@ -62,13 +63,14 @@ class Reader:
     Attributes:
         limits: how large they may be. ranges: of pictures of 32 bits and floats.
         kind: `clip` takes animated pictures for clips, `image` for pictures; None decides by the file.
-        clouds: how arrays are understood as clouds.
+        clouds: how arrays are understood as clouds. channels: bands of the pictures; None: what a viewer shows, RGB.
     """
 
     limits: Limits = DEFAULT
     ranges: Ranges = field(default_factory=dict)
     kind: str | None = None
     clouds: clouds.Layout = field(default_factory=clouds.Layout)
+    channels: int | None = None
 
     def __call__(self, path: Path, frames: Sequence[Path] = ()) -> tuple[str, bytes, list[str]]:
         """Extension, contents, and what a user should know of it; `frames` are the pictures of a folder that is a clip.
@@ -88,6 +90,8 @@ class Reader:
         if not data:
             raise ValueError("an empty file")
         extension, format_ = path.suffix.lower(), format_of(data)
+        if self.channels is not None:
+            return bands_of(path.name, data, self.channels, self.limits, self.ranges)
         if format_ is None and (extension in clips.VIDEOS or is_container(data)):
             return clips.clip_of(path.name, data)
         if extension in clouds.CLOUDS and format_ is None:
@@ -145,11 +149,13 @@ def image_of(
     return "png", png(Image.fromarray(picture(data, limits, ranges))), told
 
 
-def ranges_of(paths: Iterable[Path], given: tuple[float, float] | None, limits: Limits) -> tuple[Ranges, list[str]]:
+def ranges_of(
+    paths: Iterable[Path], given: tuple[float, float] | None, limits: Limits, channels: int | None = None
+) -> tuple[Ranges, list[str]]:
     """What is black and white in a set's pictures of 32 bits and of floats, and how that was found.
 
     Args:
-        paths: of the set's pictures. given: by the user. limits: how large they may be.
+        paths: of the set's pictures. given: by the user. limits: how large they may be. channels: bands, if asked for.
 
     Raises:
         ValueError: if nothing was given, and the values fit none of [0, 1], [0, 255] and [0, 65535].
@@ -158,13 +164,19 @@ def ranges_of(paths: Iterable[Path], given: tuple[float, float] | None, limits: 
         return {"int32": given, "float": given}, []
     seen: dict[str, list[float]] = {}
     for path in paths:
-        if path.suffix.lower() not in (".tif", ".tiff", ".pfm"):
+        if path.suffix.lower() not in (".tif", ".tiff", ".pfm", ".npy"):
             continue
         try:
-            values = samples(path.read_bytes(), limits)
+            data = path.read_bytes()
+            values = band_values(path.name, data, channels, limits) if channels else samples(data, limits)
         except (ValueError, OSError):  # told when it is packed
             continue
-        if values is not None and values.size and (kind := kind_of(values)) != "uint16" and np.isfinite(values).all():
+        if (
+            values is not None
+            and values.size
+            and (kind := kind_of(values)) in ("int32", "float")
+            and np.isfinite(values).all()
+        ):
             low, high = float(values.min()), float(values.max())
             before = seen.setdefault(kind, [low, high])
             seen[kind] = [min(low, before[0]), max(high, before[1])]

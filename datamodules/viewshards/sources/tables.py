@@ -44,9 +44,8 @@ def of_table(
     rows = rows_of(path, read, outside)
     account = Account("rows", len(rows), beside=_beside(path, rows), notes=[read.told])
     rows = split_rows(rows, choices.splits, account)
-    ranges, told = ranges_of(
-        (row.path for row in rows if row.path.suffix.lower() in IMAGES), value_range, reader.limits
-    )
+    pictures = (row.path for row in rows if row.path.suffix.lower() in IMAGES or reader.channels)
+    ranges, told = ranges_of(pictures, value_range, reader.limits, reader.channels)
     account.notes += told
     name = path.parent.resolve().name if path.stem == "metadata" else path.stem
     choices = replace(

@@ -17,15 +17,23 @@ LEVELS = np.arange(256, dtype=np.float32)
 
 
 def geometry(image: Picture, augmentation: Augmentation, draw: Draw) -> Picture:
-    """Crop, resize and flip: (size, size, 3)."""
+    """Crop, resize and flip: (size, size, C)."""
     top, left, height, width = draw.box
     view = resize(image[top : top + height, left : left + width], augmentation.size, augmentation.size)
-    return cv2.flip(view, 1) if draw.flip else view
+    return _bands(cv2.flip(view, 1), image) if draw.flip else view
 
 
 def apply(image: Picture, augmentation: Augmentation, draw: Draw) -> Picture:
-    """The whole augmentation: (H, W, 3) to (size, size, 3)."""
+    """The whole augmentation: (H, W, C) to (size, size, C); colour is of pictures with three bands.
+
+    Raises:
+        ValueError: for jitter or grey of other pictures.
+    """
     view = geometry(image, augmentation, draw)
+    if image.shape[2] != 3 and (draw.jitter or draw.grey):
+        raise ValueError(
+            f"jitter and grey are of pictures with three bands, this one has {image.shape[2]}: set them to 0"
+        )
     for operation, factor in draw.jitter:
         view = _jitter(view, operation, factor)
     if draw.grey:
@@ -33,10 +41,15 @@ def apply(image: Picture, augmentation: Augmentation, draw: Draw) -> Picture:
     if draw.sigma:
         # Beyond 4 sigma the weights round to 0 in bytes: a narrower kernel gives the same picture faster.
         kernel = min(augmentation.kernel, 2 * math.ceil(4 * draw.sigma) + 1)
-        view = cv2.GaussianBlur(view, (kernel, kernel), draw.sigma, borderType=cv2.BORDER_REFLECT_101)
+        view = _bands(cv2.GaussianBlur(view, (kernel, kernel), draw.sigma, borderType=cv2.BORDER_REFLECT_101), image)
     if draw.solarize:
-        view = cv2.LUT(view, np.where(LEVELS < 128, LEVELS, 255 - LEVELS).astype(np.uint8))
+        view = _bands(cv2.LUT(view, np.where(LEVELS < 128, LEVELS, 255 - LEVELS).astype(np.uint8)), image)
     return view
+
+
+def _bands(view: Picture, like: Picture) -> Picture:
+    """With the axis of the bands, which OpenCV leaves out where there is one."""
+    return view.reshape(*view.shape[:2], like.shape[2])
 
 
 def resize(image: Picture, height: int, width: int) -> Picture:
@@ -44,10 +57,10 @@ def resize(image: Picture, height: int, width: int) -> Picture:
     if image.shape[:2] == (height, width):
         return image
     if image.shape[0] <= height and image.shape[1] <= width:
-        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        return _bands(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), image)
     planes = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
     small = F.interpolate(planes, size=(height, width), mode="bilinear", antialias=True)
-    return cv2.merge(list(small[0].numpy()))  # planes to pixels, ten times as fast as a strided copy
+    return _bands(cv2.merge(list(small[0].numpy())), image)  # planes to pixels, ten times as fast as a strided copy
 
 
 def _jitter(view: Picture, operation: int, factor: float) -> Picture:
@@ -66,3 +79,10 @@ def _jitter(view: Picture, operation: int, factor: float) -> Picture:
 
 def _levels(values: NDArray[np.float32]) -> Picture:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def shown(image: Picture) -> Picture:
+    """(H, W, 3) of any number of bands, to look at: one grey, of more the first three."""
+    if image.shape[2] == 1:
+        return np.repeat(image, 3, axis=2)
+    return np.concatenate([image, np.zeros_like(image[..., :1])], 2) if image.shape[2] == 2 else image[..., :3].copy()

@@ -26,6 +26,7 @@ class TimmBackbone(nn.Module):
         drop_path: stochastic depth rate.
         frozen_patches: for ViTs, as in MoCo v3: the patch projection stays random and the positions are 2-D sines,
             which keeps gradient spikes away.
+        in_chans: bands of the pictures.
 
     Attributes:
         width: D of the pooled features.
@@ -40,9 +41,11 @@ class TimmBackbone(nn.Module):
         checkpoint: str | None = None,
         drop_path: float = 0.0,
         frozen_patches: bool = False,
+        in_chans: int = 3,
     ) -> None:
         super().__init__()
         options: dict[str, Any] = {"img_size": image_size, "patch_size": patch_size}
+        options |= {"in_chans": in_chans} if in_chans != 3 else {}
         options = {key: value for key, value in options.items() if value is not None}
         if drop_path:
             options["drop_path_rate"] = drop_path
@@ -92,7 +95,7 @@ def _make_small_stem(model: nn.Module, name: str) -> None:
     conv = getattr(model, "conv1", None)
     if not isinstance(conv, nn.Conv2d) or not hasattr(model, "maxpool"):
         raise ValueError(f"small_stem is for timm ResNets with a 7x7 stem, not for {name}; use patch_size for ViTs")
-    model.conv1 = nn.Conv2d(3, conv.out_channels, 3, stride=1, padding=1, bias=False)
+    model.conv1 = nn.Conv2d(conv.in_channels, conv.out_channels, 3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
 
@@ -118,19 +121,23 @@ class ConvNet(nn.Module):
     Args:
         widths: channels of each convolution.
         norm: `batch`, or `group` (8 channels a group) where an image must not depend on its batch.
+        in_chans: bands of the pictures.
 
     Attributes:
         width: D of the pooled features.
     """
 
     def __init__(
-        self, widths: Sequence[int] = (32, 64, 128, 256, 256), norm: Literal["batch", "group"] = "batch"
+        self,
+        widths: Sequence[int] = (32, 64, 128, 256, 256),
+        norm: Literal["batch", "group"] = "batch",
+        in_chans: int = 3,
     ) -> None:
         super().__init__()
         if norm not in ("batch", "group"):
             raise ValueError(f"norm must be 'batch' or 'group', got {norm!r}")
         layers: list[nn.Module] = []
-        before = 3
+        before = in_chans
         for number, after in enumerate(widths):
             stride = 2 if number and after > before else 1
             layers += [nn.Conv2d(before, after, 3, stride, padding=1, bias=False)]
