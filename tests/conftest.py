@@ -7,7 +7,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from viewshards.pack import Encoding, pack
+from viewshards.encoding import Encoding
+from viewshards.pack import pack
 from viewshards.sources.bundled import Sklearn
 from viewshards.sources.reader import Reader
 

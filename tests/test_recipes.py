@@ -18,7 +18,8 @@ from manyviews.cli.export import export_backbone, export_open_clip
 from manyviews.methods import Method
 from tests.conftest import QUIET
 from viewshards.datamodule import ShardDataModule
-from viewshards.pack import Encoding, pack
+from viewshards.encoding import Encoding
+from viewshards.pack import pack
 from viewshards.sources import Source, open_source
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"

@@ -135,7 +135,8 @@ tracks_help = (
 
 
 def _tracks(arguments: argparse.Namespace) -> int:
-    from viewshards.pack import Encoding, pack
+    from viewshards.encoding import Encoding
+    from viewshards.pack import pack
     from viewshards.tracks import ColourTracks, TrackedShards
 
     extractor = ColourTracks()
@@ -150,7 +151,8 @@ def _tracks(arguments: argparse.Namespace) -> int:
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from viewshards.pack import Encoding, pack
+    from viewshards.encoding import Encoding
+    from viewshards.pack import pack
     from viewshards.sources import Options, open_source
 
     if arguments.quality is not None and arguments.resize is None:
@@ -207,7 +209,7 @@ def _index(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from viewshards.shards import Manifest
-    from viewshards.tars import NOT_CHECKED, partial, verify
+    from viewshards.verify import NOT_CHECKED, partial, verify
 
     problems = 0
     for problem in verify(arguments.root, Limits.of(arguments.limit)):

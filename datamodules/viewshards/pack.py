@@ -6,116 +6,33 @@ what is being packed until then, so the same command goes on and another one is 
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import fcntl
 import hashlib
-import io
 import json
-import math
-import signal
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
-import simplejpeg
-from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from viewshards import index as indices
 from viewshards.account import Account
-from viewshards.dataset import prepare_worker
-from viewshards.decode import kind
-from viewshards.index import BrokenShard, atomic_write
-from viewshards.limits import DEFAULT, Limits
+from viewshards.encoding import Encoding
+from viewshards.index import atomic_write
 from viewshards.order import generator
-from viewshards.sample import BANDS, CLIPS, TRACKS, Contents, is_picture
 from viewshards.shards import MANIFEST, Manifest, Shard
-from viewshards.sources.clouds import array_bytes
 from viewshards.sources.source import Source
-from viewshards.views import opencv
-from viewshards.writer import ShardWriter
+from viewshards.writer import Job, Written, adopt, contents_of, write
 
 Leaks = Literal["keep", "drop", "stop"]
 PLAN = ".pack.json"
 LOCK = ".pack.lock"
 PROBED = 32  # samples whose mean size decides how many go into a shard
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """What happens to pictures on their way into a shard.
-
-    Attributes:
-        resize: shorter side in pixels that larger pictures are brought to; None keeps the bytes as they are.
-        quality: of the JPEG that a resized JPEG becomes, 1 to 100 (other formats become PNG).
-        limits: how large what is packed may be; they change no byte of it.
-    """
-
-    resize: int | None = None
-    quality: int = 92
-    limits: Limits = DEFAULT
-
-    def __post_init__(self) -> None:
-        if self.resize is not None and self.resize < 1:
-            raise ValueError(f"resize must be at least 1 pixel, got {self.resize}")
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"quality must be between 1 and 100, got {self.quality}")
-
-    def __call__(self, files: dict[str, bytes], labels: tuple[str, ...] = ()) -> dict[str, bytes]:
-        """Checks every file as training will, so that nothing broken gets in; resizes pictures if asked to."""
-        contents, out = Contents(files, self.limits, labels), {}
-        for extension, data in files.items():
-            if not is_picture(extension):
-                contents.check(extension)
-            elif min((value := contents.picture(extension)).shape[:2]) > (self.resize or math.inf):
-                extension, data = self._resized(extension, value)
-            out[extension] = data
-        return out
-
-    def made(self) -> dict[str, Any]:
-        """What of it decides about the bytes."""
-        return {"resize": self.resize, "quality": self.quality}
-
-    def _resized(self, extension: str, image: Any) -> tuple[str, bytes]:
-        assert self.resize is not None
-        factor = self.resize / min(image.shape[:2])
-        small = opencv.resize(image, round(image.shape[0] * factor), round(image.shape[1] * factor))
-        if extension.endswith(BANDS):
-            return extension, array_bytes(small)
-        if kind(extension) in ("jpg", "jpeg"):
-            return extension, simplejpeg.encode_jpeg(small, quality=self.quality, colorsubsampling="420")
-        buffer = io.BytesIO()
-        Image.fromarray(small).save(buffer, "PNG")
-        return f"{extension.rpartition('.')[0]}.png".removeprefix("."), buffer.getvalue()
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One shard to write: its path and the samples in it, but for those that are dropped."""
-
-    split: str
-    path: Path
-    samples: list[int]
-    dropped: frozenset[int] = frozenset()
-
-
-@dataclass
-class _Written:
-    """A shard that is written: why samples are not in it, what is told of them, a hash of what was read, and of each
-    sample's pictures, clips and clouds."""
-
-    shard: Shard
-    broken: dict[int, str]
-    told: Counter[str]
-    contents: str
-    hashes: list[tuple[int, bytes]]
 
 
 def pack(
@@ -187,7 +104,7 @@ def _pack(
     if done is not None:
         if done.made.get("times") != times:
             console.print(f"{out}: the source's files were written anew; comparing their contents", markup=False)
-            if done.made.get("contents") != _hashed([_contents(source, job) for job in jobs]):
+            if done.made.get("contents") != _hashed([contents_of(source, job) for job in jobs]):
                 raise ValueError(f"{out} holds the same files with other contents; give another folder, or empty it")
         console.print(f"{out}: packed already", markup=False)
         return done
@@ -228,17 +145,17 @@ def _pack(
 
 
 def _written(
-    source: Source, encoding: Encoding, jobs: list[_Job], workers: int, title: str, console: Console
-) -> dict[Path, _Written]:
+    source: Source, encoding: Encoding, jobs: list[Job], workers: int, title: str, console: Console
+) -> dict[Path, Written]:
     """Writes shards in parallel, with progress."""
-    found: dict[Path, _Written] = {}
+    found: dict[Path, Written] = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     fork = get_context("fork")
     count = fork.Value("q", 0)
     # A fork hands the source over as it is, open archives included: sources need not be picklable.
-    with ProcessPoolExecutor(workers, fork, _adopt, (source, encoding, count)) as pool:
+    with ProcessPoolExecutor(workers, fork, adopt, (source, encoding, count)) as pool:
         # Submitted, and so forked, before the bar starts its thread: a fork inherits the locks other threads hold.
-        futures = {pool.submit(_write, job): job for job in jobs}
+        futures = {pool.submit(write, job): job for job in jobs}
         pending = set(futures)
         try:
             with Progress(*columns, console=console) as bar:
@@ -254,7 +171,7 @@ def _written(
     return found
 
 
-def _leaks(source: Source, written: dict[Path, _Written]) -> dict[int, tuple[str, str]]:
+def _leaks(source: Source, written: dict[Path, Written]) -> dict[int, tuple[str, str]]:
     """Samples with a file that a split has too which is not trained on, or comes later, and the names of both."""
     rank = {"test": 0, "val": 1}
     first: dict[bytes, int] = {}
@@ -270,7 +187,7 @@ def _leaks(source: Source, written: dict[Path, _Written]) -> dict[int, tuple[str
 
 
 def _account(
-    account: Account, source: Source, written: dict[Path, _Written], leaks: dict[int, tuple[str, str]], mode: str
+    account: Account, source: Source, written: dict[Path, Written], leaks: dict[int, tuple[str, str]], mode: str
 ) -> None:
     """Fills in what became of the samples."""
     out = {sample: reason for each in written.values() for sample, reason in each.broken.items()}
@@ -376,7 +293,7 @@ def _samples_of(source: Source, encoding: Encoding, shard_mb: float) -> int:
     return max(1, int(shard_mb * 1e6 / (sum(sizes) / len(sizes))))
 
 
-def _plan(source: Source, out: Path, each: int) -> list[_Job]:
+def _plan(source: Source, out: Path, each: int) -> list[Job]:
     """Samples of each split in a fixed random order (class folders would fill whole shards), cut into shards."""
     jobs = []
     for split in sorted({split for _, split in source.samples}):
@@ -384,142 +301,9 @@ def _plan(source: Source, out: Path, each: int) -> list[_Job]:
         order = [members[k] for k in generator(0, 0).permutation(len(members))]
         for number, start in enumerate(range(0, len(order), each)):
             path = out / f"{source.name}-{split}-{number:06d}.tar"
-            jobs.append(_Job(split, path, order[start : start + each]))
+            jobs.append(Job(split, path, order[start : start + each]))
     return jobs
-
-
-_adopted: tuple[Source, Encoding, Any]
-
-
-def _adopt(source: Source, encoding: Encoding, count: Any) -> None:
-    """First call in a worker process."""
-    global _adopted
-    _adopted = source, encoding, count
-    prepare_worker()
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the process that packs
-
-
-def _write(job: _Job) -> _Written:
-    """Writes one shard and its index, or finds it written."""
-    source, encoding, count = _adopted
-    broken: dict[int, str] = {}
-    told: Counter[str] = Counter()
-    read, hashes = hashlib.sha256(), list[tuple[int, bytes]]()
-
-    def samples() -> Iterator[tuple[int, dict[str, bytes]]]:
-        for sample in job.samples:
-            try:
-                found, notes = source.read(sample)
-                _add(read, found)
-                told.update(notes)
-                hashes.extend((sample, hashlib.sha256(found[each]).digest()[:16]) for each in found if _is_media(each))
-                if sample not in job.dropped:
-                    yield sample, found
-            except (ValueError, OSError) as error:
-                broken[sample] = str(error)
-            with count.get_lock():
-                count.value += 1
-
-    if not _is_written(job, source, encoding):
-        with atomic_write(job.path) as f:
-            tar = ShardWriter(f)
-            for sample, found in samples():
-                try:
-                    files = encoding(found, tuple(source.labels))
-                except ValueError as error:
-                    broken[sample] = str(error)
-                    continue
-                tar.write(source.samples[sample][0], files)
-            tar.close()
-        indices.save(tar.index(), indices.path_of(str(job.path)))
-        shard = tar.shard(job.path)
-    else:
-        there = _keys(job.path)
-        for sample, found in samples():
-            if source.samples[sample][0] not in there:
-                broken[sample] = _broken(source, encoding, found)
-        shard = describe(job.path)
-    return _Written(shard, broken, told, read.hexdigest(), hashes)
-
-
-def _is_media(extension: str) -> bool:
-    return extension != TRACKS and (is_picture(extension) or kind(extension) in CLIPS)
-
-
-def _keys(path: Path) -> set[str]:
-    index = indices.load(indices.path_of(str(path)))
-    return {index.key(i) for i in range(len(index))}
-
-
-def _broken(source: Source, encoding: Encoding, files: dict[str, bytes]) -> str:
-    """Why a sample cannot be packed; empty: it can."""
-    try:
-        encoding(files, tuple(source.labels))
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def _contents(source: Source, job: _Job) -> str:
-    """A hash of the source's files of a shard, those that were left out included as far as they can be read."""
-    read = hashlib.sha256()
-    for sample in job.samples:
-        with contextlib.suppress(ValueError, OSError):
-            _add(read, source.files(sample))
-    return read.hexdigest()
-
-
-def _add(read: Any, files: dict[str, bytes]) -> None:
-    for extension, data in files.items():
-        read.update(f"{extension} {len(data)}\n".encode())
-        read.update(data)
 
 
 def _hashed(parts: list[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _is_written(job: _Job, source: Source, encoding: Encoding) -> bool:
-    """Whether the shard is there with all samples but those that cannot be packed, or are dropped."""
-    try:
-        index = indices.load(indices.path_of(str(job.path)))
-        if not job.path.exists() or index.bytes != job.path.stat().st_size:
-            return False
-    except BrokenShard:
-        return False
-    there = _keys(job.path)
-    wanted = {source.samples[sample][0]: sample for sample in job.samples if sample not in job.dropped}
-    if there - wanted.keys():
-        return False
-    for key in wanted.keys() - there:
-        try:
-            if not _broken(source, encoding, source.files(wanted[key])):
-                return False
-        except (ValueError, OSError):
-            continue
-    return True
-
-
-def describe(path: Path, fast: bool = False, part: str | None = None, file: str | None = None) -> Shard:
-    """The manifest's entry of a tar whose index is there.
-
-    Args:
-        path: of the tar. fast: without hashes of its contents. part: of its samples that is meant.
-        file: its path in the set's folder, default its name.
-    """
-    place = indices.path_of(str(path), part)
-    index = indices.load(place)
-    beside = hashlib.sha256(Path(place).read_bytes()).hexdigest()
-    if fast:
-        return Shard(file or path.name, index.bytes, len(index), None, beside, part=part)
-    with open(path, "rb") as f:
-        digest = hashlib.file_digest(f, "sha256").hexdigest()
-        contents = {f".{extension}": hashlib.sha256() for extension in index.extensions}
-        for position in range(len(index)):
-            for extension, (offset, size) in index.files(position).items():
-                f.seek(offset)
-                contents[f".{extension}"].update(f"{position} {size}\n".encode())
-                contents[f".{extension}"].update(f.read(size))
-    hashes = {kind: each.hexdigest() for kind, each in sorted(contents.items())}
-    keys = hashlib.sha256(b"\n".join(index.keys.tolist())).hexdigest()
-    return Shard(file or path.name, index.bytes, len(index), digest, beside, {"keys": keys, **hashes}, part)

@@ -1,4 +1,4 @@
-"""Writes a shard: a plain tar, its index, and its entry in the manifest, in one pass.
+"""Writes shards: plain tars, their indices, and their entries in the manifest, each in one pass.
 
 The bytes are those of any tar writer with fixed times. Python's takes some 100 microseconds a member, mostly to make a
 header of which all but the name and the size is always the same.
@@ -6,16 +6,26 @@ header of which all but the name and the size is always the same.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
+import signal
 import tarfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from zlib import crc32
 
 from viewshards import index as indices
-from viewshards.index import BLOCK, Index
+from viewshards.dataset import prepare_worker
+from viewshards.decode import kind
+from viewshards.encoding import Encoding
+from viewshards.index import BLOCK, BrokenShard, Index, atomic_write
+from viewshards.sample import CLIPS, TRACKS, is_picture
 from viewshards.shards import Shard
+from viewshards.sources.source import Source
 
 
 class ShardWriter:
@@ -90,3 +100,158 @@ _EMPTY = _info("", 0).tobuf(tarfile.USTAR_FORMAT)
 FIRST, SECOND, THIRD = _EMPTY[100:124], _EMPTY[136:148], _EMPTY[156:]
 BASE = sum(FIRST) + sum(SECOND) + sum(THIRD) + 8 * ord(" ")
 """Of the checksum of a header, in which it stands as blanks itself."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard to write: its path and the samples in it, but for those that are dropped."""
+
+    split: str
+    path: Path
+    samples: list[int]
+    dropped: frozenset[int] = frozenset()
+
+
+@dataclass
+class Written:
+    """A shard that is written: why samples are not in it, what is told of them, a hash of what was read, and of each
+    sample's pictures, clips and clouds."""
+
+    shard: Shard
+    broken: dict[int, str]
+    told: Counter[str]
+    contents: str
+    hashes: list[tuple[int, bytes]]
+
+
+_adopted: tuple[Source, Encoding, Any]
+
+
+def adopt(source: Source, encoding: Encoding, count: Any) -> None:
+    """First call in a worker process."""
+    global _adopted
+    _adopted = source, encoding, count
+    prepare_worker()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the process that packs
+
+
+def write(job: Job) -> Written:
+    """Writes one shard and its index, or finds it written."""
+    source, encoding, count = _adopted
+    broken: dict[int, str] = {}
+    told: Counter[str] = Counter()
+    read, hashes = hashlib.sha256(), list[tuple[int, bytes]]()
+
+    def samples() -> Iterator[tuple[int, dict[str, bytes]]]:
+        for sample in job.samples:
+            try:
+                found, notes = source.read(sample)
+                _add(read, found)
+                told.update(notes)
+                hashes.extend((sample, hashlib.sha256(found[each]).digest()[:16]) for each in found if _is_media(each))
+                if sample not in job.dropped:
+                    yield sample, found
+            except (ValueError, OSError) as error:
+                broken[sample] = str(error)
+            with count.get_lock():
+                count.value += 1
+
+    if not _is_written(job, source, encoding):
+        with atomic_write(job.path) as f:
+            tar = ShardWriter(f)
+            for sample, found in samples():
+                try:
+                    files = encoding(found, tuple(source.labels))
+                except ValueError as error:
+                    broken[sample] = str(error)
+                    continue
+                tar.write(source.samples[sample][0], files)
+            tar.close()
+        indices.save(tar.index(), indices.path_of(str(job.path)))
+        shard = tar.shard(job.path)
+    else:
+        there = _keys(job.path)
+        for sample, found in samples():
+            if source.samples[sample][0] not in there:
+                broken[sample] = _broken(source, encoding, found)
+        shard = describe(job.path)
+    return Written(shard, broken, told, read.hexdigest(), hashes)
+
+
+def _is_media(extension: str) -> bool:
+    return extension != TRACKS and (is_picture(extension) or kind(extension) in CLIPS)
+
+
+def _keys(path: Path) -> set[str]:
+    index = indices.load(indices.path_of(str(path)))
+    return {index.key(i) for i in range(len(index))}
+
+
+def _broken(source: Source, encoding: Encoding, files: dict[str, bytes]) -> str:
+    """Why a sample cannot be packed; empty: it can."""
+    try:
+        encoding(files, tuple(source.labels))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def contents_of(source: Source, job: Job) -> str:
+    """A hash of the source's files of a shard, those that were left out included as far as they can be read."""
+    read = hashlib.sha256()
+    for sample in job.samples:
+        with contextlib.suppress(ValueError, OSError):
+            _add(read, source.files(sample))
+    return read.hexdigest()
+
+
+def _add(read: Any, files: dict[str, bytes]) -> None:
+    for extension, data in files.items():
+        read.update(f"{extension} {len(data)}\n".encode())
+        read.update(data)
+
+
+def _is_written(job: Job, source: Source, encoding: Encoding) -> bool:
+    """Whether the shard is there with all samples but those that cannot be packed, or are dropped."""
+    try:
+        index = indices.load(indices.path_of(str(job.path)))
+        if not job.path.exists() or index.bytes != job.path.stat().st_size:
+            return False
+    except BrokenShard:
+        return False
+    there = _keys(job.path)
+    wanted = {source.samples[sample][0]: sample for sample in job.samples if sample not in job.dropped}
+    if there - wanted.keys():
+        return False
+    for key in wanted.keys() - there:
+        try:
+            if not _broken(source, encoding, source.files(wanted[key])):
+                return False
+        except (ValueError, OSError):
+            continue
+    return True
+
+
+def describe(path: Path, fast: bool = False, part: str | None = None, file: str | None = None) -> Shard:
+    """The manifest's entry of a tar whose index is there.
+
+    Args:
+        path: of the tar. fast: without hashes of its contents. part: of its samples that is meant.
+        file: its path in the set's folder, default its name.
+    """
+    place = indices.path_of(str(path), part)
+    index = indices.load(place)
+    beside = hashlib.sha256(Path(place).read_bytes()).hexdigest()
+    if fast:
+        return Shard(file or path.name, index.bytes, len(index), None, beside, part=part)
+    with open(path, "rb") as f:
+        digest = hashlib.file_digest(f, "sha256").hexdigest()
+        contents = {f".{extension}": hashlib.sha256() for extension in index.extensions}
+        for position in range(len(index)):
+            for extension, (offset, size) in index.files(position).items():
+                f.seek(offset)
+                contents[f".{extension}"].update(f"{position} {size}\n".encode())
+                contents[f".{extension}"].update(f.read(size))
+    hashes = {kind: each.hexdigest() for kind, each in sorted(contents.items())}
+    keys = hashlib.sha256(b"\n".join(index.keys.tolist())).hexdigest()
+    return Shard(file or path.name, index.bytes, len(index), digest, beside, {"keys": keys, **hashes}, part)

@@ -25,7 +25,8 @@ from PIL import Image
 from record import record
 
 from viewshards.dataset import ShardDataset
-from viewshards.pack import Encoding, pack
+from viewshards.encoding import Encoding
+from viewshards.pack import pack
 from viewshards.shards import ShardSet
 from viewshards.sources import Options, open_source
 from viewshards.views import SimCLR

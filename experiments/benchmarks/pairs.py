@@ -28,8 +28,9 @@ from record import record
 
 from viewshards import Captions
 from viewshards.dataset import ShardDataset
+from viewshards.encoding import Encoding
 from viewshards.order import TrainBatches
-from viewshards.pack import Encoding, pack
+from viewshards.pack import pack
 from viewshards.shards import ShardSet
 from viewshards.sources import open_source
 from viewshards.views import Augmentation, MultiView

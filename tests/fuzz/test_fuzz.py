@@ -42,7 +42,8 @@ from viewshards.sample import Contents
 from viewshards.shards import MANIFEST, ShardSet
 from viewshards.sources import open_source
 from viewshards.sources.clouds import cloud_of
-from viewshards.tars import build_index, verify
+from viewshards.tars import build_index
+from viewshards.verify import verify
 from viewshards.video import Video
 from viewshards.views import Augmentation, PointViews, SimCLR, VideoViews
 

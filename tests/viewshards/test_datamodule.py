@@ -15,8 +15,9 @@ import torch
 from tests.conftest import QUIET
 from tests.process import FORKS, gone, members
 from viewshards.datamodule import ShardDataModule
+from viewshards.encoding import Encoding
 from viewshards.index import BrokenShard
-from viewshards.pack import Encoding, pack
+from viewshards.pack import pack
 from viewshards.shards import Manifest, ShardSet
 from viewshards.sources import open_source
 from viewshards.views import Augmentation, MultiView, SimCLR
@@ -263,7 +264,8 @@ def test_device_backend_draws_what_cv2_does_on_the_cpu(digits):
 
 def test_padding_and_labels_of_a_json_field(tmp_path):
     from tests.conftest import QUIET
-    from viewshards.pack import Encoding, pack
+    from viewshards.encoding import Encoding
+    from viewshards.pack import pack
     from viewshards.sources import open_source
 
     pack(open_source("builtin:emoji"), tmp_path, Encoding(), console=QUIET)

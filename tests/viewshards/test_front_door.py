@@ -21,15 +21,17 @@ from viewshards import ShardDataModule
 from viewshards import index as indices
 from viewshards.cli import main
 from viewshards.decode import decode
+from viewshards.encoding import Encoding
 from viewshards.existing import contact_sheet, inspect
 from viewshards.index import BrokenShard
-from viewshards.pack import Encoding, pack
+from viewshards.pack import pack
 from viewshards.pictures import picture as decoded
 from viewshards.sample import Contents
 from viewshards.shards import Manifest, ShardSet
 from viewshards.sources import Options, open_source
 from viewshards.sources.splits import split_of
-from viewshards.tars import build_index, verify
+from viewshards.tars import build_index
+from viewshards.verify import verify
 from viewshards.video import Clip, Video
 from viewshards.views import Augmentation, MultiView, SimCLR, VideoViews
 

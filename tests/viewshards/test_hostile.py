@@ -40,7 +40,8 @@ from viewshards.pictures import picture
 from viewshards.sample import BrokenSample, Contents
 from viewshards.shards import MANIFEST, Manifest, ShardSet, changes
 from viewshards.sources import Options, open_source
-from viewshards.tars import build_index, verify
+from viewshards.tars import build_index
+from viewshards.verify import verify
 from viewshards.video import Tracks, Video
 from viewshards.views import Augmentation, MultiView, PointViews, SimCLR, VideoViews
 

@@ -14,11 +14,13 @@ from PIL import Image
 
 from tests.conftest import QUIET
 from viewshards.cli import main
+from viewshards.encoding import Encoding
 from viewshards.existing import contact_sheet, inspect
-from viewshards.pack import Encoding, pack
+from viewshards.pack import pack
 from viewshards.shards import Manifest, ShardSet
 from viewshards.sources import Options, open_source
-from viewshards.tars import build_index, verify
+from viewshards.tars import build_index
+from viewshards.verify import verify
 
 
 def picture(path, size=(40, 30), seed=0):

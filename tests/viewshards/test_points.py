@@ -13,12 +13,13 @@ from tests.viewshards.test_pack import packed
 from viewshards import Captions, ShardDataModule
 from viewshards.cli import main
 from viewshards.decode import decode
+from viewshards.encoding import Encoding
 from viewshards.order import generator
-from viewshards.pack import Encoding, pack
+from viewshards.pack import pack
 from viewshards.shards import ShardSet
 from viewshards.sources.clouds import SAMPLED
 from viewshards.sources.solids import Solids
-from viewshards.tars import verify
+from viewshards.verify import verify
 from viewshards.views import PointAugmentation, PointViews
 from viewshards.views.points import farthest, normalised
 

@@ -11,8 +11,9 @@ from tests.conftest import QUIET
 from tests.viewshards.test_pack import packed, picture
 from viewshards import Captions, ShardDataModule, TextAugmentation
 from viewshards.cli import main
+from viewshards.encoding import Encoding
 from viewshards.order import CellBatches, generator
-from viewshards.pack import Encoding, pack
+from viewshards.pack import pack
 from viewshards.shards import ShardSet
 from viewshards.sources import open_source
 from viewshards.sources.generated import Shapes

@@ -13,13 +13,14 @@ from tests.viewshards.test_pack import packed
 from viewshards import Captions, ShardDataModule
 from viewshards.cli import main
 from viewshards.decode import decode
+from viewshards.encoding import Encoding
 from viewshards.order import generator
-from viewshards.pack import Encoding, pack
+from viewshards.pack import pack
 from viewshards.shards import ShardSet
 from viewshards.sources import Options, open_source
 from viewshards.sources.moving import Moving
-from viewshards.tars import verify
 from viewshards.tracks import ColourTracks
+from viewshards.verify import verify
 from viewshards.video import Clip, FrameArray, Tracks, Video, from_rle, rle_mask, to_global, to_local
 from viewshards.views import Augmentation, VideoViews
 from viewshards.views.video import packed as packed_ids

@@ -130,6 +130,8 @@ class Rows(Source):
                 out.append(hashed_split(by, choices.val_fraction))
             else:
                 out.append(split)
+        if out and set(told) == {None} and "train" not in out:  # a few samples, of which a hash leaves none
+            out = ["train"] * len(out)
         if choices.val_fraction is not None and has_val and None not in told and not choices.split_by:
             self._account.notes.append("--val-fraction is not used: there is a validation split")
         if told.count(None) and told.count(None) < len(told) and not choices.split_by:
