@@ -7,8 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+
+class Question(ValueError):
+    """Doubt that only the user can resolve; it stops a pack, where a broken file is left out."""
+
+
 NAMED = 10_000
-"""Files that an account names; of further ones it knows how many there are for each reason."""
+"""Files that an account names; of further ones it counts how many there are for each kind of reason."""
+KINDS = 100
+"""Kinds of reasons that are counted."""
 
 SYSTEM = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "icon\r"})
 """What systems write beside one's files, in small letters; with everything in such a folder."""
@@ -47,7 +54,8 @@ class Account:
         if len(self.left_out) < NAMED:
             self.left_out[name] = reason
         else:
-            self.more[reason] += 1
+            kind = _kind(reason)
+            self.more[kind if kind in self.more or len(self.more) < KINDS else "other reasons"] += 1
 
     @property
     def left(self) -> int:
@@ -66,7 +74,7 @@ class Account:
         rows += [("skipped, of the system", self.skipped.total())] if self.skipped else []
         rows += [("left out", self.left)]
         out = [f"{name:<24}{count:>12,} {self.unit if name == 'found' else ''}".rstrip() for name, count in rows]
-        reasons = self.more + Counter(self.left_out.values())
+        reasons = self.more + Counter(map(_kind, self.left_out.values()))
         for reason, count in reasons.most_common(5):
             out.append(f"  {count:,} x {reason:.150}")
         if self.beside:
@@ -100,14 +108,21 @@ class Account:
         return {**vars(self), "skipped": dict(self.skipped), "more": dict(self.more)}
 
 
+def _kind(reason: str) -> str:
+    """What reasons of one kind have in common: what stands before the details."""
+    return reason.partition(": ")[0]
+
+
 def printable(name: str) -> str:
     """A name that every file and screen takes: bytes that are no UTF-8, and control characters, are written out."""
-    if name.isprintable():
+    if name.isprintable() and "\\" not in name:
         return name
-    return "".join(c if c.isprintable() else _written(c) for c in name)
+    return "".join(_written(c) if c == "\\" or not c.isprintable() else c for c in name)
 
 
 def _written(c: str) -> str:
+    if c == "\\":  # else two names could be printed alike
+        return "\\\\"
     return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
 
 

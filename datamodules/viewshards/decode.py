@@ -45,6 +45,13 @@ def array(data: bytes, limits: Limits = DEFAULT) -> NDArray[Any]:
     return found.reshape(shape, order="F" if is_fortran else "C")
 
 
+def array_bytes(array: NDArray[Any]) -> bytes:
+    """An array as the bytes of a `.npy` file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
 class Arrays(Mapping[str, NDArray[Any]]):
     """The arrays of a `.npz`, each unpacked when it is asked for, and then only so far as the limits go.
 
@@ -139,7 +146,18 @@ DECODERS: dict[str, Callable[[bytes, Limits], Any]] = {
 PICTURES = frozenset({"jpg", "jpeg", "jpe", "jfif", *OTHER_PICTURES})
 
 
-__all__ = ["DECODERS", "PICTURES", "Arrays", "Picture", "array", "decode", "is_known", "kind"]
+__all__ = [
+    "DECODERS",
+    "PICTURES",
+    "Arrays",
+    "Picture",
+    "array",
+    "array_bytes",
+    "class_name",
+    "decode",
+    "is_known",
+    "kind",
+]
 
 
 def kind(extension: str) -> str:

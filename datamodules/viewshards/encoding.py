@@ -10,10 +10,9 @@ from typing import Any
 import simplejpeg
 from PIL import Image
 
-from viewshards.decode import kind
+from viewshards.decode import array_bytes, kind
 from viewshards.limits import DEFAULT, Limits
 from viewshards.sample import BANDS, Contents, is_picture
-from viewshards.sources.clouds import array_bytes
 from viewshards.views import opencv
 
 

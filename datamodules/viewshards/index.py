@@ -182,7 +182,7 @@ class _Bounded:
 
 
 def scan(
-    tar: str | os.PathLike[str], limits: Limits = DEFAULT, keys: Keys = "first-dot", account: Account | None = None
+    tar: str | os.PathLike[str], limits: Limits = DEFAULT, keys: Keys | None = None, account: Account | None = None
 ) -> Index:
     """Walks the headers of a tar. Files of unknown type are left out, with one warning.
 
@@ -191,7 +191,8 @@ def scan(
 
     Args:
         tar: its path. limits: of what it may hold.
-        keys: whether a sample's name ends at the first dot of its files' names, as WebDataset has it, or at the last.
+        keys: whether a sample's name ends at the first dot of its files' names, as WebDataset has it, or at the last;
+            None: at the first, if that is plain.
         account: takes what became of each member, instead of the warning.
 
     Raises:
@@ -207,7 +208,7 @@ def scan(
         total = os.fstat(file.fileno()).st_size
         try:
             for name, offset, size in _members(file, total, limits):
-                folder, _, base = name.rpartition("/")
+                folder, _, base = name.removeprefix("./").rpartition("/")
                 mine.found += 1
                 system = next(
                     (word for part in name.split("/") if part not in (".", "..") and (word := system_file(part))), None
@@ -215,7 +216,7 @@ def scan(
                 if system:  # what macOS writes beside each file, and its like; WebDataset takes none
                     mine.skipped[system] += 1
                     continue
-                stem, _, extension = base.partition(".") if keys == "first-dot" else base.rpartition(".")
+                stem, _, extension = base.rpartition(".") if keys == "last-dot" else base.partition(".")
                 view, dot, kind = extension.rpartition(".")
                 extension = f"{view}{dot}{kind.lower()}"
                 key = f"{folder}/{stem}" if folder else stem
@@ -228,7 +229,7 @@ def scan(
                 mine.packed += 1
                 dots.see(key, view, kind.lower())
                 sample[extension] = offset, size, crc32(os.pread(file.fileno(), BLOCK, offset - BLOCK))
-            if keys == "first-dot":
+            if keys is None:
                 dots.check(samples)
         except Exception as error:  # tarfile has its own kinds, and damaged headers find others
             raise BrokenShard(f"{tar}: {error or type(error).__name__}") from error
@@ -260,8 +261,9 @@ class _Dots:
     def check(self, samples: Mapping[str, object]) -> None:
         """Raises ValueError, a question, where both can be meant: a view is one in more samples than its own."""
         alone = sum(len(keys) < 2 for keys in self.keys.values())
-        many = 2 * alone > len(self.keys) > 1 and (len(samples) > 1 or any(view.isdigit() for view in self.keys))
-        if many or (self.fields and not self.plain):
+        numbered = any(view[:1].isdigit() for view in self.keys)
+        many = 2 * alone > len(self.keys) > 1 and (len(samples) > 1 or numbered)
+        if many or ((self.fields or numbered) and self.keys and not self.plain):
             key, view = self.first.split(".")[0], ".".join(self.first.split(".")[1:-1])
             raise ValueError(
                 f"names with several dots: is {printable(self.first)!r} of a sample {printable(key)!r} with a view "

@@ -7,6 +7,7 @@ what is being packed until then, so the same command goes on and another one is 
 from __future__ import annotations
 
 import fcntl
+import gc
 import hashlib
 import json
 from collections import Counter
@@ -21,7 +22,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from viewshards import index as indices
-from viewshards.account import Account
+from viewshards.account import Account, Question
 from viewshards.encoding import Encoding
 from viewshards.index import atomic_write
 from viewshards.order import generator
@@ -66,8 +67,9 @@ def pack(
             raise ValueError(f"{name} must be positive, got {value}")
     if shard_mb is not None and shard_samples is not None:
         raise ValueError("give shard_mb or shard_samples: each decides alone how many samples a shard holds")
-    if source.root is not None and out.resolve().is_relative_to(source.root.resolve()):
-        raise ValueError(f"{out} lies in {source.root}, whose files are packed: give a folder outside of it")
+    for root in source.roots:
+        if out.resolve().is_relative_to(root.resolve()):
+            raise ValueError(f"{out} lies in {root}, whose files are packed: give a folder outside of it")
     account = source.account
     if strict:
         _refuse(account)
@@ -80,7 +82,9 @@ def pack(
             raise ValueError(f"{out}: another process is packing into it") from None
         except OSError as error:
             console.print(f"{out}: no locks on this file system ({error}): start one pack in it only", markup=False)
-        asked = {"shard_mb": shard_mb, "shard_samples": shard_samples, "leaks": leaks, **encoding.made()}
+        size = {"shard_mb": shard_mb or (100 if shard_samples is None else None), "shard_samples": shard_samples}
+        said = {name: json.loads(json.dumps(value)) for name, value in source.options.items()}
+        asked = {**size, "leaks": leaks, **encoding.made(), **said}
         manifest = _pack(source, out, encoding, asked, workers, account, strict, console)
     _tell(manifest, out, console)
     return manifest
@@ -99,14 +103,20 @@ def _pack(
     made = {"source": source.name, "fingerprint": source.fingerprint(), **asked}
     times = source.times()
     done, each = _take_up(out, made, times)
-    each = each or asked["shard_samples"] or _samples_of(source, encoding, asked["shard_mb"] or 100)
+    each = each or asked["shard_samples"] or _samples_of(source, encoding, asked["shard_mb"])
     jobs = _plan(source, out, each)
     if done is not None:
         if done.made.get("times") != times:
             console.print(f"{out}: the source's files were written anew; comparing their contents", markup=False)
             if done.made.get("contents") != _hashed([contents_of(source, job) for job in jobs]):
                 raise ValueError(f"{out} holds the same files with other contents; give another folder, or empty it")
+        if strict:
+            _refuse(Account.of(done.made["account"]))
         console.print(f"{out}: packed already", markup=False)
+        before = done.made["account"]["found"]
+        if account.found != before:
+            what = f"{account.found:,} {account.unit} are found now, {before:,} when it was packed"
+            console.print(f"note: {what}; the account below is of then", markup=False)
         return done
     with atomic_write(out / PLAN) as f:
         f.write(json.dumps({**made, "times": times, "each": each}).encode())
@@ -136,6 +146,13 @@ def _pack(
     splits = {split: shards for split, shards in splits.items() if shards}
     if not splits:
         raise ValueError("\n".join([f"{source.name}: no sample can be packed", *account.listed()]))
+    missing = {split for _, split in source.samples} - splits.keys()
+    account.notes += [f"split {split}: none of its samples can be packed" for split in sorted(missing)]
+    if "val" not in splits:
+        account.notes.append(
+            "there is no split 'val': fit evaluates on another by data.val_split, or pack with --val-fraction 0.1, "
+            "which takes it from train"
+        )
     contents = _hashed([written[job.path].contents for job in jobs])
     kept = {"each": each, "times": times, "contents": contents, "account": account.to_json()}
     manifest = Manifest(source.name, splits, source.labels, {**made, **kept})
@@ -152,6 +169,7 @@ def _written(
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     fork = get_context("fork")
     count = fork.Value("q", 0)
+    gc.collect()  # else a fork may free what belongs to threads that it has not: FFmpeg's scaler then waits for ever
     # A fork hands the source over as it is, open archives included: sources need not be picklable.
     with ProcessPoolExecutor(workers, fork, adopt, (source, encoding, count)) as pool:
         # Submitted, and so forked, before the bar starts its thread: a fork inherits the locks other threads hold.
@@ -192,7 +210,7 @@ def _account(
     """Fills in what became of the samples."""
     out = {sample: reason for each in written.values() for sample, reason in each.broken.items()}
     if mode == "drop":
-        out |= {sample: f"equal to {other}" for sample, (_, other) in leaks.items()}
+        out |= {sample: f"equal to a file of another split: {other}" for sample, (_, other) in leaks.items()}
     elif leaks:
         listed = "; ".join(f"{a} = {b}" for a, b in list(leaks.values())[:3])
         account.notes.append(
@@ -238,7 +256,9 @@ def _take_up(out: Path, made: dict[str, Any], times: str) -> tuple[Manifest | No
         manifest = Manifest.load(str(out))
         if manifest.made.keys() < made.keys() or "account" not in manifest.made:
             raise ValueError(f"{out} holds shards that were not packed from this source; give another folder")
-        before = {key: manifest.made.get(key) for key in made}
+        before = {
+            key: value for key, value in manifest.made.items() if key not in ("each", "times", "contents", "account")
+        }
         if before != made:
             raise ValueError(f"{out} holds other shards ({_differences(before, made)}); give another folder")
         return manifest, manifest.made.get("each")
@@ -252,7 +272,12 @@ def _take_up(out: Path, made: dict[str, Any], times: str) -> tuple[Manifest | No
         began, each = before.pop("times"), before.pop("each")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{out / PLAN}: not readable ({error}); empty {out} or give another folder") from error
-    if shards and before != made:
+    same = {key: value for key, value in before.items() if key != "leaks"} == {
+        key: value
+        for key, value in made.items()
+        if key != "leaks"  # it is seen to when all shards are written
+    }
+    if shards and not same:
         raise ValueError(f"{out} holds an unfinished pack ({_differences(before, made)}); empty it or give another")
     if shards and began != times:
         raise ValueError(f"{out}: the source was written since this pack began; empty the folder, or give another")
@@ -261,10 +286,10 @@ def _take_up(out: Path, made: dict[str, Any], times: str) -> tuple[Manifest | No
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     words = {"fingerprint": "other files, or understood in another way", "source": "another source"}
-    different = [key for key in now if before.get(key) != now[key]]
+    different = [key for key in dict.fromkeys([*now, *before]) if before.get(key) != now.get(key)]
     different = [key for key in different if key not in words] or different
     return ", ".join(
-        words[key] if key in words else f"--{key.replace('_', '-')}: {before.get(key)} there, {now[key]} asked for"
+        words[key] if key in words else f"--{key.replace('_', '-')}: {before.get(key)} there, {now.get(key)} asked for"
         for key in different
     )
 
@@ -284,6 +309,8 @@ def _samples_of(source: Source, encoding: Encoding, shard_mb: float) -> int:
     for sample in range(0, len(source.samples), step):
         try:
             files = encoding(source.files(sample), tuple(source.labels))
+        except Question:
+            raise
         except (ValueError, OSError) as error:
             reasons.append(f"{source.samples[sample][0]}: {error}")
             continue

@@ -8,7 +8,6 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
+from viewshards.account import Question
+from viewshards.extras import needed
 from viewshards.limits import DEFAULT, Limits
 
 Picture = NDArray[np.uint8]
@@ -29,7 +30,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF
 """What Pillow may read. It knows others, some of which start a program (EPS: Ghostscript)."""
 MAGIC = (
     ("jpg", 0, b"\xff\xd8\xff"), ("png", 0, b"\x89PNG\r\n\x1a\n"), ("webp", 8, b"WEBP"), ("gif", 0, b"GIF8"),
-    ("bmp", 0, b"BM"), ("tif", 0, b"II*\0"), ("tif", 0, b"MM\0*"), ("ico", 0, b"\0\0\1\0"),
+    ("bmp", 0, b"BM"), *(("tif", 0, mark) for mark in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    ("ico", 0, b"\0\0\1\0"),
     ("jp2", 4, b"jP  \r\n\x87\n"), ("jp2", 0, b"\xff\x4f\xff\x51"),
     *(("avif", 4, b"ftyp" + brand) for brand in (b"avif", b"avis")),
     *(("heic", 4, b"ftyp" + brand) for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")),
@@ -37,6 +39,9 @@ MAGIC = (
 )  # fmt: skip
 """Formats by the first bytes: what a picture is, whatever its name says."""
 WHITE_AT_16_BITS = 65535
+TAGS = (256, 257, 258, 262, 277, 284, 338, 339)
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES_PER_PIXEL, PLANAR, EXTRA_SAMPLES, SAMPLE_FORMAT = TAGS[2:]
+ORIENTATION = 0x0112
 TEXT_CHUNK = 2**24
 """Bytes of a PNG's colour profile or text; Pillow's own limit calls ordinary scans broken."""
 
@@ -55,7 +60,7 @@ def opened(source: bytes | Path, limits: Limits = DEFAULT, formats: tuple[str, .
     """
     start = source[:32] if isinstance(source, bytes) else _start(source)
     if format_of(start) == "heic":
-        _needed_heif().register_heif_opener()
+        needed("pillow_heif", "heic", "a .heic picture").register_heif_opener()
         formats = ("HEIF",)
     known = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
     # The limit below takes the place of Pillow's own, but for icons, which hold pictures of other sizes than they say.
@@ -108,12 +113,16 @@ def picture(data: bytes, limits: Limits = DEFAULT, ranges: Ranges | None = None)
     """
     values = samples(data, limits)
     if values is not None:
-        return _shown(values, ranges or {})
+        return _in_srgb(_shown(values, ranges or {}), data, limits)
     with opened(data, limits) as image:
         image.load()
         exif = image.info.get("exif") if image.format != "TIFF" else None  # Pillow turns those itself
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-            shown = _shown(np.asarray(image).astype(np.uint16), {})
+            values = np.asarray(image).astype(np.uint16)
+            shown = _shown(values, {})
+            if isinstance(clear := image.info.get("transparency"), int):
+                shown[values == clear] = 255
+            shown = _in_srgb(shown, data, limits)
         else:
             shown = np.asarray(_coloured(image))
         return upright(shown, _orientation(exif) if isinstance(exif, bytes) else 1)
@@ -122,26 +131,66 @@ def picture(data: bytes, limits: Limits = DEFAULT, ranges: Ranges | None = None)
 def samples(data: bytes, limits: Limits = DEFAULT) -> NDArray[Any] | None:
     """(H, W) or (H, W, C) numbers of a picture whose pixels Pillow would cut down: 32 bits, floats, 16 bits in colour.
 
-    None for any other, which `picture` reads as it is.
+    They are upright; the last of two or four bands is transparency. None for any other, which `picture` reads as it is.
+
+    Raises:
+        ValueError: if it does not decode.
     """
+    try:
+        return _samples(data, limits)
+    except ValueError:
+        raise
+    except Exception as error:  # damaged headers fail in any way
+        raise ValueError(f"a picture that does not decode: {error or type(error).__name__}") from error
+
+
+def _samples(data: bytes, limits: Limits) -> NDArray[Any] | None:
     kind = format_of(data)
     if kind == "png" and data[24:25] == b"\x10" and data[25:26] != b"\0":
         width, height = struct.unpack(">II", data[16:24])
         limits.check("pixels", width * height, f"a picture of {width} x {height} pixels")
-        return _by_opencv(data, _png_orientation(data, limits))
-    if kind == "tif":
-        tags = _tags(data)
-        width, height, bands = tags.get(256, 0), tags.get(257, 0), tags.get(277, 1)
-        bits = np.atleast_1d(tags.get(258, 1)).tolist()
-        if bands > 1 and max(bits) > 8:
-            limits.check("pixels", width * height, f"a picture of {width} x {height} pixels")
-            limits.check("array_bytes", width * height * sum(bits) // 8, "bytes of a picture's pixels")
-            return _by_opencv(data, tags.get(274, 1))
+        with opened(data, limits) as image:
+            image.load()  # what stands behind the pixels as well
+            exif = image.info.get("exif")
+        return _by_opencv(data, _orientation(exif) if isinstance(exif, bytes) else 1)
+    tags = tiff_tags(data) if kind == "tif" else {}
+    bands, bits = int(tags.get(SAMPLES_PER_PIXEL, 1)), np.atleast_1d(tags.get(BITS_PER_SAMPLE, 1)).tolist()
+    if bands > 1 and max(bits) > 8:
+        _check_tiff(tags, bands, bits, limits)
+        upright_data, orientation = _turned_back(data)
+        return _by_opencv(upright_data, orientation)
     if kind in ("tif", "ppm"):
         with opened(data, limits) as image:
             if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
-                return np.asarray(image)
+                if tags.get(PHOTOMETRIC) == 0:
+                    raise ValueError("a TIFF of 32 bits or floats in which 0 is white")
+                unsigned = image.mode == "I" and bits == [32] and tags.get(SAMPLE_FORMAT, 1) == 1
+                return np.asarray(image).view(np.uint32) if unsigned else np.asarray(image)
+            if image.mode.startswith("I;16") and kind == "tif":
+                found = np.asarray(image).astype(np.uint16)
+                if bits[0] < 16:  # 12 bits, say
+                    found = np.rint(found * (WHITE_AT_16_BITS / (2 ** bits[0] - 1))).astype(np.uint16)
+                return np.asarray(WHITE_AT_16_BITS - found) if tags.get(PHOTOMETRIC) == 0 else found
+    if tags.get(SAMPLE_FORMAT) == 2 and max(bits) <= 8:
+        raise ValueError("a TIFF of signed bytes")
     return None
+
+
+def _check_tiff(tags: Mapping[int, Any], bands: int, bits: list[int], limits: Limits) -> None:
+    """Raises ValueError for a TIFF of more than 8 bits in colour that OpenCV would not read as it is meant."""
+    width, height = int(tags.get(256, 0)), int(tags.get(257, 0))
+    limits.check("pixels", width * height, f"a picture of {width} x {height} pixels")
+    limits.check("array_bytes", width * height * sum(bits) // 8, "bytes of a picture's pixels")
+    if {*bits} - {16, 32} or len({*bits}) > 1:
+        raise ValueError(f"a TIFF in colour of {max(bits)} bits")
+    if tags.get(PLANAR, 1) != 1:
+        raise ValueError("a TIFF whose bands of more than 8 bits lie in planes of their own")
+    colours = {1: 1, 2: 3}.get(int(tags.get(PHOTOMETRIC, 2)))
+    extra = np.atleast_1d(tags.get(EXTRA_SAMPLES, [])).tolist()
+    if colours is None or bands - colours not in (0, 1) or (bands > colours and extra[:1] not in ([1], [2])):
+        raise ValueError(
+            f"a TIFF of {bands} bands that are not RGB, grey or transparency: pack it with --channels {bands}"
+        )
 
 
 def kind_of(values: NDArray[Any]) -> str:
@@ -187,11 +236,20 @@ def _coloured(image: Image.Image) -> Image.Image:
     return shown
 
 
+def _in_srgb(shown: Picture, data: bytes, limits: Limits) -> Picture:
+    """A picture whose pixels were scaled here, by the profile of its file."""
+    with opened(data, limits) as image:
+        profile = image.info.get("icc_profile")
+    if not isinstance(profile, bytes) or not profile or _is_srgb(profile):
+        return shown
+    return np.asarray(_to_srgb(Image.fromarray(shown), profile))
+
+
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     try:
         space = _space(profile)
         mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[space]
-        if mode == "CMYK" and image.mode != "CMYK":
+        if (mode == "CMYK") != (image.mode == "CMYK") or (mode == "L" and image.mode not in ("1", "L", "LA")):
             raise ValueError("a profile of another colour space than the picture's")
         found = ImageCms.applyTransform(image if image.mode == mode else image.convert(mode), _transform(profile, mode))
     except (ImageCms.PyCMSError, ValueError, KeyError, OSError, TypeError):  # as viewers do with a broken profile
@@ -211,7 +269,8 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
 
 
 def _is_srgb(profile: bytes) -> bool:
-    return b"sRGB" in profile or "sRGB".encode("utf-16-be") in profile
+    found = b"sRGB" in profile or "sRGB".encode("utf-16-be") in profile
+    return found and b"inear" not in profile and "inear".encode("utf-16-be") not in profile
 
 
 def scaled(values: NDArray[Any], ranges: Ranges) -> NDArray[np.uint8]:
@@ -224,7 +283,7 @@ def scaled(values: NDArray[Any], ranges: Ranges) -> NDArray[np.uint8]:
         return values
     kind = kind_of(values)
     if kind != "uint16" and kind not in ranges:
-        raise ValueError(f"a picture of {values.dtype} pixels, of which nothing says what is black and white: pack it "
+        raise Question(f"a picture of {values.dtype} pixels, of which nothing says what is black and white: pack it "
                          "with --value-range LOW HIGH")  # fmt: skip
     if not np.isfinite(values).all():
         raise ValueError("a picture with pixels that are not finite")
@@ -258,16 +317,26 @@ def _by_opencv(data: bytes, orientation: Any) -> NDArray[Any]:
     return upright(found, orientation if isinstance(orientation, int) else 1)
 
 
-def _tags(data: bytes) -> dict[int, Any]:
-    """The first directory of a TIFF; empty if it cannot be read."""
+def tiff_tags(data: bytes) -> dict[int, Any]:
+    """The numbers of the first directory of a TIFF that say what its pixels are; empty if it cannot be read."""
     try:
-        tags: Any = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+        tags: Any = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if data[2:4] in (b"+\0", b"\0+") else 8])
         file = io.BytesIO(data)
         file.seek(tags.next)
         tags.load(file)
-        return {tag: tags[tag] for tag in (256, 257, 258, 274, 277) if tag in tags}
+        found = {tag: tags[tag] for tag in TAGS if tag in tags}
     except Exception:  # damaged directories fail in any way; what opens the picture says how
         return {}
+    return {tag: value for tag, value in found.items() if np.asarray(value).dtype.kind in "iu"}
+
+
+def _turned_back(data: bytes) -> tuple[bytes, int]:
+    """A TIFF without its orientation, which OpenCV heeds or not by its version, and the orientation."""
+    place, form = _orientation_place(data) or (0, "")
+    if not place:
+        return data, 1
+    (orientation,) = struct.unpack_from(form, data, place)
+    return data[:place] + struct.pack(form, 1) + data[place + struct.calcsize(form) :], int(orientation)
 
 
 def _segments(data: bytes) -> Iterator[bytes]:
@@ -283,34 +352,29 @@ def _segments(data: bytes) -> Iterator[bytes]:
 def _orientation(exif: bytes) -> int:
     """1 to 8; 1 where it is not said, or not readable."""
     tiff = exif.removeprefix(b"Exif\0\0")
+    place, form = _orientation_place(tiff) or (0, "")
+    return int(struct.unpack_from(form, tiff, place)[0]) if place else 1
+
+
+def _orientation_place(tiff: bytes) -> tuple[int, str] | None:
+    """Where the orientation stands in the directory of a TIFF, or EXIF, and in which form."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
-        return 1
+        return None
     try:
         (start,) = struct.unpack_from(f"{order}I", tiff, 4)
         (count,) = struct.unpack_from(f"{order}H", tiff, start)
         for entry in range(start + 2, start + 2 + 12 * count, 12):
             tag, kind = struct.unpack_from(f"{order}HH", tiff, entry)
-            if tag == 0x0112:
-                return int(struct.unpack_from(order + ("I" if kind == 4 else "H"), tiff, entry + 8)[0])
+            if tag == ORIENTATION:
+                form = order + ("I" if kind == 4 else "H")
+                struct.unpack_from(form, tiff, entry + 8)
+                return entry + 8, form
     except struct.error:
         pass
-    return 1
-
-
-def _png_orientation(data: bytes, limits: Limits) -> int:
-    with opened(data, limits) as image:
-        exif = image.info.get("exif")
-    return _orientation(exif) if isinstance(exif, bytes) else 1
+    return None
 
 
 def _start(path: Path) -> bytes:
     with open(path, "rb") as file:
         return file.read(32)
-
-
-def _needed_heif() -> Any:
-    try:
-        return import_module("pillow_heif")
-    except ModuleNotFoundError as error:
-        raise ValueError("reading .heic needs pillow-heif: pip install 'manyviews[heic]'") from error

@@ -11,7 +11,7 @@ from typing import Any
 from rich.progress import track
 
 from viewshards import index as indices
-from viewshards.account import Account, printable
+from viewshards.account import Account, Question, printable
 from viewshards.decode import class_name, class_number, kind
 from viewshards.index import BrokenShard, Index, Keys
 from viewshards.limits import DEFAULT, Limits
@@ -24,6 +24,7 @@ from viewshards.writer import describe
 OURS = (".idx.npz",)
 READ = ("classnames.txt", "zeroshot_classification_templates.txt", "nshards.txt", "dataset_type.txt")
 """Texts of CLIP_benchmark's layout; others beside tars are not read."""
+INDEXED = "index of existing tars"
 NUMBERED = 100_000
 """Classes whose numbers are kept as they are; sparser numbers are names of the classes that occur."""
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -33,7 +34,7 @@ def build_index(
     root: Path,
     splits: str | None = None,
     val_fraction: float | None = None,
-    keys: Keys = "first-dot",
+    keys: Keys | None = None,
     fast: bool = False,
     limits: Limits = DEFAULT,
 ) -> Manifest:
@@ -56,25 +57,45 @@ def build_index(
     """
     tree = Tree.of(root, limits)
     _refuse_compressed(root, tree.files)
-    tars = [file for file in tree.files if file.suffix == ".tar"]
+    tars = [file for file in tree.files if file.name.endswith(".tar")]
+    named = [file.name for file in tree.files if file.suffix == ".tar" and not file.name.endswith(".tar")]
+    if named:
+        raise ValueError(f"{root}: tars must be called .tar, in small letters; rename {', '.join(named)[:200]}")
     odd = {name: why for name, why in tree.left_out.items() if name.endswith(".tar")}
     if odd:
         raise BrokenShard("; ".join(f"{root / name}: not a file, but {why}" for name, why in odd.items()))
     if not tars:
         raise FileNotFoundError(f"{root}: no .tar files below it")
-    before = _packed(root)
+    old = _manifest(root)
+    before = old if old is not None and old.made.get("source") != INDEXED else None
+    if before is not None:
+        known = {shard.file for shards in before.splits.values() for shard in shards}
+        foreign = [tar.name for tar in tars if tar.name not in known]
+        if foreign:
+            raise ValueError(
+                f"{root}: packed by viewshards, and {', '.join(foreign)[:200]} is not of it: its classes and splits "
+                "are others. Put other tars into a folder of their own"
+            )
+    if val_fraction is None and old is not None and old.made.get("val_fraction"):
+        val_fraction = float(old.made["val_fraction"])
     account = _beside(tree)
-    told = {tar.name: _split(root, tar, Splits.parsed(splits), before) for tar in tars}
+    said = Splits.parsed(splits)
+    used = {next((name for _, name in said.names or () if fnmatch.fnmatch(tar.name, name)), None) for tar in tars}
+    unused = [name for _, name in said.names or () if name not in used]
+    if unused:
+        raise ValueError(f"{root}: no tar is left for {', '.join(unused)} of --splits; there is {tars[0].name}")
+    told = {tar.name: _split(root, tar, said, before) for tar in tars}
     unnamed = [name for name, split in told.items() if split is None]
     if unnamed and len(unnamed) < len(tars):
-        raise ValueError(
+        raise Question(
             f"{root}: {len(unnamed)} tars name no split, such as {unnamed[0]}, others do: say which by --splits, as in "
             f"--splits train={unnamed[0]}; a pattern with * names several"
         )
     classes = _Classes(limits)
     shards: dict[str, list[Shard]] = defaultdict(list)
     kept: list[str] = []
-    wants_val = val_fraction is not None and "val" not in told.values()
+    if val_fraction is not None and "val" in told.values():
+        raise ValueError(f"{root}: there is a val split, and --val-fraction would not be used: leave it out")
     for tar in track(tars, description="indexing"):
         path = root / tar.name
         index = indices.scan(path, limits, keys, account)
@@ -83,7 +104,7 @@ def build_index(
             continue
         classes.see(path, index)
         split = told[tar.name] or "train"
-        for part, positions in _parts(index, val_fraction if wants_val and split == "train" else None).items():
+        for part, positions in _parts(index, val_fraction if split == "train" else None).items():
             name = indices.path_of(str(path), part)
             indices.save(index if positions is None else index.only(positions), name)
             kept.append(name)
@@ -91,7 +112,13 @@ def build_index(
     for place in {indices.path_of(str(root / tar.name), part) for tar in tars for part in (None, "train", "val")}:
         if place not in kept:
             Path(place).unlink(missing_ok=True)  # of a part that there is no more
-    names = _names(root, classes)
+    names = _names(tree)
+    if not shards:
+        raise ValueError("\n".join([f"{root}: no sample in any tar", *account.lines(), *account.listed()]))
+    if val_fraction:
+        account.notes.append(
+            f"val is a share of {val_fraction:g} of train, by names of samples; --val-fraction 0: none"
+        )
     if before is not None:
         labels, named = before.labels, before.named
         account.notes.append("packed by viewshards: splits and names of classes stay as they were")
@@ -103,11 +130,11 @@ def build_index(
         account.notes.append(
             "there is no split 'val': --val-fraction takes it from train, data.val_split names another"
         )
-    made: dict[str, Any] = {"source": "index of existing tars", "keys": keys, "account": account.to_json()}
-    made |= {"val_fraction": val_fraction} if wants_val else {}
+    made: dict[str, Any] = {"source": INDEXED, "keys": keys or "first-dot", "account": account.to_json()}
+    made |= {"val_fraction": val_fraction} if val_fraction else {}
     made |= {"templates": _lines(root / READ[1])} if (root / READ[1]).is_file() else {}
     if before is not None:
-        made = {**before.made, "keys": keys}
+        made |= {**before.made, "keys": keys or "first-dot"}
     manifest = Manifest(root.resolve().name, dict(shards), labels, made, named)
     manifest.save(root)
     return manifest
@@ -124,15 +151,12 @@ def _refuse_compressed(root: Path, files: list[File]) -> None:
         )
 
 
-def _packed(root: Path) -> Manifest | None:
-    """The manifest of a set that was packed, not indexed."""
-    if not (root / MANIFEST).is_file():
-        return None
+def _manifest(root: Path) -> Manifest | None:
+    """The manifest that is there; None without one, or if it is damaged."""
     try:
-        manifest = Manifest.load(str(root))
-    except ValueError:  # damaged: it is made again
+        return Manifest.load(str(root)) if (root / MANIFEST).is_file() else None
+    except ValueError:  # it is made again
         return None
-    return None if manifest.made.get("source") == "index of existing tars" else manifest
 
 
 def _beside(tree: Tree) -> Account:
@@ -163,10 +187,12 @@ def _split(root: Path, tar: File, splits: Splits, before: Manifest | None) -> st
     for wanted, pattern in splits.names or ():
         if fnmatch.fnmatch(tar.name, pattern):
             return wanted
+    if splits.names == ():
+        return None
     if before is not None:
-        packed = [split for split, shards in before.splits.items() if tar.name in {shard.file for shard in shards}]
-        if packed:
-            return packed[0]
+        there = {split: {shard.file: shard.part for shard in shards} for split, shards in before.splits.items()}
+        packed = [split for split, files in there.items() if tar.name in files]
+        return "train" if len(packed) > 1 else packed[0]
     found = {*map(split_of, tar.parts[:-1]), split_in(tar.parts[-1].removesuffix(".tar"))} - {None}
     if len(found) > 1:
         raise ValueError(
@@ -177,7 +203,7 @@ def _split(root: Path, tar: File, splits: Splits, before: Manifest | None) -> st
 
 def _parts(index: Index, val_fraction: float | None) -> dict[str | None, list[int] | None]:
     """Positions by the name of a part; one part without a name for all."""
-    if val_fraction is None:
+    if not val_fraction:
         return {None: None}
     found: dict[str | None, list[int] | None] = {}
     for position in range(len(index)):
@@ -272,11 +298,22 @@ def _is_number(word: str) -> bool:
     return word.isascii() and word.isdecimal() and len(word) < 19
 
 
-def _names(root: Path, classes: _Classes) -> list[str] | None:
-    path = root / READ[0]
-    return _lines(path) if path.is_file() else None
+def _names(tree: Tree) -> list[str] | None:
+    """Names of classes, of CLIP_benchmark's layout; in the folder, or equal in those of its splits."""
+    found = [_lines(tree.root / file.name) for file in tree.files if file.parts[-1] == READ[0]]
+    if any(each != found[0] for each in found):
+        raise ValueError(f"{tree.root}: several files {READ[0]} that differ")
+    return found[0] if found else None
 
 
 def _lines(path: Path) -> list[str]:
+    """Lines of a text.
+
+    Raises:
+        ValueError: if one is blank, which would shift the numbers of all after it.
+    """
     DEFAULT.check("text_bytes", path.stat().st_size, f"{path}: bytes")
-    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n")]
+    if "" in lines:
+        raise ValueError(f"{path} line {lines.index('') + 1}: blank; a line names a class")
+    return lines

@@ -50,6 +50,17 @@ def verify(root: Path, limits: Limits = DEFAULT) -> Iterator[str]:
             yield f"{root / name}: {total} samples, its parts have {named[name]}"
 
 
+def _unnamed(contents: Contents, manifest: Manifest) -> list[str]:
+    """Classes of a sample that the manifest has no name for."""
+    fields = [field for field in manifest.labels if field in contents.files and field not in manifest.named]
+    numbers = {field: contents.number(field) for field in fields}
+    return [
+        f".{field}: class {number}, the manifest names {len(manifest.labels[field])}"
+        for field, number in numbers.items()
+        if number >= len(manifest.labels[field])
+    ]
+
+
 def _holds_samples(tar: Path, limits: Limits, keys: Keys) -> bool:
     try:
         return len(indices.scan(tar, limits, keys, Account())) > 0
@@ -106,7 +117,8 @@ def _verify_shard(path: Path, shard: Shard, manifest: Manifest, limits: Limits) 
         for position in range(len(index)):
             try:
                 files = index.read(f.fileno(), position, limits)
-                found = Contents(files, limits, tuple(manifest.labels), classes).problems()
+                contents = Contents(files, limits, tuple(manifest.labels), classes)
+                found = contents.problems() or _unnamed(contents, manifest)
             except ValueError as error:
                 found = [str(error)]
             for problem in found:

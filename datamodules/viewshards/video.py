@@ -10,12 +10,13 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from viewshards.extras import needed
 from viewshards.limits import DEFAULT, Limits
 
 Frames = NDArray[np.uint8]
@@ -29,21 +30,10 @@ CONTAINERS = (("mov", slice(4, 8), b"ftyp|moov|mdat|free|wide|skip"), ("matroska
 """What FFmpeg may read, and how it is known. It knows play lists too, which name other files and addresses."""
 
 
-def container(data: bytes) -> str:
-    """The container of a clip: `mov` (.mp4 and .mov), `matroska` (.webm and .mkv) or `avi`.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    for name, place, marks in CONTAINERS:
-        if len(data) >= 12 and data[place] in marks.split(b"|"):
-            return name
-    raise ValueError("no clip of a known container: expected .mp4, .mov, .webm, .mkv or .avi by its contents")
-
-
-def is_container(data: bytes) -> bool:
-    """Whether these are the first bytes of a clip."""
-    return any(len(data) >= 12 and data[place] in marks.split(b"|") for _, place, marks in CONTAINERS)
+def container_of(data: bytes) -> str | None:
+    """The container by the first bytes: `mov` (.mp4 and .mov), `matroska` (.webm and .mkv), `avi`; None for others."""
+    found = (name for name, place, marks in CONTAINERS if len(data) >= 12 and data[place] in marks.split(b"|"))
+    return next(found, None)
 
 
 class Video:
@@ -61,7 +51,8 @@ class Video:
     """
 
     def __init__(self, data: bytes, limits: Limits = DEFAULT) -> None:
-        self._av, self._data, self._limits = _needed_av(), data, limits
+        self._av, self._data, self._limits = needed("av", "video", "a clip"), data, limits
+        self._container = container_of(data)
         with self._opened() as (file, stream):
             self.fps = float(stream.average_rate or 0)
             size = stream.codec_context.width, stream.codec_context.height
@@ -71,6 +62,7 @@ class Video:
             packets = [packet for packet in file.demux(stream) if packet.size and not packet.is_discard]
             stamps, decoded = ([getattr(packet, name) for packet in packets] for name in ("pts", "dts"))
             base, codec = stream.time_base, stream.codec_context.name
+            self._aspect = float(stream.sample_aspect_ratio or 1) or 1.0
         if codec == "vp8":  # which has packets that are never shown, and do not say so
             with self._opened() as (file, stream):
                 stamps = [frame.pts for frame in file.decode(stream)]
@@ -79,7 +71,7 @@ class Video:
         if self.length < 1 or not 0 < self.fps < 1e6:
             raise ValueError("a video without frames")
         self._numbers = {stamp: k for k, stamp in enumerate(sorted(set(stamps) - {None}))}
-        if len(self._numbers) < self.length or container(data) == "avi":  # AVI has no times of presentation
+        if len(self._numbers) < self.length or self._container == "avi":  # AVI has no times of presentation
             self._numbers = {}
         shown = list(self._numbers) or sorted(decoded if None not in decoded else range(self.length))
         self.times = (np.array(shown, np.float64) - shown[0]) * float(base or 0)
@@ -88,10 +80,16 @@ class Video:
     def _opened(self) -> Iterator[tuple[Any, Any]]:
         """The container and its stream; whatever goes wrong with them is a ValueError."""
         try:
-            with self._av.open(io.BytesIO(self._data), format=container(self._data)) as file:
-                if not file.streams.video:
+            if self._container is None:
+                raise ValueError(
+                    "no clip of a known container: expected .mp4, .mov, .webm, .mkv or .avi by its contents"
+                )
+            with self._av.open(io.BytesIO(self._data), format=self._container) as file:
+                stream = file.streams.best("video")  # a cover picture is a stream, too
+                if stream is None:
                     raise ValueError("no video stream in it")
-                yield file, file.streams.video[0]
+                stream.codec_context.thread_count = 1  # as all of a loader's work; threads do not outlive a fork
+                yield file, stream
         except (ValueError, GeneratorExit):
             raise
         except Exception as error:  # PyAV's own errors are of many kinds
@@ -123,7 +121,7 @@ class Video:
                     file.seek(list(self._numbers)[min(wanted)], stream=stream)
                 for number, frame in self._frames(file, stream):
                     if number in missing:
-                        found[number] = _turned(frame)
+                        found[number] = _shown(frame, self._aspect)
                         missing.discard(number)
                     if not missing:
                         break
@@ -142,9 +140,12 @@ class Video:
         Raises:
             ValueError: naming the first that is not there, or does not decode.
         """
+        _check_whole(self._data, self._container)
         missing, sizes, others = set(range(self.length)), set(), 0
         with self._opened() as (file, stream):
             for number, frame in self._frames(file, stream):
+                if frame.is_corrupt:
+                    raise ValueError(f"frame {number} of {self.length} is damaged")
                 others += number not in missing
                 missing.discard(number)
                 sizes.add((frame.width, frame.height))
@@ -156,9 +157,39 @@ class Video:
             raise ValueError(f"{others} frames more than the {self.length} that its packets name")
 
 
-def _turned(frame: Any) -> Frames:
-    """(H, W, 3) of a frame, turned by the quarters that its display matrix says."""
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+def _shown(frame: Any, aspect: float) -> Frames:
+    """(H, W, 3) of a frame as a player shows it: by the shape of its pixels, turned and mirrored by its matrix."""
+    pixels: Frames = frame.to_ndarray(format="rgb24", threads=1)
+    if abs(aspect - 1) > 0.001:
+        pixels = cv2.resize(pixels, (max(1, round(pixels.shape[1] * aspect)), pixels.shape[0]))
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return pixels
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).tolist()  # x' = a x + c y, y' = b x + d y
+    if abs(a) + abs(d) < abs(b) + abs(c):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _check_whole(data: bytes, container: str | None) -> None:
+    """Raises ValueError for a file that ends before what its own structure says; decoders take it for a shorter one."""
+    end = len(data)
+    if container == "avi":
+        end = 8 + int.from_bytes(data[4:8], "little")
+    elif container == "matroska" and (place := data.find(b"\x18\x53\x80\x67", 0, 4096)) >= 0:
+        width = 9 - data[place + 4].bit_length()
+        size = int.from_bytes(data[place + 4 : place + 4 + width], "big") & (1 << 7 * width) - 1
+        end = place + 4 + width + size if size != (1 << 7 * width) - 1 else end  # all ones: not known
+    elif container == "mov":
+        end = 0
+        while end + 8 <= len(data):
+            size = int.from_bytes(data[end : end + 4], "big")
+            size = int.from_bytes(data[end + 8 : end + 16], "big") if size == 1 else size
+            if size < 8:  # 0: to the end of the file
+                return
+            end += size
+    if end > len(data):
+        raise ValueError(f"cut: it has {len(data)} bytes, its structure says {end}")
 
 
 class FrameArray:
@@ -322,10 +353,3 @@ def _uncompressed(text: bytes) -> list[int]:
                 value |= -1 << shift
         counts.append(value + counts[-2] if len(counts) > 2 else value)
     return counts
-
-
-def _needed_av() -> Any:
-    try:
-        return import_module("av")
-    except ModuleNotFoundError as error:
-        raise ValueError("reading videos needs PyAV: pip install 'manyviews[video]'") from error

@@ -19,6 +19,7 @@ from typing import IO, Any
 from zlib import crc32
 
 from viewshards import index as indices
+from viewshards.account import Question
 from viewshards.dataset import prepare_worker
 from viewshards.decode import kind
 from viewshards.encoding import Encoding
@@ -151,6 +152,8 @@ def write(job: Job) -> Written:
                 hashes.extend((sample, hashlib.sha256(found[each]).digest()[:16]) for each in found if _is_media(each))
                 if sample not in job.dropped:
                     yield sample, found
+            except Question:
+                raise
             except (ValueError, OSError) as error:
                 broken[sample] = str(error)
             with count.get_lock():

@@ -19,6 +19,7 @@ from manyviews.backbones import ConvNet, TimmBackbone
 from tests.conftest import QUIET, packable
 from viewshards import ShardDataModule
 from viewshards import index as indices
+from viewshards.account import Account, printable
 from viewshards.cli import main
 from viewshards.decode import decode
 from viewshards.encoding import Encoding
@@ -162,8 +163,8 @@ def test_a_validation_split_out_of_a_given_train(tmp_path):
         ShardDataModule(str(tmp_path / "plain"), 4, SimCLR(8)).val_dataloader()
     _, found = packed(root, tmp_path / "out", val_fraction=0.3)
     assert set(found) == {"train", "val", "test"} and 2 < len(found["val"]) < 16 and len(found["test"]) == 1
-    account, _ = packed(pictures(tmp_path / "b", "train/a/0.png", "val/a/1.png"), tmp_path / "c", val_fraction=0.3)
-    assert "--val-fraction is not used" in notes(account)
+    both = pictures(tmp_path / "b", "train/a/0.png", "val/a/1.png")
+    asks(both, tmp_path / "c", "there is a val split, and --val-fraction would not be used", val_fraction=0.3)
 
 
 def test_equal_files_in_two_splits(tmp_path):
@@ -180,6 +181,57 @@ def test_equal_files_in_two_splits(tmp_path):
 
 
 # Listing.
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["d/cat/x/train/0.png", "d/dog/x/train/1.png"], ["called like a split", "--splits"]),
+        (["mnist_train/0.png", "mnist_test/1.png"], ["splits or classes", "train=mnist_train,test=mnist_test"]),
+        (["trainA/0.png", "testA/1.png", "misc/2.png"], ["splits or classes"]),
+        (["x/train_a/0.png", "x/test_a/1.png"], ["train=x/train_a,test=x/test_a"]),
+        (["tr/0.png", "va/1.png", "te/2.png"], ["splits or classes"]),
+    ],
+)
+def test_words_of_splits_are_a_question(tmp_path, names, words):
+    asks(pictures(tmp_path / "set", *names), tmp_path / "out", *words)
+
+
+def test_folders_that_are_no_classes(tmp_path):
+    root = pictures(
+        tmp_path / "a", *(f"data/{c}/{s}/{i}.png" for c in ("cat", "dog") for s in ("train", "val") for i in "01")
+    )
+    _, found = packed(root, tmp_path / "a-out")
+    assert {split: len(each) for split, each in found.items()} == {"train": 4, "val": 4}
+    assert Manifest.load(str(tmp_path / "a-out")).labels == {"cls": ["cat", "dog"]}
+    account, _ = packed(pictures(tmp_path / "b", "train/images/0.png", "valid/images/1.png"), tmp_path / "b-out")
+    assert Manifest.load(str(tmp_path / "b-out")).labels == {} and "'images' of every split" in notes(account)
+    packed(pictures(tmp_path / "c", "train/pets/cat/0.png", "val/pets/dog/1.png"), tmp_path / "c-out")
+    assert Manifest.load(str(tmp_path / "c-out")).labels == {"cls": ["cat", "dog"]}
+    packed(pictures(tmp_path / "d", "CAT /0.png", "dog/1.png"), tmp_path / "d-out")
+    assert Manifest.load(str(tmp_path / "d-out")).labels == {"cls": ["CAT ", "dog"]}
+
+
+def test_links_among_folders_do_not_multiply(tmp_path):
+    for a in range(5):
+        picture(tmp_path / f"set/{a}/x.png", a)
+    for a in range(5):
+        for b in range(5):
+            (tmp_path / f"set/{a}/to{b}").symlink_to(tmp_path / f"set/{b}")
+    account, _ = packed(tmp_path / "set", tmp_path / "out", splits="none")
+    assert account["found"] <= 5 * 16 and len(account["notes"]) < 12
+
+
+def test_more_files_are_left_out_than_are_named(monkeypatch):
+    account = Account("files", 30)
+    monkeypatch.setattr("viewshards.account.NAMED", 10)
+    for i in range(30):
+        account.leave(f"{i}", f"does not decode: detail {i}")
+    assert account.left == 30 and len(account.left_out) == 10 and account.more == {"does not decode": 20}
+    assert "  30 x does not decode" in account.lines() and "  and 20 more" in account.listed()
+    assert Account.of(json.loads(json.dumps(account.to_json()))) == account
+    names = ["b\n.png", "b\\n.png", "caf\udce9.png", "caf\\xe9.png"]
+    assert len(set(map(printable, names))) == 4
 
 
 def test_links_are_followed_and_loops_are_told(tmp_path):
@@ -384,7 +436,7 @@ def test_orientation(form, orientation, tmp_path):
     if form != "TIFF":  # packed as PNG already
         out = Encoding(resize=20)(dict([packable(path)]))
         again = decode(*next(iter(out.items())))
-        assert again.shape[:2] == (40, 20) if orientation > 4 else (20, 40)
+        assert again.shape[:2] == ((40, 20) if orientation > 4 else (20, 40))
 
 
 def test_profiles_and_cmyk_become_srgb():
@@ -417,6 +469,47 @@ def swapped_profile():
     red, blue = place[b"rXYZ"], place[b"bXYZ"]
     data[red + 4 : red + 12], data[blue + 4 : blue + 12] = data[blue + 4 : blue + 12], data[red + 4 : red + 12]
     return bytes(data).replace("sRGB".encode("utf-16-be"), "none".encode("utf-16-be")).replace(b"sRGB", b"none")
+
+
+def test_tiffs_of_more_than_8_bits(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    colour = np.random.default_rng(0).integers(0, 65536, (20, 30, 3)).astype(np.uint16)
+    right = np.rint(colour / 257).astype(np.uint8)
+
+    def written(name, values, **options):
+        tifffile.imwrite(tmp_path / name, values, **{"photometric": "rgb", **options})
+        return (tmp_path / name).read_bytes()
+
+    turns = {3: lambda a: a[::-1, ::-1], 6: lambda a: np.rot90(a, -1), 8: np.rot90}
+    for orientation, turn in turns.items():
+        for values in (colour, (colour >> 8).astype(np.uint8)):
+            data = written("o.tif", values, extratags=[(274, "H", 1, orientation, True)])
+            expected = right if values is colour else values
+            np.testing.assert_array_equal(decoded(data), turn(expected))
+    for planar in (written("p.tif", np.moveaxis(colour, -1, 0), planarconfig="separate"),):
+        with pytest.raises(ValueError, match="planes of their own"):
+            decoded(planar)
+    four = np.concatenate([colour, colour[..., :1]], 2)
+    with pytest.raises(ValueError, match="4 bands that are not RGB, grey or transparency: pack it with --channels 4"):
+        decoded(written("x.tif", four, extrasamples=["unspecified"]))
+    grey = colour[..., 0]
+    white = decoded(written("w.tif", 65535 - grey, photometric="miniswhite"))
+    assert np.abs(white[..., 0].astype(int) - right[..., 0]).max() <= 1
+    wide = written("u.tif", (grey.astype(np.uint32) << 16), photometric="minisblack")
+    shown = decoded(wide, ranges={"int32": (0, 2**32 - 1)})
+    assert np.abs(shown[..., 0].astype(int) - right[..., 0]).max() <= 1
+    assert decoded(written("big.tif", (colour >> 8).astype(np.uint8), bigtiff=True)).shape == (20, 30, 3)
+    flat = np.full((8, 8, 3), (200 * 257, 60 * 257, 60 * 257), np.uint16)
+    import cv2
+
+    plain, deep = (
+        encoded(Image.new("RGB", (8, 8), (200, 60, 60)), icc_profile=swapped_profile()),
+        cv2.imencode(".png", flat[..., ::-1])[1].tobytes(),
+    )
+    place = plain.index(b"iCCP") - 4
+    length = int.from_bytes(plain[place : place + 4], "big") + 12
+    deep = deep[:33] + plain[place : place + length] + deep[33:]
+    assert np.abs(decoded(deep)[3, 3].astype(int) - decoded(plain)[3, 3]).max() <= 2
 
 
 def test_transparency_and_pages(tmp_path):
@@ -580,11 +673,59 @@ def test_answers_about_tables(tmp_path):
     account, found = packed(source, tmp_path / "d", splits="train=Train,test=VAL")
     assert {split: len(each) for split, each in found.items()} == {"train": 1, "test": 1}
     assert len(account["left_out"]) == 2
-    asks(source, tmp_path / "e", "no encoding of that name", encoding="nothing")
+    asks(source, tmp_path / "e", "no encoding of texts", encoding="nothing")
+    asks(source, tmp_path / "e", "no encoding of texts", encoding="base64")
     asks(source, tmp_path / "e", "kinds are file_name", columns="x=y")
     numbers = "file_name,label\n" + "".join(f"p {i}.png,{n}\n" for i, n in enumerate((2, 10, 1, 0)))
     packed(table(tmp_path, "n.csv", numbers), tmp_path / "f")
     assert Manifest.load(str(tmp_path / "f")).labels == {"cls": ["0", "1", "2", "10"]}
+
+
+def test_what_tables_say_is_kept(tmp_path):
+    source = table(tmp_path, "a.csv", "file,alt,caption\np 0.png,right,wrong\n")
+    _, found = packed(source, tmp_path / "a", columns="caption=alt")
+    (contents,) = every(found).values()
+    assert contents.caption == "right" and contents.about["other_caption"] == "wrong"
+    rows = "file,caption,label,split,who\np 0.png,a,,,ann\np 0.png,b,x,test,bob\np 1.png,c,x,train,eve\n"
+    account, found = packed(table(tmp_path, "b.csv", rows), tmp_path / "b")
+    assert found["test"]["p_0"].label == 0 and "rows of one sample differ in 'who'" in notes(account)
+    lists = [{"file": "p 0.png", "caption": ["one", "two"]}, {"file": "p 1.png", "caption": {"en": "x", "de": "y"}}]
+    _, found = packed(table(tmp_path, "c.jsonl", "\n".join(map(json.dumps, lists))), tmp_path / "c")
+    assert every(found)["p 0.png"].about["captions"] == ["one", "two"]
+    assert every(found)["p 1.png"].about["languages"] == ["en", "de"]
+    _, found = packed(table(tmp_path, "d.csv", 'file, caption, label\np 0.png, "one, two", "cat"\n'), tmp_path / "d")
+    assert next(iter(every(found).values())).caption == "one, two"
+    assert Manifest.load(str(tmp_path / "d")).labels == {"cls": ["cat"]}
+    splits = "file,split,who\np 0.png,test,a\np 1.png,train,a\n"
+    asks(table(tmp_path, "e.csv", splits), tmp_path / "e", "a split is given, and --split-by who", split_by="who")
+    numbers = "file,split\np 0.png,0\np 1.png,1\n"
+    asks(table(tmp_path, "f.csv", numbers), tmp_path / "f", "splits are called 0, 1", "--splits train=0")
+    asks(table(tmp_path, "f.csv", numbers), tmp_path / "f", "no row is of Train", splits="train=Train,val=1")
+    asks(table(tmp_path, "g.csv", "file,set\np 0.png,train\np 1.png,extra\n"), tmp_path / "g", "--columns split=set")
+    asks(table(tmp_path, "h.csv", "file,split\np 0.png,train\np 1.png,fold/1\n"), tmp_path / "h", "line 3", "'fold/1'")
+    asks(table(tmp_path, "i.csv", "file\np 0.png\n"), tmp_path / "i", "--value-range", value_range=(0, 5))
+    asks(table(tmp_path, "i.csv", "file\np 0.png\n"), tmp_path / "i", "--cloud-axes", cloud_axes="points-first")
+
+
+def test_a_broken_table_beside_a_folder_is_an_error(tmp_path):
+    for number, content in enumerate(
+        (b"file_name,text\n0.png,a,b\n", b"file_name,text\n0.png,caf\xe9\n", b"file_name,text\ngone.png,a\n")
+    ):
+        root = pictures(tmp_path / str(number), "0.png", "1.png")
+        write(root / "metadata.csv", content)
+        asks(root, tmp_path / "out", "metadata.csv line 2")
+    account, _ = packed(root, tmp_path / "out", table="none")
+    assert list(account["left_out"]) == ["metadata.csv"]
+
+
+def test_animations_among_the_pictures_of_a_table(tmp_path):
+    root = pictures(tmp_path / "t", "0.png", "1.png")
+    frames = [Image.fromarray(noise(k)) for k in range(3)]
+    frames[0].save(root / "2.gif", save_all=True, append_images=frames[1:])
+    write(root / "metadata.csv", "file_name\n0.png\n1.png\n2.gif\n")
+    asks(root, tmp_path / "a", "1 of 3 pictures are animated", "--kind image")
+    _, found = packed(root, tmp_path / "b", kind="image", val_fraction=0.0)
+    assert {*found["train"]["2"].files} == {"png", "json"}
 
 
 def test_a_table_beside_a_folder(tmp_path):
@@ -688,6 +829,40 @@ def test_rotation_sound_odd_sizes_and_one_frame(tmp_path):
     assert odd.read([4]).shape == (1, 17, 33, 3)
 
 
+@pytest.mark.parametrize("name", ["a.mkv", "a.avi", "a.webm", "a.mp4"])
+def test_a_clip_that_was_cut_is_no_shorter_clip(tmp_path, name):
+    data = clip(tmp_path / name, EVEN, codec="libvpx-vp9" if name == "a.webm" else "libx264").read_bytes()
+    for cut in (data[: len(data) * 3 // 4], data[:-40]):
+        with pytest.raises(ValueError):
+            Video(cut).check()
+
+
+def test_mirrored_clips_and_pixels_that_are_no_squares(tmp_path):
+    data = clip(tmp_path / "a.mp4", EVEN[20:40]).read_bytes()
+    plain = Video(data).read([9])[0].astype(int)
+    place = (
+        data.index(b"tkhd") + 4 + 4 + 8 + 4 + 4 + 4 + 8 + 8
+    )  # version and flags, times, track, reserved, duration ...
+    one = (0x10000).to_bytes(4, "big")
+    assert data[place : place + 4] == one
+    for at, turn in ((0, lambda a: a[:, ::-1]), (16, lambda a: a[::-1])):
+        mirrored = data[: place + at] + (-0x10000).to_bytes(4, "big", signed=True) + data[place + at + 4 :]
+        assert np.abs(Video(mirrored).read([9])[0] - turn(plain)).max() <= 2
+    with av.open(str(tmp_path / "wide.mp4"), "w") as file:
+        stream = file.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt, stream.codec_context.sample_aspect_ratio = (
+            64,
+            48,
+            "yuv420p",
+            Fraction(2, 1),
+        )
+        (
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(noise(0, (64, 48)), format="rgb24"))),
+            file.mux(stream.encode()),
+        )
+    assert Video((tmp_path / "wide.mp4").read_bytes()).read([0]).shape == (1, 48, 128, 3)
+
+
 def test_what_an_edit_list_cuts_off_is_no_frame(tmp_path):
     whole = clip(tmp_path / "w.mp4", EVEN).read_bytes()
     place = whole.index(b"elst")
@@ -722,7 +897,7 @@ def test_folders_of_frames(tmp_path):
     order = [0, 20, 40, 200, 220]
     account, found = packed(tmp_path / "t/a.csv", tmp_path / "a", val_fraction=0.0)
     assert Contents(found["train"]["clip"].files).clip("frames.npy").video.frames[:, 0, 0, 0].tolist() == order
-    assert "files beside frames that are none, such as clip/notes.txt" in notes(account)
+    assert "clip: files among the frames that are none, such as notes.txt" in notes(account)
     account, found = packed(tmp_path / "set", tmp_path / "b", kind="clip")
     assert found["train"]["run/c1"].clip("frames.npy").video.frames[:, 0, 0, 0].tolist() == order
     assert (account["frames"], account["packed"], account["found"]) == (5, 0, 7)
@@ -759,6 +934,35 @@ def test_clouds_in_every_form(tmp_path):
         assert note in notes(account)
 
 
+def test_columns_of_text_clouds(tmp_path):
+    root = tmp_path / "set"
+    (
+        write(root / "a.txt", "id x y z\n7 1 2 3\n8 4 5 6\n"),
+        write(root / "b.xyz", "# nx ny nz x y z\n0 0 0 1 2 3\n0 0 0 4 5 6\n"),
+    )
+    write(root / "c.txt", "0.1 0.2 x.3\n1 2 3\n4 5 6\n"), write(root / "d.xyz", "1,5 2,5 3,5\n1,5 2,5 3,5\n")
+    write(root / "e.xyz", "1 1 1\n1 1 1\n")
+    account, found = packed(root, tmp_path / "out", val_fraction=0.0)
+    for name in ("a", "b"):
+        np.testing.assert_array_equal(found["train"][name].cloud("points.npy"), [[1, 2, 3], [4, 5, 6]])
+    for name, why in {"c.txt": "line 1", "d.xyz": "decimal commas", "e.xyz": "points are one"}.items():
+        assert why in account["left_out"][name]
+
+
+def test_hdf5_in_folders_of_any_type_of_label(tmp_path):
+    import h5py
+
+    for split, seed in (("train", 0), ("test", 1)):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        with h5py.File(tmp_path / "set" / split / "data.h5", "w") as file:
+            file["data"] = np.random.default_rng(seed).normal(size=(4, 3, 64)).astype(np.float32)
+            file["label"] = np.arange(4, dtype=np.uint8)[:, None]
+    account, found = packed(tmp_path / "set", tmp_path / "out")
+    assert {split: len(each) for split, each in found.items()} == {"train": 4, "test": 4}
+    assert found["test"]["test/data-000002"].cloud("points.npy").shape == (64, 3) and "turned" in notes(account)
+    asks(tmp_path / "set", tmp_path / "o", "nothing to pack of kind image", channels=3)
+
+
 def test_doubt_about_clouds_is_a_question(tmp_path):
     points = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
     (tmp_path / "two").mkdir(), (tmp_path / "square").mkdir()
@@ -780,7 +984,7 @@ def test_meshes_without_area_and_cut_clouds(tmp_path):
     account, _ = packed(root, tmp_path / "out")
     for name, reason in {
         "flat.obj": "its faces have no area", "empty.off": "empty.off", "cut.pts": "names 4 points, there are 2: cut?",
-        "ragged.xyz": "line 2: 2 numbers, expected 3",
+        "ragged.xyz": "line 2: expected 3 numbers, got '1 1'",
     }.items():  # fmt: skip
         assert reason in account["left_out"][name]
     import trimesh
@@ -831,8 +1035,10 @@ def test_names_with_dots(tmp_path):
         indices.scan(tar(tmp_path / "b/train-0.tar", versions))
     views = [m for i in range(3) for m in ((f"{i}.left.png", PNG), (f"{i}.right.png", PNG), (f"{i}.cls", b"0"))]
     assert len(indices.scan(tar(tmp_path / "c/train-0.tar", views))) == 3
-    numbered = [(f"{i}.{v}.png", PNG) for i in range(5) for v in range(3)]
-    assert len(indices.scan(tar(tmp_path / "d/train-0.tar", numbered))) == 5
+    numbered = tar(tmp_path / "d/train-0.tar", [(f"{i}.{v}.png", PNG) for i in ("cat", "dog") for v in range(3)])
+    with pytest.raises(BrokenShard, match=r"is 'cat.0.png' of a sample 'cat' with a view '0'"):
+        indices.scan(numbered)
+    assert len(indices.scan(numbered, keys="first-dot")) == 2 and len(indices.scan(numbered, keys="last-dot")) == 6
 
 
 def test_unsorted_members_apple_files_and_upper_case(tmp_path):
@@ -922,7 +1128,9 @@ def test_a_share_of_a_train_of_tars_becomes_val(tmp_path):
     assert 4 < len(found["val"]) < 20
     batch = next(iter(ShardDataModule(str(tmp_path), 3, SimCLR(8), workers=0).evaluation_loader("val", 40)))
     assert {*batch["key"]} - {""} == {*found["val"]}
-    assert set(indexed(tmp_path)[1]) == {"train"} and not list(tmp_path.glob("*.val.idx.npz"))
+    again, found_again = indexed(tmp_path)
+    assert {*found_again["val"]} == {*found["val"]} and "val is a share of 0.3 of train" in notes(again)
+    assert set(indexed(tmp_path, val_fraction=0.0)[1]) == {"train"} and not list(tmp_path.glob("*.val.idx.npz"))
 
 
 def test_the_layout_of_clip_benchmark(tmp_path):
@@ -943,6 +1151,28 @@ def test_the_layout_of_clip_benchmark(tmp_path):
         build_index(tmp_path)
 
 
+def test_tars_that_cannot_be_taken_in(tmp_path):
+    tar(tmp_path / "a/DATA.TAR", [("0.png", PNG)]), tar(tmp_path / "b/0.tar", [("0.flac", b"x")])
+    with pytest.raises(ValueError, match=r"must be called .tar, in small letters; rename DATA.TAR"):
+        build_index(tmp_path / "a")
+    with pytest.raises(ValueError, match="no sample in any tar"):
+        build_index(tmp_path / "b")
+    tar(tmp_path / "c/x-train-0.tar", [("0.png", PNG)])
+    for options, words in (
+        ({"splits": "val=zz*"}, "no tar is left for zz"),
+        ({"splits": "train=*,val=x*"}, "no tar is left for x"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            build_index(tmp_path / "c", **options)
+    tar(tmp_path / "c/val/0.tar", [("0.png", PNG)])
+    assert set(indexed(tmp_path / "c", splits="none")[1]) == {"train"}
+    with pytest.raises(ValueError, match="--val-fraction would not be used"):
+        build_index(tmp_path / "c", val_fraction=0.5)
+    write(tmp_path / "c/classnames.txt", "cat\n\ndog\n")
+    with pytest.raises(ValueError, match="classnames.txt line 2: blank"):
+        build_index(tmp_path / "c")
+
+
 def test_an_index_of_a_packed_set_keeps_its_names(tmp_path):
     packed(pictures(tmp_path / "set", "train/cat/0.png", "train/dog/1.png", "val/dog/2.png"), tmp_path / "out")
     before = Manifest.load(str(tmp_path / "out"))
@@ -950,6 +1180,9 @@ def test_an_index_of_a_packed_set_keeps_its_names(tmp_path):
         path.unlink()
     after = build_index(tmp_path / "out")
     assert (after.labels, after.splits) == (before.labels, before.splits) and not list(verify(tmp_path / "out"))
+    tar(tmp_path / "out/more.tar", [("0.png", PNG), ("0.cls", b"1")])
+    with pytest.raises(ValueError, match="packed by viewshards, and more.tar is not of it"):
+        build_index(tmp_path / "out")
 
 
 def test_two_pictures_of_one_view_are_a_question(tmp_path):
@@ -982,6 +1215,34 @@ def test_options_are_checked_and_none_is_ignored(tmp_path, options, capsys):
         "quality must", "--resize"
     )
     assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_a_second_call_sees_every_option(tmp_path, capsys):
+    root = tmp_path / "set"
+    root.mkdir()
+    Image.fromarray(noise().astype(np.float32)[..., 0]).save(root / "f.tif")
+    out = str(tmp_path / "out")
+    assert main(["pack", str(root), out, "--value-range", "0", "255"]) == 0
+    assert main(["pack", str(root), out, "--value-range", "0", "255", "--shard-mb", "100"]) == 0
+    assert main(["pack", str(root), out, "--value-range", "0", "999"]) == 2
+    assert "--value-range: [0.0, 255.0] there, [0.0, 999.0] asked for" in capsys.readouterr().err
+    write(root / "broken.tif", b"II*\0")
+    again = str(tmp_path / "again")
+    assert main(["pack", str(root), again]) == 0 and main(["pack", str(root), again, "--strict"]) == 2
+    equal = tmp_path / "equal"
+    picture(equal / "train/a.png", 3), picture(equal / "val/b.png", 3), picture(equal / "train/c.png", 4)
+    assert main(["pack", str(equal), str(tmp_path / "leaks"), "--leaks", "stop"]) == 2
+    assert main(["pack", str(equal), str(tmp_path / "leaks"), "--leaks", "drop"]) == 0
+    assert {split: list(each) for split, each in samples(tmp_path / "leaks").items()} == {"train": ["c"], "val": ["b"]}
+
+
+def test_a_doubtful_file_among_good_ones_stops_the_pack(tmp_path):
+    root = tmp_path / "set"
+    root.mkdir()
+    for i in range(3):
+        np.save(root / f"{i}.npy", np.random.default_rng(i).normal(size=(300, 3)).astype(np.float32))
+    np.save(root / "odd.npy", np.zeros((3, 5), np.float32))
+    asks(root, tmp_path / "out", "odd.npy: an array (3, 5)", "--cloud-axes")
 
 
 def test_a_second_call_names_what_differs_and_only_that(tmp_path, capsys):

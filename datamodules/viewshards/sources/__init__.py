@@ -6,9 +6,10 @@ A source lists its samples (key and split) at once and gives the files of one wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from viewshards.limits import DEFAULT, Limits
 from viewshards.sources import clouds, generated, moving, solids
@@ -57,16 +58,13 @@ class Options:
     cloud_array: str | None = None
     root: str | None = None
 
-    def said(self) -> set[str]:
-        """Names of what is said."""
-        return {name for name, value in vars(self).items() if value is not None}
+    def said(self) -> dict[str, Any]:
+        """What is said, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
-OF_FILES = frozenset({"val_fraction", "splits", "value_range", "channels", "cloud_axes", "cloud_array"})
-OF_TABLES = frozenset({"labels", "split_by", "columns", "encoding", "outside"})
-USED = {"builtin": {"val_fraction"}, "sklearn": {"val_fraction"}, "torchvision": {"val_fraction", "root"},
-        "table": OF_FILES | OF_TABLES, "folder": OF_FILES | OF_TABLES | {"kind", "table"}}  # fmt: skip
-"""Options by what they are of; others are refused."""
+USED = {"builtin": {"val_fraction"}, "sklearn": {"val_fraction"}, "torchvision": {"val_fraction", "root"}}
+"""Options of sets that come with a package; folders and tables take all but `root`."""
 
 
 def open_source(text: str, options: Options = Options(), limits: Limits = DEFAULT) -> Source:
@@ -80,29 +78,41 @@ def open_source(text: str, options: Options = Options(), limits: Limits = DEFAUL
     Raises:
         FileNotFoundError: if there is no such source. ValueError: if it cannot be read as asked, or in several ways.
     """
+    source = _opened(text, options, limits)
+    source.options = options.said()
+    return source
+
+
+def _opened(text: str, options: Options, limits: Limits) -> Source:
     scheme, _, name = text.partition(":")
     path = Path(text)
     is_table = path.suffix.lower() in TABLES and not path.is_dir()
-    what = scheme if scheme in USED and name else "table" if is_table else "folder"
-    unused = options.said() - USED[what]
+    used = {field.name for field in fields(Options)} - {"root"} - ({"table"} if is_table else set())
+    unused = options.said().keys() - (USED[scheme] if scheme in USED and name else used)
     if unused:
         listed = ", ".join(f"--{option.replace('_', '-')}" for option in sorted(unused))
-        raise ValueError(f"{text}: {listed} would not be used by a source of the kind {what}: leave it out")
+        raise ValueError(f"{text}: {listed} would not be used by a source of this kind: leave it out")
     if scheme == "builtin":
         return _builtin(name, options.val_fraction)
     if scheme == "torchvision":
         return Torchvision(name, options.root or "data", options.val_fraction)
     if scheme == "sklearn":
         return Sklearn(name, options.val_fraction)
-    labels = tuple(filter(None, (options.labels or "").split(",")))
-    choices = Choices(Splits.parsed(options.splits), options.val_fraction, labels, options.split_by)
     reader = Reader(limits, clouds=clouds.Layout(options.cloud_axes, options.cloud_array), channels=options.channels)
-    columns = Columns.parsed(options.columns, options.encoding)
-    more = choices, reader, columns, bool(options.outside), options.value_range
+    choices = Choices(
+        Splits.parsed(options.splits),
+        options.val_fraction,
+        tuple(filter(None, (options.labels or "").split(","))),
+        options.split_by,
+        Columns.parsed(options.columns, options.encoding),
+        bool(options.outside),
+        options.table,
+        options.value_range,
+    )
     if path.is_dir():
-        return of_folder(path, options.kind, *more, options.table)
+        return of_folder(path, options.kind, choices, reader)
     if is_table:
-        return of_table(path, *more)
+        return of_table(path, options.kind, choices, reader)
     raise FileNotFoundError(
         f"{text}: expected a folder, a table ({', '.join(sorted(TABLES))}), builtin:NAME, torchvision:NAME or "
         "sklearn:NAME"

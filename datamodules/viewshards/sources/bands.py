@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import io
 import math
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from viewshards.decode import array
+from viewshards.decode import array, array_bytes
+from viewshards.extras import needed
 from viewshards.limits import DEFAULT, Limits
 from viewshards.pictures import Ranges, format_of, opened, scaled
-from viewshards.sources.clouds import array_bytes
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -40,7 +39,10 @@ def band_values(name: str, data: bytes, channels: int, limits: Limits = DEFAULT)
     if kind == "tif":
         found = _tiff(data, limits)
     elif kind is None and name.lower().endswith(".npy"):
-        found = array(data, limits)
+        try:
+            found = array(data, limits)
+        except Exception as error:  # damaged headers fail in any way
+            raise ValueError(f"an array that does not decode: {error or type(error).__name__}") from error
     else:
         with opened(data, limits) as image:
             if channels not in MODES or (image.mode, channels) not in {(mode, n) for n, mode in MODES.items()}:
@@ -56,10 +58,7 @@ def band_values(name: str, data: bytes, channels: int, limits: Limits = DEFAULT)
 
 
 def _tiff(data: bytes, limits: Limits) -> NDArray[Any]:
-    try:
-        tifffile = import_module("tifffile")
-    except ModuleNotFoundError as error:
-        raise ValueError("reading the bands of a TIFF needs tifffile: pip install 'manyviews[bands]'") from error
+    tifffile = needed("tifffile", "bands", "the bands of a TIFF")
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             series = file.series[0]

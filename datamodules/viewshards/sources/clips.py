@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from viewshards.account import system_file
+from viewshards.decode import Picture, array_bytes
 from viewshards.limits import DEFAULT, Limits
-from viewshards.pictures import format_of, on_white, opened, picture
+from viewshards.pictures import Ranges, format_of, on_white, opened, picture
 from viewshards.sources.tree import natural
-from viewshards.video import Frames, container
+from viewshards.video import container_of
 
 CONTAINERS = {"mov": "mp4 mov m4v", "matroska": "webm mkv", "avi": "avi"}
 """Extensions of the containers that are kept as they are."""
@@ -25,7 +25,10 @@ def clip_of(name: str, data: bytes) -> tuple[str, bytes, list[str]]:
     Raises:
         ValueError: if it is of no known container.
     """
-    own, fitting = Path(name).suffix.lower().removeprefix("."), CONTAINERS[container(data)].split()
+    found = container_of(data)
+    if found is None:
+        raise ValueError("no clip of a known container: expected .mp4, .mov, .webm, .mkv or .avi by its contents")
+    own, fitting = Path(name).suffix.lower().removeprefix("."), CONTAINERS[found].split()
     if own in fitting:
         return own, data, []
     return fitting[0], data, [f"clips read by their contents: named .{own}, in truth .{fitting[0]}"]
@@ -50,17 +53,18 @@ def is_picture(path: Path) -> bool:
         return format_of(file.read(32)) is not None or path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
 
 
-def of_frames(paths: Sequence[Path], limits: Limits = DEFAULT) -> tuple[str, bytes]:
+def of_frames(paths: Sequence[Path], limits: Limits = DEFAULT, ranges: Ranges | None = None) -> tuple[str, bytes]:
     """`frames.npy` and its contents, of the pictures of a clip.
 
     Raises:
         ValueError: without any, for one that does not decode, and for several sizes, naming the file.
     """
     limits.check("frames", len(paths), "frames of a clip")
-    frames: list[Frames] = []
+    frames: list[Picture] = []
     for path in paths:
         try:
-            frames.append(picture(path.read_bytes(), limits))
+            limits.check("file_bytes", path.stat().st_size, "bytes of a file")
+            frames.append(picture(path.read_bytes(), limits, ranges))
         except ValueError as error:
             raise ValueError(f"frame {path.name}: {error}") from error
         limits.check("array_bytes", frames[0].nbytes * len(paths), "bytes of all frames")
@@ -69,7 +73,7 @@ def of_frames(paths: Sequence[Path], limits: Limits = DEFAULT) -> tuple[str, byt
             raise ValueError(f"frames of several sizes in one clip: {paths[0].name} and {path.name} are {sizes}")
     if not frames:
         raise ValueError("no pictures in the folder")
-    return "frames.npy", _bytes(np.stack(frames))
+    return "frames.npy", array_bytes(np.stack(frames))
 
 
 def of_animation(data: bytes, limits: Limits = DEFAULT) -> tuple[str, bytes]:
@@ -78,14 +82,8 @@ def of_animation(data: bytes, limits: Limits = DEFAULT) -> tuple[str, bytes]:
         count = getattr(image, "n_frames", 1)
         limits.check("frames", count, "frames of a clip")
         limits.check("array_bytes", 3 * count * image.width * image.height, "bytes of all frames")
-        frames = []
+        frames = list[Picture]()
         for number in range(count):
             image.seek(number)
             frames.append(np.asarray(on_white(image)))
-    return "frames.npy", _bytes(np.stack(frames))
-
-
-def _bytes(frames: Frames) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, frames, allow_pickle=False)
-    return buffer.getvalue()
+    return "frames.npy", array_bytes(np.stack(frames))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from viewshards.decode import Arrays, array
+from viewshards.account import Question
+from viewshards.decode import Arrays, array, array_bytes
+from viewshards.extras import needed
 from viewshards.limits import DEFAULT, Limits
 from viewshards.order import generator
 from viewshards.views.points import Cloud, checked
@@ -56,22 +57,22 @@ def cloud_of(
         ValueError: if there are no points in it, not as many as it says, or it can be understood in several ways.
     """
     extension = name[name.rfind(".") :].lower()
-    for extensions, package in ((MESHES, "trimesh"), (SCANS, "laspy")):
-        if extension in extensions:
-            needed(package, name)
     told: list[str] = []
     found: NDArray[Any]
     try:
         if extension in MESHES:
-            found = _of_mesh(needed("trimesh", name), data, extension[1:], name, points, limits)
+            found = _of_mesh(needed("trimesh", "points", name), data, extension[1:], name, points, limits)
         elif extension in SCANS:
-            found = _of_scan(needed("laspy", name), data, limits)
+            found = _of_scan(needed("laspy", "points", name), data, limits)
         else:
             found = _of_text(data, extension) if extension in TEXTS else _array(data, extension, layout, limits, told)
-            found = _points_first(found, layout, told)
-            if found.shape[1] > 3:
-                told.append(f"clouds of {found.shape[1]} columns, of which the first three are kept")
-        return "points.npy", array_bytes(_kept(found)), told
+            found = points_first(found, layout, told)
+        kept = _kept(found)
+        if len(kept) > 1 and not np.ptp(kept, axis=0).any():
+            raise ValueError(f"all of its {len(kept)} points are one")
+        return "points.npy", array_bytes(kept), told
+    except Question:
+        raise
     except Exception as error:  # every format, and every damage of it, fails in its own way
         raise ValueError(f"{name} is no readable {extension} file: {error or type(error).__name__}") from error
 
@@ -84,10 +85,10 @@ def _array(data: bytes, extension: str, layout: Layout, limits: Limits, told: li
         if layout.array not in arrays:
             raise ValueError(f"no array {layout.array!r}, which --cloud-array names; it has {', '.join(arrays)[:200]}")
         return arrays[layout.array]
-    named = [name for name in NAMES if name in arrays]
-    fitting = named[:1] or [name for name in arrays if _is_cloud(arrays[name])]
+    clouds = [name for name in arrays if _is_cloud(arrays[name])]
+    fitting = [name for name in clouds if name.lower() in NAMES] or clouds
     if len(fitting) != 1:
-        raise ValueError(
+        raise Question(
             f"{len(fitting)} of its arrays can be a cloud ({', '.join(arrays)[:200]}): say which by --cloud-array NAME"
         )
     if len(arrays) > 1:
@@ -99,41 +100,62 @@ def _is_cloud(found: NDArray[Any]) -> bool:
     return found.ndim == 2 and found.dtype.kind == "f" and any(3 <= side <= COLUMNS for side in found.shape)
 
 
-def _points_first(found: NDArray[Any], layout: Layout, told: list[str]) -> NDArray[Any]:
-    if found.ndim != 2 or layout.axes == "points-first":
+def points_first(found: NDArray[Any], layout: Layout, told: list[str]) -> NDArray[Any]:
+    """(N, C) of an array in either orientation; notes what was turned, and what is not kept.
+
+    Raises:
+        Question: if both axes can be that of the points.
+    """
+    if found.ndim != 2:
         return found
     first, last = (3 <= side <= COLUMNS for side in found.shape)
     plain = found.shape[1] == 3 != found.shape[0]  # (N, 3), as nearly all are
+    turn = layout.axes == "points-last" or (layout.axes is None and first and found.shape[1] > COLUMNS)
     if layout.axes is None and first and last and not plain:
-        raise ValueError(f"an array {found.shape}: are the points its rows or its columns? say --cloud-axes "
+        raise Question(f"an array {found.shape}: are the points its rows or its columns? say --cloud-axes "
                          "points-first or points-last")  # fmt: skip
-    if layout.axes == "points-last" or (first and found.shape[1] > COLUMNS):
+    if turn:
         told.append("clouds that were turned from (3, N) to (N, 3)")
-        return found.T
+        found = found.T
+    if found.shape[1] > 3:
+        told.append(f"clouds of {found.shape[1]} columns, of which the first three are kept")
     return found
 
 
 def _of_text(data: bytes, extension: str) -> NDArray[np.float64]:
-    """Lines of numbers between blanks, commas or semicolons; a `.pts` may begin with how many there are."""
+    """Lines of numbers between blanks, commas or semicolons; a `.pts` may begin with how many there are.
+
+    A first line of names says which columns are x, y and z; else they are the first three.
+    """
     rows: list[list[str]] = []
+    header: list[str] = []
     declared = None
     for number, line in enumerate(data.decode("utf-8-sig").splitlines(), 1):
-        words = re.split(r"#|//", line)[0].replace(",", " ").replace(";", " ").split()
+        if not rows and re.match(r"\s*(#|//)", line):
+            header = re.split(r"[\s,;]+", line.strip(" \t#/").lower())
+        words = re.split(r"#|//", line)[0].replace(";", " ").split()
+        if len(words) >= 3 and all(re.fullmatch(r"-?\d+,\d+", word) for word in words):
+            raise ValueError(f"line {number}: decimal commas: write them as points")
+        words = [word for part in words for word in part.split(",") if word]
         if not rows and len(words) == 1 and words[0].isdigit():
             declared = int(words[0])
-        elif not rows and words and not all(map(_is_number, words)):
-            continue  # names of the columns
+        elif not rows and words and not any(map(_is_number, words)):
+            header = [word.lower() for word in words]
         elif words:
-            if len(words) < 3 or (rows and len(words) != len(rows[0])):
+            if len(words) < 3 or (rows and len(words) != len(rows[0])) or not all(map(_is_number, words)):
                 raise ValueError(
-                    f"line {number}: {len(words)} numbers, expected {len(rows[0]) if rows else '3 or more'}"
+                    f"line {number}: expected {len(rows[0]) if rows else '3 or more'} numbers, got {line[:60]!r}"
                 )
             rows.append(words)
     if declared not in (None, len(rows)):
         raise ValueError(f"its first line names {declared} points, there are {len(rows)}: cut?")
     if not rows:
         raise ValueError("there is no line of three numbers in it")
-    return np.array(rows, np.float64)
+    found = np.array(rows, np.float64)
+    if {"x", "y", "z"} <= {*header} and len(header) == found.shape[1]:
+        axes = [header.index(axis) for axis in "xyz"]
+        found = found[:, [*axes, *(column for column in range(len(header)) if column not in axes)]]
+    return found
 
 
 def is_text_cloud(data: bytes) -> bool:
@@ -157,7 +179,7 @@ def _of_scan(laspy: Any, data: bytes, limits: Limits) -> NDArray[np.float64]:
         return np.asarray(file.read().xyz, np.float64)
 
 
-def _of_mesh(trimesh: Any, data: bytes, kind: str, name: str, points: int, limits: Limits) -> NDArray[np.float32]:
+def _of_mesh(trimesh: Any, data: bytes, kind: str, name: str, points: int, limits: Limits) -> NDArray[np.float64]:
     """(N, 3): points of the surface, or the vertices where there are no faces."""
     vertices, faces = _declared(data, kind)
     if vertices is not None:
@@ -184,12 +206,12 @@ def _of_mesh(trimesh: Any, data: bytes, kind: str, name: str, points: int, limit
     if not len(there):
         raise ValueError("there is no vertex in it")
     if not len(triangles):
-        return np.asarray(there, np.float32)
+        return np.asarray(there, np.float64)
     if not float(mesh.area) > 0:
         raise ValueError("its faces have no area")
     seed = int(generator(2024, *name.encode()).integers(2**31))
     cloud, _ = trimesh.sample.sample_surface(mesh, points, seed=seed)
-    return np.asarray(cloud, np.float32)
+    return np.asarray(cloud, np.float64)
 
 
 def _declared(data: bytes, kind: str) -> tuple[int | None, int | None]:
@@ -217,22 +239,3 @@ def _kept(array: NDArray[Any]) -> NDArray[Any]:
     """A cloud as it is stored: half precision stays, everything else becomes float32."""
     cloud: Cloud = checked(array)
     return cloud.astype(np.float16) if array.dtype == np.float16 else cloud
-
-
-def array_bytes(array: NDArray[Any]) -> bytes:
-    """An array as the bytes of a `.npy` file."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def needed(package: str, what: object) -> Any:
-    """A package of the extra `points`.
-
-    Raises:
-        ValueError: saying how to install it.
-    """
-    try:
-        return import_module(package)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{what}: reading it needs {package}: pip install 'manyviews[points]'") from error

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from viewshards.account import Question
 from viewshards.limits import DEFAULT, Limits
 from viewshards.sources.splits import split_of
 
@@ -56,17 +57,21 @@ class Columns:
         Raises:
             ValueError: if it is of another form, or for an encoding that nobody knows.
         """
-        names = {}
+        names: dict[str, str] = {}
         for part in filter(None, (text or "").split(",")):
             kind, equals, column = (each.strip() for each in part.partition("="))
+            if kind in names or column in names.values():
+                raise ValueError(f"--columns {text}: {kind} or {column} is there twice")
             if kind not in NAMES or not equals or not column:
                 raise ValueError(f"--columns {text}: expected KIND=COLUMN,...; kinds are {', '.join(NAMES)}")
             names[kind] = column
         if encoding is not None:
             try:
-                codecs.lookup(encoding)
+                b"x".decode(encoding)
+            except UnicodeDecodeError:
+                pass
             except LookupError as error:
-                raise ValueError(f"--encoding {encoding}: no encoding of that name") from error
+                raise ValueError(f"--encoding {encoding}: no encoding of texts of that name") from error
         return cls(names, encoding)
 
 
@@ -94,13 +99,13 @@ def read_table(path: Path, columns: Columns = Columns(), limits: Limits = DEFAUL
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not there, or not a file")
     limits.check("file_bytes", path.stat().st_size, f"{path}: bytes of a table")
-    suffix = path.suffix.lower()
+    suffix, unnamed = path.suffix.lower(), ""
     if suffix == ".parquet":
         rows, places = _parquet(path)
     else:
         text = _text(path, columns.encoding)
         if suffix in (".csv", ".tsv"):
-            rows, places = _csv(path, text, columns)
+            rows, places, unnamed = _csv(path, text, columns, limits)
         elif text.lstrip()[:1] == "[" or (suffix == ".json" and not _is_lines(text)):
             rows, places = _list(path, text)
         else:
@@ -109,12 +114,14 @@ def read_table(path: Path, columns: Columns = Columns(), limits: Limits = DEFAUL
         raise ValueError(f"{path}: no rows")
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise ValueError(f"{path} {places[number]}: expected an object of columns, got {row!r:.80}")
+            raise NoTable(f"{path} {places[number]}: expected an object of columns, got {row!r:.80}")
     found = list(dict.fromkeys(name for row in rows for name in row))
     kinds = _kinds(path, found, columns, rows)
     renamed = {column: kind for kind, column in kinds.items()}
-    kept = [name for name in found if name not in renamed]
-    said = ", ".join(f"{column!r}" + (f" is the {kind}" if kind != column else "") for column, kind in renamed.items())
+    # A column that another one was named in place of keeps what it says, under another name.
+    renamed |= {name: f"other_{name}" for name in found if name in NAMES and name not in renamed}
+    kept = [renamed.get(name, name) for name in found if name not in kinds.values()]
+    said = ", ".join(f"{column!r}" + (f" is the {kind}" if kind != column else "") for kind, column in kinds.items())
     told = f"{path.name}: {said}" + (f"; kept in .json as they are: {', '.join(map(repr, kept))[:300]}" if kept else "")
     rows = [{renamed.get(name, name): value for name, value in row.items()} for row in rows]
     for row, place in zip(rows, places, strict=True):
@@ -130,22 +137,31 @@ def read_table(path: Path, columns: Columns = Columns(), limits: Limits = DEFAUL
             )
         if row.get("view") is not None and not re.fullmatch(r"[\w-]+", str(row["view"])):
             raise ValueError(f"{path} {place}: a view is a name of letters, digits, - and _, got {row['view']!r}")
-    return Read(rows, places, kinds, told)
+    return Read(rows, places, kinds, told + unnamed)
+
+
+class NoTable(ValueError):
+    """A file that is no table of files: it has no column of them, or is no list of objects."""
 
 
 def has_files(path: Path, columns: Columns, limits: Limits = DEFAULT) -> bool:
-    """Whether it is a table whose first row names a file that is there."""
+    """Whether it is a table whose first row names a file.
+
+    Raises:
+        ValueError: if it is one that cannot be read, naming the line.
+    """
+    with open(path, "rb") as file:
+        start = file.read(1000)
+    if path.suffix.lower() == ".json" and re.match(rb"(\xef\xbb\xbf)?\s*([^\[{\s]|{\s*\n)", start):
+        return False  # no list, of any size
     try:
-        with open(path, "rb") as file:
-            start = file.read(1000)
-        if path.suffix.lower() == ".json" and start.lstrip(b"\xef\xbb\xbf \r\n\t")[:1] not in (b"[", b"{"):
-            return False
-        if path.suffix.lower() == ".json" and re.match(rb"\s*{\s*\n", start):  # one object, of any size
-            return False
-        first = read_table(path, columns, limits).rows[0]["file_name"]
-        return (path.parent / str(first)).exists()
-    except (ValueError, OSError):
+        read = read_table(path, columns, limits)
+    except NoTable:
         return False
+    except ValueError as error:
+        raise ValueError(f"{error}. If it says nothing of the files: --table none") from error
+    names = [str(row["file_name"]) for row in read.rows[:100]]
+    return path.stem.lower() == "metadata" or any((path.parent / name).exists() for name in names)
 
 
 def _kinds(path: Path, found: Sequence[str], columns: Columns, rows: Sequence[Record]) -> dict[str, str]:
@@ -171,23 +187,28 @@ def _kinds(path: Path, found: Sequence[str], columns: Columns, rows: Sequence[Re
             continue
         fitting = [plain[name] for name in names.split() if name in plain and plain[name] not in columns.names.values()]
         if kind == "split":
-            fitting = [name for name in fitting if _plain(name) == "split" or _are_splits(rows, name)]
+            fitting = [name for name in fitting if _plain(name) == "split" or _are_splits(path, rows, name)]
         if kind == "file_name" and len(fitting) > 1 and _plain(fitting[0]) != kind:
             there = [name for name in fitting if _is_file(path, rows[0].get(name))]
             fitting = there or fitting
         if len(fitting) > 1 and _plain(fitting[0]) != kind:
-            raise ValueError(
+            raise Question(
                 f"{path}: which column is the {kind}: {' or '.join(map(repr, fitting))}? Say --columns "
                 f"{kind}={fitting[0]}"
             )
         if fitting:
             kinds[kind] = fitting[0]
     if "file_name" not in kinds:
-        raise ValueError(
-            f"{path}: no column for the file; expected one of {NAMES['file_name'].replace(' ', ', ')}, in any case; it "
-            f"has {_had(found)}. Say which by --columns file_name=COLUMN"
-        )
+        raise _no_file(path, found)
     return kinds
+
+
+def _no_file(path: Path, found: Sequence[str]) -> NoTable:
+    names = NAMES["file_name"].replace(" ", ", ")
+    return NoTable(
+        f"{path}: no column for the file; expected one of {names}, in any case; it has {_had(found)}. Say which by "
+        "--columns file_name=COLUMN"
+    )
 
 
 def _plain(name: str) -> str:
@@ -198,9 +219,20 @@ def _had(found: Sequence[str]) -> str:
     return ", ".join(map(repr, found))[:300]
 
 
-def _are_splits(rows: Sequence[Record], name: str) -> bool:
+def _are_splits(path: Path, rows: Sequence[Record], name: str) -> bool:
+    """Whether a column that can be called otherwise holds splits.
+
+    Raises:
+        Question: if only some of its values are usual names of splits.
+    """
     values = {str(row[name]).strip() for row in rows if row.get(name) not in (None, "")}
-    return bool(values) and all(map(split_of, values))
+    usual = {value for value in values if split_of(value)}
+    if usual and usual != values:
+        raise Question(
+            f"{path}: is column {name!r} the split? It has {_had(sorted(usual))}, {_had(sorted(values - usual)[:5])}: "
+            f"say --columns split={name}, or rename it"
+        )
+    return bool(values) and usual == values
 
 
 def _is_file(path: Path, name: Any) -> bool:
@@ -226,15 +258,17 @@ def _text(path: Path, encoding: str | None) -> str:
         ) from error
 
 
-def _csv(path: Path, text: str, columns: Columns) -> tuple[list[Record], list[str]]:
+def _csv(path: Path, text: str, columns: Columns, limits: Limits) -> tuple[list[Record], list[str], str]:
     said = re.match(r"sep=(.)\r?\n", text)  # as Excel writes it
     body = text[said.end() :] if said else text
     offset = 1 if said else 0
     separator = said[1] if said else "\t" if path.suffix.lower() == ".tsv" else _separator(body, columns)
     rows: list[Record] = []
     places: list[str] = []
-    reader = csv.reader(io.StringIO(body, newline=""), delimiter=separator, strict=True)
+    csv.field_size_limit(limits.text_bytes)  # of the process; Python's own is a hundred thousand
+    reader = csv.reader(io.StringIO(body, newline=""), delimiter=separator, strict=True, skipinitialspace=True)
     header: list[str] | None = None
+    unnamed: set[int] = set()
     line = 0
     try:
         while True:
@@ -247,6 +281,8 @@ def _csv(path: Path, text: str, columns: Columns) -> tuple[list[Record], list[st
                 doubled = next((name for name in header if name and header.count(name) > 1), None)
                 if doubled:
                     raise ValueError(f"{path} line {line}: two columns of one name, {doubled!r}")
+                if not columns.names and not any(_plain(name) in NAMES["file_name"].split() for name in header):
+                    raise _no_file(path, header)
             elif len(record) != len(header):
                 raise ValueError(
                     f"{path} line {line}: {len(record)} fields, the header has {len(header)} ({_had(header)}); a text "
@@ -254,11 +290,17 @@ def _csv(path: Path, text: str, columns: Columns) -> tuple[list[Record], list[st
                 )
             else:
                 rows.append({name: cell for name, cell in zip(header, record, strict=True) if name})
+                cells = [number for number, name in enumerate(header, 1) if not name and record[number - 1].strip()]
+                unnamed |= set(cells)
                 places.append(f"line {line}")
     except StopIteration:
-        return rows, places
+        listed = ", ".join(map(str, sorted(unnamed)))
+        return rows, places, f"; columns without a name are left out: number {listed}" if unnamed else ""
     except csv.Error as error:
-        raise ValueError(f"{path} line {line}: {error}; quotes inside of a quoted text are doubled") from error
+        hint = (
+            "raise it by --limit text_bytes=NUMBER" if "field limit" in str(error) else "quotes in quotes are doubled"
+        )
+        raise ValueError(f"{path} line {line}: {error}; {hint}") from error
 
 
 def _separator(text: str, columns: Columns) -> str:
@@ -305,7 +347,7 @@ def _list(path: Path, text: str) -> tuple[list[Any], list[str]]:
     found = _json(path, text, 1)
     if not isinstance(found, list):
         keys = f" with the keys {', '.join(map(repr, found))[:200]}" if isinstance(found, dict) else ""
-        raise ValueError(f"{path}: expected a list of objects, one a file, got {type(found).__name__}{keys}")
+        raise NoTable(f"{path}: expected a list of objects, one a file, got {type(found).__name__}{keys}")
     return found, [f"entry {n}" for n in range(1, len(found) + 1)]
 
 
@@ -319,4 +361,21 @@ def _parquet(path: Path) -> tuple[list[Any], list[str]]:
         rows = read(path).to_pylist()
     except Exception as error:  # pyarrow's errors are of many kinds
         raise ValueError(f"{path}: not readable as Parquet ({error})") from error
-    return rows, [f"row {n}" for n in range(1, len(rows) + 1)]
+    return [{name: _of_arrow(path, n, name, value) for name, value in row.items()} for n, row in enumerate(rows, 1)], [
+        f"row {n}" for n in range(1, len(rows) + 1)
+    ]
+
+
+def _of_arrow(path: Path, row: int, name: str, value: Any) -> Any:
+    """A value as JSON can hold it.
+
+    Raises:
+        ValueError: for bytes, which are no name of a file and no text.
+    """
+    if isinstance(value, bytes) or (
+        isinstance(value, dict) and any(isinstance(each, bytes) for each in value.values())
+    ):
+        raise ValueError(f"{path} row {row}: column {name!r} holds bytes; write them into files, and their names here")
+    if isinstance(value, str | int | float | list | dict | None):
+        return value
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)

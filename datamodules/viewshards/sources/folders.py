@@ -8,116 +8,114 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from viewshards.account import Account, printable
-from viewshards.pictures import Ranges, opened
+from viewshards.account import Account, Question, printable, system_file
 from viewshards.sources import clouds
-from viewshards.sources.clips import frames_of
-from viewshards.sources.columns import TABLES, Columns, has_files, read_table
+from viewshards.sources.columns import TABLES, has_files, read_table
 from viewshards.sources.hdf5 import Hdf5
-from viewshards.sources.reader import IMAGES, KINDS, WEAK, Reader, kind_of_file, ranges_of
+from viewshards.sources.reader import KINDS, WEAK, Reader, is_animation, kind_of_file, ranges_of
 from viewshards.sources.rows import Choices, Row, Rows
 from viewshards.sources.source import Source
 from viewshards.sources.splits import layout, split_in, split_of
-from viewshards.sources.tables import rows_of, split_rows
+from viewshards.sources.tables import reader_of, renamed, rows_of, split_rows
 from viewshards.sources.tree import File, Tree, natural
 
 ARCHIVES = frozenset({".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"})
 TRACKS = ".traj.npz"
-ANIMATIONS = frozenset({".gif", ".webp", ".apng", ".png", ".avif"})
 
 
-def of_folder(
-    root: Path,
-    kind: str | None = None,
-    choices: Choices = Choices(),
-    reader: Reader = Reader(),
-    columns: Columns = Columns(),
-    outside: bool = False,
-    value_range: tuple[float, float] | None = None,
-    table: str | None = None,
-) -> Source:
+def of_folder(root: Path, kind: str | None = None, choices: Choices = Choices(), reader: Reader = Reader()) -> Source:
     """Files in `[SPLIT/][CLASS/]**`, torchvision's layout; a `metadata.csv`, or another table among them, says more.
 
     Args:
         root: the folder. kind: of the files that are packed: image, cloud, clip or h5; None: if there is one only.
-        choices: how it is split and labelled. reader: makes of a file what a shard holds.
-        columns: of a table, which is what. outside: whether a table may name files outside of its folder.
-        value_range: of pictures of 32 bits and floats.
-        table: which file is the table; `none`: no file; None: `metadata.*`, or the only one that names files.
+        choices: what a user says of it. reader: makes of a file what a shard holds.
 
     Raises:
-        FileNotFoundError: if there is nothing to pack. ValueError: a question, if it can be understood in several ways.
+        FileNotFoundError: if there is nothing to pack. ValueError: for options that would not be used. Question: if it
+            can be understood in several ways.
     """
     tree = Tree.of(root, reader.limits)
-    name = root.resolve().name.replace(".", "_") or "data"
-    account = tree.account()
-    tables = _tables(root, tree.files, columns, reader, table)
+    tables = _tables(root, tree.files, choices, reader)
     if tables:
-        return _by_tables(root, name, tree.files, tables, choices, reader, columns, outside, value_range, account)
-    _refuse_unused(root, choices, columns, outside)
+        return _by_tables(tree, tables, kind, choices, reader)
     found, kinds = _kind(root, tree.files, kind, reader.channels)
-    if reader.clouds != clouds.Layout() and found != "cloud":
-        raise ValueError(f"{root}: --cloud-axes and --cloud-array are of clouds, and would not be used: leave them out")
-    if reader.channels is not None and kind not in (None, "image"):
-        raise ValueError(f"{root}: --channels is of pictures, and would not be used: leave it out")
-    if value_range and found != "image":
-        raise ValueError(f"{root}: --value-range is of pictures, and would not be used: leave it out")
+    _refuse_unused(root, found, choices, reader)
+    account = tree.account()
     if found == "h5":
-        return Hdf5(root, [file for file in tree.files if kinds[file.name] == "h5"], choices, account, reader.limits)
+        return Hdf5(root, [file for file in tree.files if kinds[file.name] == "h5"], choices, account, reader)
     rows, odd = _clips(root, tree.files, kinds) if found == "clip" else (_files(root, tree.files, kinds, found), {})
     taken = _taken(rows)
     for file in tree.files:
         if file.name not in taken:
             account.leave(printable(file.name), odd.get(file.name) or _reason(file, kinds[file.name], found))
-    for row in [row for row in rows if row.size == 0]:
-        for each in (row.name, *row.more):
-            account.leave(printable(each), "an empty file")
-        rows.remove(row)
+    _leave(account, [row for row in rows if row.size == 0], "an empty file")
+    rows = _placed(root, [row for row in rows if row.size != 0], choices, account)
+    if not rows:
+        raise FileNotFoundError("\n".join([f"{root}: nothing to pack below it", *account.lines(), *account.listed()]))
+    pictures = [path for row in rows for path in row.frames or [row.path]] if found in ("image", "clip") else []
+    ranges, told = ranges_of(pictures, choices.value_range, reader.limits, reader.channels)
+    account.notes += told
+    classes = sorted({row.about["label"] for row in rows if "label" in row.about}) or None
+    reader = replace(reader, kind=found, ranges=ranges)
+    return Rows(_name(root), rows, choices, reader, account, classes, roots=tree.roots)
+
+
+def _name(root: Path) -> str:
+    return root.resolve().name.replace(".", "_") or "data"
+
+
+def _placed(root: Path, rows: Sequence[Row], choices: Choices, account: Account, label: bool = True) -> list[Row]:
+    """The rows with the split and class of their folders; notes what was understood, and leaves out others."""
     places = layout(root, [row.name for row in rows], choices.splits)
     account.notes += places.notes
     kept = []
     for row in rows:
-        if row.name in places.left_out:
-            for each in _taken([row]):
-                account.leave(printable(each), places.left_out[row.name])
-    for row in rows:
         place = places.places.get(row.name)
-        if place is not None:
-            about = {"split": place.split, "label": place.label}
-            row.about |= {column: value for column, value in about.items() if value is not None}
-            row.key = place.rest
-            kept.append(row)
-    if not kept:
-        raise FileNotFoundError("\n".join([f"{root}: nothing to pack below it", *account.lines(), *account.listed()]))
-    ranges: Ranges = {}
-    if found == "image":
-        ranges, told = ranges_of((row.path for row in kept), value_range, reader.limits, reader.channels)
-        account.notes += told
-    classes = sorted({row.about["label"] for row in kept if "label" in row.about}) or None
-    if found == "image" and _deep(kept):
-        account.notes.append(f"folders below classes are no labels, such as that of {printable(_deep(kept)[0].name)!r}")
-    return Rows(name, kept, choices, replace(reader, kind=found, ranges=ranges), account, classes, root=root)
+        if place is None:
+            _leave(account, [row], places.left_out[row.name])
+            continue
+        row.about |= {"split": place.split} if place.split is not None else {}
+        row.about |= {"label": place.label} if label and place.label is not None else {}
+        row.key = place.rest
+        kept.append(row)
+    deep = next((row for row in kept if label and "label" in row.about and row.key.count("/") > 1), None)
+    if deep:
+        account.notes.append(f"folders below classes are no labels, such as that of {printable(deep.name)!r}")
+    return kept
 
 
-def _refuse_unused(root: Path, choices: Choices, columns: Columns, outside: bool) -> None:
-    said = {
-        "--labels": choices.labels, "--split-by": choices.split_by, "--columns": columns.names,
-        "--encoding": columns.encoding, "--outside": outside,
+def _leave(account: Account, rows: Sequence[Row], why: str) -> None:
+    for row in rows:
+        for name in _taken([row]):
+            account.leave(printable(name), why)
+
+
+def _refuse_unused(root: Path, kind: str, choices: Choices, reader: Reader) -> None:
+    """Raises ValueError for options that are of something else than is packed."""
+    said: dict[str, dict[str, object]] = {
+        "for tables, and no table is used here: leave it out, or say which by --table": {
+            "--labels": choices.labels, "--split-by": choices.split_by, "--columns": choices.columns.names,
+            "--encoding": choices.columns.encoding, "--outside": choices.outside,
+        },
+        "of clouds, and would not be used: leave it out": {
+            "--cloud-axes": kind not in ("cloud", "h5") and reader.clouds.axes,
+            "--cloud-array": kind != "cloud" and reader.clouds.array,
+        },
+        "of pictures, and would not be used: leave it out": {
+            "--channels": kind != "image" and reader.channels,
+            "--value-range": kind not in ("image", "clip") and choices.value_range,
+        },
     }  # fmt: skip
-    unused = [option for option, value in said.items() if value]
-    if unused:
-        raise ValueError(f"{root}: {', '.join(unused)} is for tables, and no table is used here: leave it out, or say "
-                         "which by --table")  # fmt: skip
+    for why, options in said.items():
+        unused = [option for option, value in options.items() if value]
+        if unused:
+            raise ValueError(f"{root}: {', '.join(unused)} is {why}")
 
 
 def _taken(rows: Sequence[Row]) -> set[str]:
     """Names of all files of rows."""
     whole = {name for row in rows for name in (row.name, *row.more)}
     return whole | {f"{row.name}/{path.name}" for row in rows for path in row.frames}
-
-
-def _deep(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row.key.count("/") > 1]
 
 
 def _kind(
@@ -146,7 +144,7 @@ def _kind(
         raise FileNotFoundError(f"{root}: nothing to pack{of} below it; known are {known}{hint}")
     if not asked and len(counts) > 1:
         there = ", ".join(f"{count} of kind {name}" for name, count in counts.items())
-        raise ValueError(f"{root}: files of several kinds, {there}: say which by --kind")
+        raise Question(f"{root}: files of several kinds, {there}: say which by --kind")
     return asked or next(iter(counts)), kinds
 
 
@@ -187,7 +185,7 @@ def _clips(root: Path, files: Sequence[File], kinds: dict[str, str | None]) -> t
             tracks = f"{posixpath.splitext(file.name)[0]}{TRACKS}"
             if tracks in there:
                 rows[-1].about["tracks"], rows[-1].more = str(root / tracks), [tracks]
-        elif kinds[file.name] == "image" and file.size and _is_animation(root / file.name, file.suffix):
+        elif kinds[file.name] == "image" and file.size and is_animation(root / file.name, file.suffix):
             rows.append(_row(root, file))
         elif kinds[file.name] == "image":
             pictures[posixpath.dirname(file.name)].append(file.name)
@@ -201,94 +199,82 @@ def _clips(root: Path, files: Sequence[File], kinds: dict[str, str | None]) -> t
     return sorted(rows, key=lambda row: row.name.split("/")), odd
 
 
-def _is_animation(path: Path, suffix: str) -> bool:
-    if suffix not in ANIMATIONS:
-        return False
-    try:
-        with opened(path) as image:
-            return int(getattr(image, "n_frames", 1)) > 1
-    except ValueError:
-        return False
-
-
-def _tables(root: Path, files: Sequence[File], columns: Columns, reader: Reader, given: str | None) -> list[File]:
+def _tables(root: Path, files: Sequence[File], choices: Choices, reader: Reader) -> list[File]:
     """The tables that say more of the files: metadata of the folder or of its splits, or the only one.
 
     Raises:
-        ValueError: a question, if there are several. FileNotFoundError: if the one that was named is not there.
+        Question: if there are several. FileNotFoundError: if the one that was named is not there.
+        ValueError: if one cannot be read.
     """
-    if given == "none":
+    if choices.table == "none":
         return []
-    if given is not None:
-        named = [file for file in files if file.name == given]
+    if choices.table is not None:
+        given = Path(choices.table)
+        name = posixpath.normpath(given.relative_to(root) if given.is_relative_to(root) else given)
+        named = [file for file in files if file.name == name]
         if not named:
-            raise FileNotFoundError(f"{root / given}: not there, which --table names")
+            raise FileNotFoundError(f"{root / choices.table}: not there, which --table names")
         return named
-    near = [file for file in files if file.suffix in TABLES and len(file.parts) <= 2]
-    found = [file for file in near if has_files(root / file.name, columns, reader.limits)]
-    metadata = [file for file in found if Path(file.name).stem.lower() == "metadata"]
-    found = metadata or found
-    folders = [posixpath.dirname(file.name) for file in found]
-    if len(found) < 2:
-        return found
-    if len(set(folders)) == len(folders) and all(map(split_of, folders)):
-        return found
-    if len(set(folders)) == 1 and len({split_in(Path(file.name).stem) for file in found} - {None}) == len(found):
-        return found
-    listed = ", ".join(file.name for file in found[:5])
-    raise ValueError(f"{root}: several tables name its files: {listed}. Say which by --table, or --table none")
+    near = [file for file in files if file.suffix in TABLES and len(file.parts) <= 3]
+    found = defaultdict[str, list[File]](list)
+    for file in near:
+        if has_files(root / file.name, choices.columns, reader.limits):
+            found[posixpath.dirname(file.name)].append(file)
+    for folder, there in found.items():
+        metadata = [file for file in there if Path(file.name).stem.lower() == "metadata"]
+        words = {split_in(Path(file.name).stem) for file in there} - {None}
+        found[folder] = metadata[:1] if len(metadata) == 1 else there
+        if len(found[folder]) > 1 and len(words) < len(there):
+            raise _several(root, there)
+    if len(found) > 1 and not all(map(split_of, (folder.rpartition("/")[2] for folder in found))):
+        raise _several(root, [file for there in found.values() for file in there])
+    return [file for there in found.values() for file in there]
 
 
-def _by_tables(
-    root: Path,
-    name: str,
-    files: Sequence[File],
-    tables: Sequence[File],
-    choices: Choices,
-    reader: Reader,
-    columns: Columns,
-    outside: bool,
-    value_range: tuple[float, float] | None,
-    account: Account,
-) -> Rows:
-    rows: list[Row] = []
+def _several(root: Path, tables: Sequence[File]) -> Question:
+    listed = ", ".join(file.name for file in tables[:5])
+    return Question(f"{root}: several tables name its files: {listed}. Say which by --table, or --table none")
+
+
+def _by_tables(tree: Tree, tables: Sequence[File], kind: str | None, choices: Choices, reader: Reader) -> Rows:
+    """The files of a folder that its tables name."""
+    root, account, rows = tree.root, tree.account(), list[Row]()
+    has_split = has_label = False
     for table in tables:
-        path = root / table.name
-        read = read_table(path, columns, reader.limits)
+        path, folder = root / table.name, posixpath.dirname(table.name)
+        read = read_table(path, choices.columns, reader.limits)
         account.notes += [f"{table.name} says which files are packed, and what is said of them", read.told]
-        own = split_of(posixpath.dirname(table.name)) or (split_in(path.stem) if len(tables) > 1 else None)
-        for row in rows_of(path, read, outside):
-            row.name = posixpath.normpath(posixpath.join(posixpath.dirname(table.name), row.name))
+        own = split_of(folder.rpartition("/")[2]) or (split_in(path.stem) if len(tables) > 1 else None)
+        for row in rows_of(path, read, choices.outside, account):
+            row.name, *row.more = (posixpath.normpath(posixpath.join(folder, name)) for name in (row.name, *row.more))
             if own and "split" not in read.kinds:
                 row.about["split"] = own
-            row.frames = frames_of(row.path)[0] if row.path.is_dir() else []
             rows.append(row)
-    before = rows
-    rows = split_rows(rows, choices.splits, account)
+        has_split |= "split" in read.kinds or own is not None
+        has_label |= "label" in read.kinds
+        choices = renamed(read, choices)
     account.tables = len(tables)
-    gone = {row.name for row in before} - {row.name for row in rows}
-    if not any("split" in row.about for row in rows):
-        places = layout(root, [row.name for row in rows], choices.splits)
-        has_label = any("label" in row.about for row in rows)
+    named = _taken(rows) | {table.name for table in tables}
+    if has_split or choices.splits.names == ():
+        rows, dropped = split_rows(rows, choices.splits, has_split)
+        for row, why in dropped:
+            _leave(account, [row], why)
+    if not has_split:
+        rows = _placed(root, rows, choices, account, label=not has_label)
         for row in rows:
-            place = places.places.get(row.name)
-            about = {} if place is None else {"split": place.split, "label": None if has_label else place.label}
-            row.about |= {column: value for column, value in about.items() if value is not None}
-        for row in rows:
-            if row.name not in places.places:
-                account.leave(printable(row.name), places.left_out[row.name])
-                gone.add(row.name)
-        rows = [row for row in rows if row.name in places.places]
-        account.notes += places.notes
+            row.key = row.name
     said = ", ".join(table.name for table in tables)
-    taken = {table.name for table in tables} | _taken(rows) | gone
-    for file in files:
-        if file.name not in taken:
+    for file in tree.files:
+        if file.name not in named:
             media = kind_of_file(root / file.name, file.suffix)
             account.leave(printable(file.name), f"not named by {said}" if media else _reason(file, None, ""))
-    account.found += len(_taken(rows) - {file.name for file in files})  # that --outside admits
-    ranges, told = ranges_of(
-        (row.path for row in rows if row.path.suffix.lower() in IMAGES), value_range, reader.limits
-    )
-    account.notes += told
-    return Rows(name, rows, choices, replace(reader, ranges=ranges), account, root=root)
+    for name in named - {file.name for file in tree.files}:  # that --outside admits, or of the system
+        system = next(
+            (word for part in name.split("/") if part not in (".", "..") and (word := system_file(part))), None
+        )
+        if system and account.skipped[system]:
+            account.skipped[system] -= 1
+        else:
+            account.found += 1
+    reader = reader_of(str(root), rows, kind, choices, reader, account)
+    return Rows(_name(root), rows, choices, reader, account, roots=tree.roots)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +9,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from viewshards.account import Question
 from viewshards.limits import DEFAULT, Limits
-from viewshards.pictures import Ranges, format_of, kind_of, opened, picture, samples
+from viewshards.pictures import (
+    BITS_PER_SAMPLE,
+    SAMPLE_FORMAT,
+    Ranges,
+    format_of,
+    kind_of,
+    opened,
+    picture,
+    samples,
+    tiff_tags,
+)
 from viewshards.sources import clips, clouds
 from viewshards.sources.bands import band_values, bands_of
 from viewshards.sources.source import png
-from viewshards.video import is_container
+from viewshards.video import container_of
 
 KEPT = {"jpg": "jpg jpeg", "png": "png", "webp": "webp", "avif": "avif", "jp2": "jp2 j2k", "heic": "heic heif"}
 """Formats whose bytes stay as they are, with their extensions; others become PNG, which loses nothing."""
@@ -28,7 +38,6 @@ IMAGES = frozenset(
         ".png",
         ".webp",
         ".bmp",
-        ".dib",
         ".tif",
         ".tiff",
         ".gif",
@@ -50,6 +59,7 @@ IMAGES = frozenset(
 KINDS = {"image": IMAGES, "cloud": clouds.CLOUDS, "clip": clips.VIDEOS, "h5": frozenset({".h5", ".hdf5"})}
 WEAK = frozenset({".txt", ".xyz", ".pts"})
 """Clouds only where nothing else is there: beside pictures they hold labels or landmarks."""
+ANIMATIONS = frozenset({".gif", ".webp", ".apng"})
 SNIFFED = frozenset({"jpg", "png", "webp", "gif", "tif", "jp2", "avif", "heic"})
 """Known by enough bytes to go by them alone."""
 FITTING = (1.0, 255.0, 65535.0)
@@ -76,29 +86,39 @@ class Reader:
         """Extension, contents, and what a user should know of it; `frames` are the pictures of a folder that is a clip.
 
         Raises:
-            ValueError: if it does not decode, or is beyond a limit.
+            ValueError: if it does not decode, or is beyond a limit. Question: if it can be understood in several ways.
         """
         if frames:
-            return *clips.of_frames(frames, self.limits), []
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            found, others = clips.frames_of(path)
-            told = [f"files beside frames that are none, such as {path.name}/{others[0]}"] if others else []
-            return *clips.of_frames(found, self.limits), told
-        self.limits.check("file_bytes", status.st_size, "bytes of a file")
+            return *clips.of_frames(frames, self.limits, self.ranges), []
+        self.limits.check("file_bytes", path.stat().st_size, "bytes of a file")
         data = path.read_bytes()
         if not data:
             raise ValueError("an empty file")
-        extension, format_ = path.suffix.lower(), format_of(data)
+        suffix, format_ = path.suffix.lower(), format_of(data)
         if self.channels is not None:
             return bands_of(path.name, data, self.channels, self.limits, self.ranges)
-        if format_ is None and (extension in clips.VIDEOS or is_container(data)):
+        if format_ is None and (suffix in clips.VIDEOS or container_of(data)):
+            if self.kind not in (None, "clip"):
+                raise ValueError("a clip, by its contents")
             return clips.clip_of(path.name, data)
-        if extension in clouds.CLOUDS and format_ is None:
+        if suffix in clouds.CLOUDS and format_ is None:
             return clouds.cloud_of(path.name, data, self.clouds, self.limits)
-        if format_ in ("gif", "webp", "png", "avif") and self.kind != "image" and _is_animated(data, self.limits):
+        if format_ and (
+            self.kind == "clip" or (self.kind is None and suffix in ANIMATIONS and _is_animated(data, self.limits))
+        ):
             return *clips.of_animation(data, self.limits), []
         return image_of(path.name, data, self.limits, self.ranges)
+
+
+def is_animation(path: Path, suffix: str, limits: Limits = DEFAULT) -> bool:
+    """Whether a file is an animated picture; of PNG and AVIF only where the name says so."""
+    if suffix not in ANIMATIONS:
+        return False
+    try:
+        limits.check("file_bytes", path.stat().st_size, "bytes of a file")
+        return _is_animated(path.read_bytes(), limits)
+    except (ValueError, OSError):  # said when it is packed
+        return False
 
 
 def kind_of_file(path: Path, suffix: str) -> str | None:
@@ -113,7 +133,7 @@ def kind_of_file(path: Path, suffix: str) -> str | None:
         return None
     if format_of(start) in SNIFFED:
         return "image"
-    return "clip" if is_container(start) else None
+    return "clip" if container_of(start) else None
 
 
 def image_of(
@@ -140,12 +160,16 @@ def image_of(
         raise ValueError("no picture of a known format by its contents")
     values = samples(data, limits)
     if values is not None:
+        kind = kind_of(values)
+        if kind in ("int32", "float") and own not in ("tif", "tiff", "pfm"):
+            raise ValueError(f"pixels of {values.dtype} under the name .{own}, where no range is looked for: rename it")
         told.append(f"pictures of {values.dtype} brought to 8 bits")
-    with opened(data, limits) as image:
-        if getattr(image, "n_frames", 1) > 1:
-            told.append(ANIMATED if format_ == "gif" else "files of several pages of which the first is kept")
-        if image.mode.startswith("I;16"):
-            told.append("pictures of uint16 brought to 8 bits")
+    else:
+        with opened(data, limits) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                told.append(ANIMATED if format_ == "gif" else "files of several pages of which the first is kept")
+            if image.mode.startswith("I;16"):
+                told.append("pictures of uint16 brought to 8 bits")
     return "png", png(Image.fromarray(picture(data, limits, ranges))), told
 
 
@@ -160,37 +184,49 @@ def ranges_of(
     Raises:
         ValueError: if nothing was given, and the values fit none of [0, 1], [0, 255] and [0, 65535].
     """
-    if given is not None:
-        return {"int32": given, "float": given}, []
     seen: dict[str, list[float]] = {}
     for path in paths:
-        if path.suffix.lower() not in (".tif", ".tiff", ".pfm", ".npy"):
-            continue
         try:
+            limits.check("file_bytes", path.stat().st_size, "bytes of a file")
+            if path.suffix.lower() not in (".tif", ".tiff", ".pfm", ".npy") or not (channels or _may_need_range(path)):
+                continue
             data = path.read_bytes()
             values = band_values(path.name, data, channels, limits) if channels else samples(data, limits)
-        except (ValueError, OSError):  # told when it is packed
+        except (ValueError, OSError):  # said when it is packed
             continue
-        if (
-            values is not None
-            and values.size
-            and (kind := kind_of(values)) in ("int32", "float")
-            and np.isfinite(values).all()
-        ):
+        kind = "uint8" if values is None else kind_of(values)
+        if values is not None and values.size and kind in ("int32", "float") and np.isfinite(values).all():
             low, high = float(values.min()), float(values.max())
             before = seen.setdefault(kind, [low, high])
             seen[kind] = [min(low, before[0]), max(high, before[1])]
+    if given is not None and not seen:
+        raise ValueError("--value-range is of pictures of 32 bits or floats, and there is none: leave it out")
+    if given is not None:
+        return dict.fromkeys(seen, given), []
     ranges, told = {}, []
     for kind, (low, high) in seen.items():
         top = next((each for each in FITTING if low >= 0 and high <= each), None)
         if top is None:
-            raise ValueError(
+            raise Question(
                 f"pictures of {kind} pixels with values from {low:g} to {high:g}: say what is black and white by "
                 f"--value-range LOW HIGH, such as --value-range {low:g} {high:g}"
             )
         ranges[kind] = 0.0, top
         told.append(f"pictures of {kind} pixels with values from {low:g} to {high:g}: 0 is black, {top:g} is white")
     return ranges, told
+
+
+def _may_need_range(path: Path) -> bool:
+    """Whether a picture may be of 32 bits or floats, by its header."""
+    if path.suffix.lower() == ".pfm":
+        return True
+    with open(path, "rb") as file:
+        start = file.read(8)
+        if format_of(start) != "tif":
+            return False
+        file.seek(0)
+        tags = tiff_tags(file.read())
+    return max(np.atleast_1d(tags.get(BITS_PER_SAMPLE, 1)).tolist()) > 16 or SAMPLE_FORMAT in tags
 
 
 def _is_animated(data: bytes, limits: Limits) -> bool:

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from viewshards.account import Account, printable
+from viewshards.account import Account, Question, printable
+from viewshards.sample import BANDS
+from viewshards.sources.columns import Columns
 from viewshards.sources.reader import Reader
 from viewshards.sources.source import Source, hashed, hashed_split, times_of, unique
 from viewshards.sources.splits import Splits
@@ -44,18 +46,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Choices:
-    """What a user says of how a source is split and labelled.
+    """What a user says of a source.
 
     Attributes:
         splits: names of splits. val_fraction: share of the samples that becomes `val`; None: not said.
         labels: further columns that are labels. split_by: column by whose hash rows are split, so that equal values
             stay together.
+        columns: of a table, which is what. outside: whether it may name files outside of its folder.
+        table: which file of a folder is the table that says more of its files; `none`: no file.
+        value_range: what is black and white in pictures of 32 bits and floats.
     """
 
     splits: Splits = field(default_factory=Splits)
     val_fraction: float | None = None
     labels: tuple[str, ...] = ()
     split_by: str | None = None
+    columns: Columns = field(default_factory=Columns)
+    outside: bool = False
+    table: str | None = None
+    value_range: tuple[float, float] | None = None
 
 
 class Rows(Source):
@@ -65,7 +74,7 @@ class Rows(Source):
         name: of the set. rows: what it is of. choices: how it is split and labelled.
         reader: makes of a file what a shard holds. account: of what is not in the rows.
         classes: names of the classes in order; None: those of the rows, in the order of numbers if all are numbers.
-        of_rows: whether the account counts rows, instead of files. root: the folder, if it is of one.
+        of_rows: whether the account counts rows, instead of files. roots: see `Source`.
 
     Raises:
         ValueError: for rows that contradict each other, naming both.
@@ -80,10 +89,10 @@ class Rows(Source):
         account: Account,
         classes: list[str] | None = None,
         of_rows: bool = False,
-        root: Path | None = None,
+        roots: Sequence[Path] = (),
     ) -> None:
-        self.root, self.name, self.rows, self.reader, self._account, self.of_rows = (
-            root, name, rows, reader, account, of_rows
+        self.roots, self.name, self.rows, self.reader, self._account, self.of_rows = (
+            roots, name, rows, reader, account, of_rows
         )  # fmt: skip
         has_views = any(_said(row, "id") and _said(row, "view") for row in rows)
         groups: dict[str, list[Row]] = {}
@@ -95,6 +104,7 @@ class Rows(Source):
         self.groups, self.has_views = list(groups.values()), has_views
         for group in self.groups:
             _check_group(group, has_views, choices.labels)
+        self.merged = [_merged(group) for group in self.groups]
         columns = {column for row in rows for column in row.about}
         unknown = {*choices.labels, *([choices.split_by] if choices.split_by else [])} - columns
         if unknown:
@@ -121,27 +131,27 @@ class Rows(Source):
 
     def _splits(self, keys: Sequence[str], choices: Choices) -> list[str]:
         """The split of each sample: said, or by a hash of its key or of a column."""
-        told = [str(group[0].about["split"]) if _said(group[0], "split") else None for group in self.groups]
+        told = [str(about["split"]) if _is_said(about.get("split")) else None for about in self.merged]
         has_val = "val" in told
         out = []
-        for key, split, group in zip(keys, told, self.groups, strict=True):
-            by = key if choices.split_by is None else _word(group[0].about.get(choices.split_by))
+        if choices.split_by and any(told):
+            raise ValueError(
+                f"{self.name}: a split is given, and --split-by {choices.split_by} makes another: leave one out ("
+                "--splits none ignores the column)"
+            )
+        if choices.val_fraction is not None and has_val and None not in told:
+            raise ValueError(f"{self.name}: there is a val split, and --val-fraction would not be used: leave it out")
+        for key, split, about in zip(keys, told, self.merged, strict=True):
+            by = key if choices.split_by is None else _word(about.get(choices.split_by))
             if choices.split_by or split is None or (split == "train" and choices.val_fraction and not has_val):
                 out.append(hashed_split(by, choices.val_fraction))
             else:
                 out.append(split)
         if out and set(told) == {None} and "train" not in out:  # a few samples, of which a hash leaves none
             out = ["train"] * len(out)
-        if choices.val_fraction is not None and has_val and None not in told and not choices.split_by:
-            self._account.notes.append("--val-fraction is not used: there is a validation split")
         if told.count(None) and told.count(None) < len(told) and not choices.split_by:
             self._account.notes.append(
                 f"{told.count(None):,} of {len(told):,} samples name no split: they are split by a hash of their names"
-            )
-        if "val" not in out and "test" in out:
-            self._account.notes.append(
-                "there is no split 'val': fit evaluates on another by --data.val_split test, or pack with "
-                "--val-fraction 0.1, which takes it from train"
             )
         return out
 
@@ -152,8 +162,13 @@ class Rows(Source):
                 f"{silent:,} of {len(self.groups):,} samples have no caption: methods that read texts cannot use them "
                 "and stop, unless data.max_broken allows that share; remove the rows, or give them captions"
             )
+        differing = {name: group for group in self.groups for name in _differing(group)}
+        for name, group in differing.items():
+            self._account.notes.append(
+                f"rows of one sample differ in {name!r}, and the first is kept: {group[0].place}"
+            )
         for name in ("label", *choices.labels):
-            there = sum(_said(group[0], name) for group in self.groups)
+            there = sum(_is_said(about.get(name)) for about in self.merged)
             if 0 < there < len(self.groups):
                 self._account.notes.append(
                     f"{len(self.groups) - there:,} of {len(self.groups):,} samples have no {name}"
@@ -176,18 +191,21 @@ class Rows(Source):
         for view, row in by_view.items():
             try:
                 extension, data, notes = self.reader(row.path, row.frames)
+            except Question as error:
+                raise Question(f"{printable(row.name)}: {error}") from error
             except ValueError as error:
                 raise ValueError(f"{printable(row.name)}: {error}" if self.of_rows or view else str(error)) from error
             told += notes
-            files[f"{view}.{extension.rpartition('.')[2]}" if view else extension] = data
-        first = group[0].about
+            plain = extension if extension == BANDS else extension.rpartition(".")[2]
+            files[f"{view}.{plain}" if view else extension] = data
+        first = self.merged[sample]
         tracks = first.get("tracks")
         if tracks:
             files["traj.npz"] = Path(tracks).read_bytes()
         captions = captions_of(group)
         if captions:
             files["txt"] = next(iter(captions)).encode(errors="backslashreplace")
-        if _said(group[0], "label"):
+        if _is_said(first.get("label")):
             files["cls"] = str(self.numbers[_word(first["label"])]).encode()
         names = {view: printable(row.name) for view, row in by_view.items()}
         about: dict[str, Any] = {"file_name": names if self.has_views else names[""]}
@@ -205,18 +223,40 @@ class Rows(Source):
 
     def times(self) -> str:  # noqa: D102
         tracks = [Path(row.about["tracks"]) for row in self.rows if row.about.get("tracks")]
-        folders = (row.path for row in self.rows if row.size is None)
-        return hashed([[row.time for row in self.rows], times_of([*folders, *tracks])])
+        frames = (path for row in self.rows for path in row.frames)
+        return hashed([[row.time for row in self.rows], times_of([*frames, *tracks])])
 
 
 def _said(row: Row, name: str) -> bool:
-    value = row.about.get(name)
-    return value is not None and value == value and str(value).strip() != ""  # NaN is how tables leave out a number
+    return _is_said(row.about.get(name))
+
+
+def _is_said(value: Any) -> bool:
+    return value is not None and value == value and str(value) != ""  # NaN is how tables leave out a number
+
+
+def _merged(group: Sequence[Row]) -> dict[str, Any]:
+    """What the rows of a sample say: of each column the first value."""
+    if len(group) == 1:
+        return group[0].about
+    columns = dict.fromkeys(column for row in group for column in row.about)
+    return {
+        column: next((row.about[column] for row in group if _said(row, column)), group[0].about.get(column))
+        for column in columns
+    }
+
+
+def _differing(group: Sequence[Row]) -> list[str]:
+    """Columns of which only the first value is kept."""
+    if len(group) == 1:
+        return []
+    columns = {column for row in group for column in row.about} - {*READ, "id"}
+    return [column for column in columns if len({str(row.about.get(column)) for row in group}) > 1]
 
 
 def _word(value: Any) -> str:
     """A class's name: numbers without the point that tables with gaps give them."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _ordered(names: set[str]) -> list[str]:
@@ -265,7 +305,9 @@ def captions_of(group: Sequence[Row]) -> dict[str, tuple[list[str], str | None]]
         hard, told = listed(about.get("hard_captions"), row.place), about.get("captions")
         spoken: list[tuple[str | None, list[str]]] = []
         language = str(about["language"]) if _said(row, "language") else None
-        if _said(row, "caption"):
+        if isinstance(about.get("caption"), list | Mapping):
+            told = about["caption"] if told is None else told
+        elif _said(row, "caption"):
             spoken.append((language, [str(about["caption"])]))
         if isinstance(told, Mapping):
             spoken += [

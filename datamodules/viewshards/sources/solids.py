@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from viewshards.decode import array_bytes
 from viewshards.order import generator
-from viewshards.sources.clouds import array_bytes
 from viewshards.sources.source import Source, hashed_split
 from viewshards.views.points import turned
 

@@ -6,8 +6,9 @@ import hashlib
 import io
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -25,10 +26,12 @@ class Source(ABC):
         name: of the data set; shards are called `name-split-000000.tar`.
         samples: (key, split) of each sample; keys are unique, without dots.
         labels: class names by label field (`cls`, or a field of the samples' `.json`).
-        root: the folder whose files they are, if it is one.
+        roots: the folder whose files they are, if it is one, and those that links in it lead to.
+        options: what the user said of it, by the names of the options.
     """
 
-    root: Path | None = None
+    roots: Sequence[Path] = ()
+    options: Mapping[str, Any] = {}
 
     name: str
     samples: list[tuple[str, str]]
@@ -61,9 +64,8 @@ class Source(ABC):
 
 
 def times_of(paths: Iterable[Path]) -> str:
-    """A hash of when these files were written; of a folder, the files in it."""
-    files = [each for path in paths for each in ([path] if path.is_file() else sorted(path.iterdir()))]
-    return hashed([path.stat().st_mtime_ns for path in files])
+    """A hash of when these files were written."""
+    return hashed([path.stat().st_mtime_ns for path in paths])
 
 
 def hashed(value: object) -> str:

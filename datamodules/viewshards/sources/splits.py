@@ -6,12 +6,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from viewshards.account import Question
+
 WORDS = {"train": "training|train|trn", "val": "validation|valid|val|dev", "test": "testing|test|evaluation|eval"}
 NAMED = {
     split: re.compile(rf"(?:{words})(?:[-_. ]?(?:set|split|data|images?))?(?:[-_. ]?\d+)?", re.IGNORECASE)
     for split, words in WORDS.items()
 }
 BEGUN = re.compile(rf"(?i:{'|'.join(WORDS.values())})(?![a-z])")
+NAME = re.compile(r"[\w-]+")
+"""What a split may be called."""
+SHORT = frozenset({"tr", "va", "te", "ts", "tst"})
+PLAIN = frozenset(
+    ["image", "images", "imgs", "pictures", "photos", "jpegimages", "jpegs", "frames", "data", "all", "files"]
+)
+"""Folders that say what is in them, and no class."""
 IN_NAME = re.compile(rf"(?:^|[-_. ])({'|'.join(WORDS.values())})(?:20\d\d)?(?=[-_. \d]|$)", re.IGNORECASE)
 
 
@@ -28,7 +37,9 @@ def split_in(name: str) -> str | None:
     """
     found = {split_of(word) for word in IN_NAME.findall(name)} - {None}
     if len(found) > 1:
-        raise ValueError(f"{name!r} names several splits: {', '.join(sorted(filter(None, found)))}; say which: --split")
+        raise ValueError(
+            f"{name!r} names several splits: {', '.join(sorted(filter(None, found)))}; say which: --splits"
+        )
     return found.pop() if found else None
 
 
@@ -53,10 +64,11 @@ class Splits:
             return cls(None if text is None else ())
         names = []
         for part in text.split(","):
-            split, equals, name = (each.strip() for each in part.partition("="))
-            if not equals or not name or not re.fullmatch(r"[\w-]+", split):
+            split, equals, name = part.partition("=")
+            if not equals or not name.strip() or not NAME.fullmatch(split.strip()):
                 raise ValueError(f"--splits {text}: expected none, or SPLIT=NAME,... such as train=Training,val=Valid")
-            names.append((split, name.strip("/")))
+            split = split.strip()
+            names.append((split_of(split) or split, name.strip("/").removeprefix("./")))
         if len({name for _, name in names}) < len(names):
             raise ValueError(f"--splits {text}: one name for two splits")
         return cls(tuple(names))
@@ -128,24 +140,71 @@ def layout(root: object, names: Sequence[str], splits: Splits = Splits()) -> Lay
     known = {top: split for split in WORDS for top in tops if split_of(top) == split}
     if known:
         found = _under_splits(root, names, folders, base, known)
-        if base:
-            found.notes.append(f"the splits lie below {base!r}")
+        notes = [f"the splits lie below {base!r}"] if base else []
+    else:
+        inner = {top: folders.of(f"{base}{top}/") for top in tops}
+        with_splits = [top for top, (below, _) in inner.items() if any(map(split_of, below))]
+        if with_splits:
+            found = _under_classes(root, names, base, inner, with_splits, loose)
+        else:
+            _ask_about_words(root, base, tops)
+            found = _below(base, _told(root, [name.removeprefix(base) for name in names], ()))
+        notes = [f"the classes lie below {base!r}"] if base else []
+    found.notes += notes
+    odd = next((name for name, place in found.places.items() if any(map(split_of, _inner(place)))), None)
+    if odd:
+        raise Question(
+            f"{root}: {odd} lies in a folder that is called like a split, below what is taken for a class. Say "
+            f"--splits none if it is no split, or name the splits: --splits train=FOLDER,val=FOLDER"
+        )
+    return _classes(found)
+
+
+def _inner(place: Place) -> list[str]:
+    """Folders of a file below its class."""
+    return place.rest.split("/")[1:-1] if place.label is not None else []
+
+
+def _classes(found: Layout) -> Layout:
+    """One folder in every split is no class: it says what is in it, or the classes lie below it."""
+    labels = {place.label for place in found.places.values()}
+    if not any(place.split for place in found.places.values()) or len(labels) != 1 or None in labels:
         return found
-    if base:
-        found = _told(root, [name.removeprefix(base) for name in names], ())
+    (label,) = labels
+    assert label is not None
+    places = {}
+    for name, place in found.places.items():
+        rest = place.rest.removeprefix(f"{label}/")
+        top, slash, _ = rest.partition("/")
+        places[name] = Place(place.split, top if slash else None, rest)
+    if all(place.label for place in places.values()):
+        return Layout(places, found.left_out, [*found.notes, f"the classes lie below {label!r}"])
+    if label.lower() in PLAIN and not any(place.label for place in places.values()):
         return Layout(
-            {f"{base}{name}": place for name, place in found.places.items()}, notes=[f"the classes lie below {base!r}"]
+            places, found.left_out, [*found.notes, f"the folder {label!r} of every split is taken for no class"]
         )
-    inner = {top: folders.of(f"{top}/") for top in tops}
-    with_splits = [top for top, (below, _) in inner.items() if any(map(split_of, below))]
-    if with_splits:
-        return _under_classes(root, names, inner, with_splits, loose)
-    if len(tops) > 1 and not loose and all(BEGUN.match(top) for top in tops):
-        raise ValueError(
+    return found
+
+
+def _below(base: str, found: Layout) -> Layout:
+    places = {f"{base}{name}": place for name, place in found.places.items()}
+    return Layout(places, {f"{base}{name}": why for name, why in found.left_out.items()}, found.notes)
+
+
+def _ask_about_words(root: object, base: str, tops: list[str]) -> None:
+    """Raises Question if names of folders hold words of splits, but are none of the usual names."""
+    words = {
+        top: {split_of(word) for word in [*IN_NAME.findall(top), *(m[0] for m in [BEGUN.match(top)] if m)]}
+        for top in tops
+    }
+    found = {split for each in words.values() for split in each} - {None}
+    if len(found) > 1 or (len(tops) > 1 and {top.lower() for top in tops} <= SHORT):
+        named = [(next(iter(words[top] - {None}), None), top) for top in tops if words[top]]
+        said = [f"{split}={base}{top}" for each in WORDS for split, top in named if split == each]
+        raise Question(
             f"{root}: are {_listed(tops)} splits or classes? Say --splits none for classes, or name the splits: "
-            f"--splits {','.join(f'{_guess(top)}={top}' for top in tops[:3])}"
+            f"--splits {','.join(said[:3]) or f'train={base}{tops[0]}'}"
         )
-    return _told(root, names, ())
 
 
 def _told(root: object, names: Sequence[str], given: tuple[tuple[str, str], ...]) -> Layout:
@@ -175,13 +234,13 @@ def _under_splits(root: object, names: Sequence[str], folders: Folders, base: st
     said = ",".join(f"{split}={base}{top}" for top, split in known.items())
     beside = [*(f"{top}/" for top in tops if top not in known), *loose]
     if beside:
-        raise ValueError(
+        raise Question(
             f"{root}: {_listed(beside)} beside the splits {_listed(list(known))}: are these splits or classes? "
             f"--splits {said} packs the splits only; --splits none takes every folder for a class"
         )
     doubled = [split for split in known.values() if list(known.values()).count(split) > 1]
     if doubled:
-        raise ValueError(
+        raise Question(
             f"{root}: {_listed([top for top in known if known[top] == doubled[0]])} both mean {doubled[0]}: say which "
             f"by --splits, such as --splits {said} for all of them"
         )
@@ -189,7 +248,7 @@ def _under_splits(root: object, names: Sequence[str], folders: Folders, base: st
         below, _ = folders.of(f"{base}{top}/")
         like = [folder for folder in below if split_of(folder)]
         if like:
-            raise ValueError(
+            raise Question(
                 f"{root}: below {base}{top} lie folders that are called like splits ({_listed(like)}). If they are "
                 f"classes: --splits {said}; if they are the splits: --splits {split_of(like[0])}={base}{top}/{like[0]} "
                 "and so on"
@@ -200,6 +259,7 @@ def _under_splits(root: object, names: Sequence[str], folders: Folders, base: st
 def _under_classes(
     root: object,
     names: Sequence[str],
+    base: str,
     inner: dict[str, tuple[list[str], list[str]]],
     with_splits: list[str],
     loose: list[str],
@@ -207,7 +267,7 @@ def _under_classes(
     """CLASS/SPLIT/FILE: understood where every class has splits and nothing beside them."""
     odd = [top for top, (folders, files) in inner.items() if files or not all(map(split_of, folders))]
     if odd or loose:
-        raise ValueError(
+        raise Question(
             f"{root}: {with_splits[0]}/ holds folders that are called like splits "
             f"({_listed([f for f in inner[with_splits[0]][0] if split_of(f)])}), "
             f"{_listed(odd or loose)} holds others: say --splits none if they are no splits, or name them: --splits "
@@ -217,14 +277,9 @@ def _under_classes(
         notes=[f"the splits lie below the classes: {with_splits[0]}/{inner[with_splits[0]][0][0]} and so on"]
     )
     for name in names:
-        label, split, rest = name.split("/", 2)
+        label, split, rest = name.removeprefix(base).split("/", 2)
         found.places[name] = Place(split_of(split), label, f"{label}/{rest}")
     return found
-
-
-def _guess(name: str) -> str:
-    begun = BEGUN.match(name)
-    return (split_of(begun[0]) if begun else None) or "SPLIT"
 
 
 def _listed(names: Sequence[str]) -> str:

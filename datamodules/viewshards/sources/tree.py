@@ -12,6 +12,9 @@ from pathlib import Path
 from viewshards.account import Account, system_file
 from viewshards.limits import DEFAULT, Limits
 
+VISITS = 16
+"""Ways to one folder that are followed: links among folders could make any number of them."""
+
 
 @dataclass(frozen=True)
 class File:
@@ -37,6 +40,7 @@ class Tree:
         skipped: how many system files, by what they are.
         left_out: why something is no file that can be read, by its name.
         notes: loops of links, and links that lead out.
+        roots: the folder, and those that links lead to. visits: how often each folder was reached.
     """
 
     root: Path
@@ -44,6 +48,8 @@ class Tree:
     skipped: Counter[str] = field(default_factory=Counter)
     left_out: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    roots: list[Path] = field(default_factory=list)
+    visits: Counter[tuple[int, int]] = field(default_factory=Counter)
 
     @classmethod
     def of(cls, root: Path, limits: Limits = DEFAULT) -> Tree:
@@ -51,18 +57,26 @@ class Tree:
         tree = cls(root)
         outside: list[str] = []
         loops: list[str] = []
+        tree.roots.append(root.resolve())
         real = os.path.realpath(root)
         seen = root.stat()
-        for file, entry in tree._walk(root, "", [(seen.st_dev, seen.st_ino)], loops):
+        for file, entry in tree._walked(root, (seen.st_dev, seen.st_ino), loops):
             tree.files.append(file)
             if entry and not f"{os.path.realpath(root / file.name)}/".startswith(f"{real}/"):
                 outside.append(file.name)
             limits.check("members", len(tree.files), f"{root}: files")
         if outside:
             tree.notes.append(f"{len(outside):,} files lie outside of {root}, where links lead; first {outside[0]!r}")
-        for loop in loops:
-            tree.notes.append(f"{loop!r} is a link back to a folder that it lies in: not followed")
+        tree.notes += [f"{loop!r} is a link back to a folder that was walked: not followed" for loop in loops[:5]]
+        if len(loops) > 5:
+            tree.notes.append(f"{len(loops) - 5:,} links more lead back to folders that were walked")
         return tree
+
+    def _walked(self, root: Path, place: tuple[int, int], loops: list[str]) -> Iterator[tuple[File, bool]]:
+        try:
+            yield from self._walk(root, "", [place], loops)
+        except RecursionError:
+            raise ValueError(f"{root}: folders in each other deeper than can be walked") from None
 
     def account(self) -> Account:
         """Of everything below the folder, before anything is packed."""
@@ -96,9 +110,12 @@ class Tree:
                 self.skipped[system] += sum(1 for _ in _files_in(Path(entry.path))) if is_folder else 1
             elif is_folder:
                 place = status.st_dev, status.st_ino
-                if place in above:
+                self.visits[place] += 1
+                if place in above or self.visits[place] > VISITS:
                     loops.append(name)
                 else:
+                    if entry.is_symlink():
+                        self.roots.append(Path(entry.path).resolve())
                     yield from self._walk(Path(entry.path), f"{name}/", [*above, place], loops, by_link)
             elif is_file:
                 yield File(name, status.st_size, status.st_mtime_ns, _suffix(entry.name)), by_link
