@@ -56,7 +56,8 @@ def recall(table: Tensor, index: Tensor) -> Tensor:
     Raises:
         ValueError: if an index is outside the table.
     """
-    if index.device.type == "cpu" and int(index.max()) >= len(table):  # a GPU would have to be waited for
+    # A GPU would have to be waited for: there the method looks at the size of the set before the first step.
+    if index.device.type == "cpu" and int(index.max()) >= len(table):
         raise ValueError(
             f"sample index {int(index.max())}, but the objective was made for samples={len(table)}: set it to the "
             "size of the training set (viewshards inspect shows it)"
@@ -90,7 +91,7 @@ class ClusterMemory(nn.Module):
 
     def __init__(self, samples: int, dim: int, clusters: Sequence[int], slots: int = 1, iterations: int = 10) -> None:
         super().__init__()
-        self.clusters, self.slots, self.iterations = list(clusters), slots, iterations
+        self.samples, self.clusters, self.slots, self.iterations = samples, list(clusters), slots, iterations
         self.register_buffer("items", torch.zeros(slots, samples, dim))
         self.register_buffer("centroids", F.normalize(torch.randn(sum(clusters), dim), dim=1))
         self.register_buffer("assigned", torch.full((len(self.clusters), samples), -1))

@@ -213,6 +213,23 @@ def test_a_skipped_step_leaves_no_trace(name):
     assert any(not torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
+@pytest.mark.parametrize("name", ["SogCLR", "MEOW", "DeepCluster"])
+def test_a_memory_smaller_than_the_set_is_refused_at_the_start(name):
+    class Data(pl.LightningDataModule):
+        train_set = range(193)
+
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader(Batches(), batch_size=None)
+
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    with pytest.raises(
+        ValueError, match="the training set has 193 samples, but the objective was made for samples=192"
+    ):
+        trainer.fit(make(name), datamodule=Data())
+
+
 # Momentum encoders.
 
 

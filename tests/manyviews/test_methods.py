@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import timm
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 
 from manyviews.backbones import ConvNet, Encoding, Exported, TimmBackbone
@@ -162,6 +163,18 @@ def test_backbones_return_encodings():
         TimmBackbone("vit_tiny_patch16_224", small_stem=True)
 
 
+def test_convolutions_of_timm_compute_channels_last():
+    backbone = TimmBackbone("resnet18")
+    seen = []
+    for part in backbone.modules():
+        if isinstance(part, nn.Conv2d):
+            part.register_forward_hook(
+                lambda _m, _i, out: seen.append(out.is_contiguous(memory_format=torch.channels_last))
+            )
+    backbone(torch.randn(2, 3, 64, 64))
+    assert len(seen) == 20 and all(seen)
+
+
 def test_a_timm_backbone_is_exported_for_timm(tmp_path):
     from manyviews.cli.export import export_backbone
 
@@ -258,6 +271,20 @@ def test_a_non_finite_step_changes_nothing_and_is_counted():
 def test_too_many_non_finite_steps_end_the_run():
     with pytest.raises(FloatingPointError, match="3 steps in a row had a non-finite gradient"):
         fit(simclr(backbone=Backbone(poison=tuple(range(2, 50)))), 20, [FiniteGuard(patience=3)])
+
+
+def test_the_search_for_a_scale_of_half_precision_costs_no_patience():
+    """From a scale at which any gradient overflows it takes many steps; a loss that is not a number still ends the run."""
+
+    def half():
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+        return {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)], "max_epochs": -1}
+
+    guard = FiniteGuard(patience=3)
+    fit(simclr(), 40, [guard], **half())
+    assert 3 < guard.skipped < 40 and guard.in_a_row == 0
+    with pytest.raises(FloatingPointError, match="3 steps in a row"):
+        fit(simclr(backbone=Backbone(poison=tuple(range(50)))), 20, [FiniteGuard(patience=3)], **half())
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -132,6 +132,14 @@ class Method(pl.LightningModule):
         if dist.is_available() and dist.is_initialized():
             for buffer in self.objective.buffers():
                 dist.broadcast(buffer, 0)
+        data = getattr(getattr(self.trainer, "datamodule", None), "train_set", None)
+        there = len(data) if isinstance(data, Sized) else 0
+        for part in self.objective.modules():
+            if there > getattr(part, "samples", there):  # on a GPU an index beyond the end is an error without words
+                raise ValueError(
+                    f"the training set has {there} samples, but the objective was made for samples={part.samples}: set "
+                    "it to the size of the training set"
+                )
         k = self.trainer.accumulate_grad_batches
         if k > 1 and self.objective.batch_coupled:
             raise ValueError(

@@ -94,7 +94,7 @@ def exactly_two(objective: Objective, views: list[Tensor]) -> tuple[Tensor, Tens
 
 
 def paired(objective: Objective, views: list[Tensor], targets: Sequence[Tensor] | None) -> list[tuple[Tensor, Tensor]]:
-    """(view, target) for each view: what an objective with a second, constant side compares."""
+    """(view, target) for each view: what an objective with a second, constant side compares, in full precision."""
     name, shapes = type(objective).__name__, [tuple(view.shape) for view in views]
     if targets is None:
         raise ValueError(
@@ -103,7 +103,7 @@ def paired(objective: Objective, views: list[Tensor], targets: Sequence[Tensor] 
     found = [tuple(target.shape) for target in targets]
     if found != shapes:
         raise ValueError(f"{name}: targets must have the shapes of the views, {shapes}, got {found}")
-    return list(zip(views, targets, strict=True))
+    return list(zip(views, map(full_precision, targets), strict=True))  # autocast leaves targets in half
 
 
 def known(objective: Objective, **tensors: Tensor | None) -> list[Tensor]:

@@ -40,7 +40,7 @@ class SogCLR(Objective):
         super().__init__()
         if not 0 < gamma <= 1:
             raise ValueError(f"gamma must be in (0, 1], got {gamma}")
-        self.temperature, self.gamma = positive("temperature", temperature), gamma
+        self.samples, self.temperature, self.gamma = samples, positive("temperature", temperature), gamma
         self.register_buffer("log_u", torch.full((samples,), -math.inf))
 
     def loss(

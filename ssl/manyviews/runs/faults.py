@@ -26,6 +26,9 @@ class FiniteGuard(pl.Callback):
     A skipped step changes nothing: no weight, no momentum, no decay, and no buffer, since a forward through NaN has
     already ruined running statistics (and may have filled a queue). The gradient's norm, known anyway, is logged.
 
+    Under `16-mixed` an overflow of the scaled gradient is no fault: the scaler then tries half its scale. While it can,
+    such steps are skipped and counted too, but no patience is lost over them.
+
     Args:
         patience: non-finite steps in a row that end the run.
     """
@@ -69,8 +72,10 @@ class FiniteGuard(pl.Callback):
         if bool(norm.isfinite() & self._loss.isfinite()):  # the same on all ranks
             self.in_a_row = 0
             return
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        is_search = scaler is not None and scaler.get_scale() > 1 and bool(self._loss.isfinite())
         self.skipped += 1
-        self.in_a_row += 1
+        self.in_a_row += not is_search
         logger.warning("step %d: loss %s, gradient norm %s; step skipped", trainer.global_step, self._loss, norm)
         for group in optimizer.param_groups:
             for p in group["params"]:
