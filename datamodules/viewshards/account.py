@@ -26,14 +26,14 @@ class Account:
     """What became of what was found: packed + tables + frames + skipped + left out = found.
 
     Attributes:
-        unit: what is counted, `files` or `rows`.
-        found: how many there are.
-        packed: that are in the shards. tables: that were read as tables. frames: that are frames of clips.
-        skipped: system files, by what they are.
-        left_out: why each of the others is not in the shards, by its name, for the first 10,000 of them.
-        more: how many others are left out, by the reason.
-        beside: files beside a table that it does not name; they are not of those found.
-        notes: what a user should know besides, with how often and a first example.
+        unit: what is counted: `files`, `rows` or `samples`.
+        found: how many were found.
+        packed: how many are in the shards. tables: how many were read as tables. frames: how many are frames of clips.
+        skipped: how many system files were skipped, by their kind.
+        left_out: why each of the others is not in the shards, by name, for the first 10,000 of them.
+        more: how many others were left out, by the kind of reason.
+        beside: how many files lie beside a table that it does not name; they are not among those found.
+        notes: what else a user should know, with counts and a first example.
     """
 
     unit: str = "files"

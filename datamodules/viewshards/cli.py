@@ -130,7 +130,7 @@ pack_help = (
 
 tracks_help = (
     "Cuts clips into trajectories by colour, connected regions and overlap: a light stand-in for a panoptic tracker, "
-    "whose numbers are not comparable with one's. Goes on where it was broken off."
+    "whose numbers are not comparable with one's. Resumes after an interruption."
 )
 
 
