@@ -128,11 +128,10 @@ def _kind(
     if channels is not None:  # then an array is a picture
         asked = "image"
         kinds |= {file.name: "image" for file in files if file.suffix == ".npy"}
-    weak = [file for file in files if file.suffix in WEAK]
-    if asked == "cloud" or {kinds[file.name] for file in files if file.suffix not in WEAK} <= {None, "cloud"}:
+    weak = [file for file in files if file.suffix in WEAK and kinds[file.name] == "cloud"]
+    kinds |= dict.fromkeys((file.name for file in weak), None)
+    if asked == "cloud" or set(kinds.values()) <= {None, "cloud"}:
         kinds |= {file.name: "cloud" for file in weak if file.suffix != ".txt" or _is_cloud(root / file.name)}
-    else:
-        kinds |= dict.fromkeys((file.name for file in weak), None)
     counts = Counter(filter(None, kinds.values()))
     if asked == "clip" and counts["image"]:
         counts["clip"] += 1  # folders of frames, animated pictures

@@ -124,7 +124,7 @@ def is_animation(path: Path, suffix: str, limits: Limits = DEFAULT) -> bool:
 def kind_of_file(path: Path, suffix: str) -> str | None:
     """`image`, `clip`, `cloud` or `h5`, by its extension, or by its contents if that says nothing."""
     known = next((kind for kind, extensions in KINDS.items() if suffix in extensions), None)
-    if known or suffix in WEAK:
+    if known and suffix not in WEAK:
         return known
     try:
         with open(path, "rb") as file:
@@ -133,7 +133,7 @@ def kind_of_file(path: Path, suffix: str) -> str | None:
         return None
     if format_of(start) in SNIFFED:
         return "image"
-    return "clip" if container_of(start) else None
+    return "clip" if container_of(start) else known
 
 
 def image_of(

@@ -134,16 +134,17 @@ class Rows(Source):
         told = [str(about["split"]) if _is_said(about.get("split")) else None for about in self.merged]
         has_val = "val" in told
         out = []
-        if choices.split_by and any(told):
+        if choices.split_by and has_val:
             raise ValueError(
-                f"{self.name}: a split is given, and --split-by {choices.split_by} makes another: leave one out ("
-                "--splits none ignores the column)"
+                f"{self.name}: a val split is given, and --split-by {choices.split_by} makes another: leave one out "
+                "(--splits none ignores the column)"
             )
         if choices.val_fraction is not None and has_val and None not in told:
             raise ValueError(f"{self.name}: there is a val split, and --val-fraction would not be used: leave it out")
         for key, split, about in zip(keys, told, self.merged, strict=True):
             by = key if choices.split_by is None else _word(about.get(choices.split_by))
-            if choices.split_by or split is None or (split == "train" and choices.val_fraction and not has_val):
+            is_divided = choices.val_fraction or choices.split_by  # a given train without a val
+            if split is None or (split == "train" and is_divided and not has_val):
                 out.append(hashed_split(by, choices.val_fraction))
             else:
                 out.append(split)

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from viewshards.account import Account, printable
+from viewshards.account import Account, printable, system_file
 
 SPLITS = ("train", "val", "test")
 VAL_FRACTION = 0.1
@@ -90,7 +90,8 @@ def unique(names: Iterable[str]) -> list[str]:
     """Keys: printable, no dot in them (WebDataset cuts there), no key twice."""
     keys: dict[str, None] = {}
     for name in names:
-        wanted = key = printable(name).replace(".", "_").replace(" ", "_").lstrip("/")
+        parts = printable(name).replace(".", "_").replace(" ", "_").lstrip("/").split("/")
+        wanted = key = "/".join(f"{part}_" if system_file(part) else part for part in parts)  # which no index takes
         number = 1
         while key in keys:
             number += 1
