@@ -10,6 +10,7 @@ from rich.console import Console
 from viewshards.encoding import Encoding
 from viewshards.pack import pack
 from viewshards.sources.bundled import Sklearn
+from viewshards.sources.clips import frames_of
 from viewshards.sources.reader import Reader
 
 QUIET = Console(quiet=True)
@@ -20,7 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of every process that is started from her
 
 def packable(path: Path, **options: object) -> tuple[str, bytes]:
     """Extension and contents of a file as a shard holds it."""
-    return Reader(**options)(path)[:2]
+    return Reader(**options)(path, frames_of(path)[0] if path.is_dir() else ())[:2]
 
 
 @pytest.fixture(scope="session")

@@ -758,7 +758,7 @@ def test_an_odd_sample_is_replaced_counted_and_found_by_verify(tmp_path, name):
         made = {f"{i:03d}": GOOD for i in range(20)} | {"007": ODD[name]}
         tar_of(tar, dict(sorted(made.items())))
         manifest = Manifest.load(str(root))
-        from viewshards.pack import describe
+        from viewshards.writer import describe
 
         indices.save(indices.scan(tar), indices.path_of(str(tar)))
         manifest.splits["train"] = [describe(tar)]

@@ -79,7 +79,10 @@ def cloud_of(
 
 def _array(data: bytes, extension: str, layout: Layout, limits: Limits, told: list[str]) -> NDArray[Any]:
     if extension == ".npy":
-        return array(data, limits)
+        found = array(data, limits)
+        if found.ndim == 3:
+            raise Question(f"an array {found.shape}: if it is a picture, say how many bands it has by --channels")
+        return found
     arrays = Arrays(data, limits)
     if layout.array is not None:
         if layout.array not in arrays:

@@ -149,7 +149,8 @@ def image_of(
     if format_ in KEPT:
         fitting = KEPT[format_].split()
         if own not in (*fitting, "jpe", "jfif", "apng"):
-            told.append(f"pictures read by their contents: named .{own}, in truth .{format_}")
+            named = f"named .{own}" if own else "without an extension"
+            told.append(f"pictures read by their contents: {named}, in truth .{format_}")
         if format_ in ("png", "webp", "avif") and _is_animated(data, limits):
             told.append(ANIMATED)
         return own if own in fitting else format_, data, told
