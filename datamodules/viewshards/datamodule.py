@@ -260,6 +260,8 @@ class ShardDataModule(pl.LightningDataModule):
                 f"pictures of {bands} bands, data.mean has {len(self.mean)} numbers and data.std {len(self.std)}: give "
                 "one for each band, and the backbone in_chans"
             )
+        if "draws" in batch and bands != 3:
+            raise ValueError(f"backend: device makes colours, and pictures have {bands} bands: set backend: cv2")
         images: list[Tensor] = [image.float().div_(255) for image in batch["image"]]
         if "draws" in batch:
             assert isinstance(self.views, MultiView)

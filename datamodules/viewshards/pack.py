@@ -47,7 +47,7 @@ def pack(
     strict: bool = False,
     console: Console | None = None,
 ) -> Manifest:
-    """Packs a source into `out`, or goes on with it, and gives an account of everything that was found.
+    """Packs a source into `out`, or resumes doing so, and gives an account of everything that was found.
 
     Args:
         source: what to pack. out: folder of the shards. encoding: what happens to pictures.
@@ -150,8 +150,8 @@ def _pack(
     account.notes += [f"split {split}: none of its samples can be packed" for split in sorted(missing)]
     if "val" not in splits:
         account.notes.append(
-            "there is no split 'val': fit evaluates on another by data.val_split, or pack with --val-fraction 0.1, "
-            "which takes it from train"
+            "there is no split 'val': fit evaluates on another by data.val_split, or pack with --val-fraction, the "
+            "share of train that becomes val"
         )
     contents = _hashed([written[job.path].contents for job in jobs])
     kept = {"each": each, "times": times, "contents": contents, "account": account.to_json()}

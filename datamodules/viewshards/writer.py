@@ -115,8 +115,12 @@ class Job:
 
 @dataclass
 class Written:
-    """A shard that is written: why samples are not in it, what is told of them, a hash of what was read, and of each
-    sample's pictures, clips and clouds."""
+    """A shard that is written.
+
+    Attributes:
+        shard: its entry in the manifest. broken: why samples are not in it. told: notes about samples, and how often.
+        contents: a hash of what was read. hashes: sample and hash of each picture, clip and cloud.
+    """
 
     shard: Shard
     broken: dict[int, str]

@@ -11,11 +11,14 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from manyviews.backbones import ConvNet, TimmBackbone
+from manyviews.backbones import Encoding as Encoded
+from manyviews.evaluation.features import extract
 from tests.conftest import QUIET, packable
 from viewshards import ShardDataModule
 from viewshards import index as indices
@@ -293,6 +296,9 @@ def test_names_lead_back(tmp_path):
     data = ShardDataModule(str(tmp_path / "out"), 3, SimCLR(8), workers=0)
     batch = next(iter(data.evaluation_loader("train", 4)))
     assert batch["file_name"][batch["key"].index("a_b_c/x_y_z")] == "a b.c/x.y z.png"
+    embed = lambda batch: [Encoded(view.flatten(1), None) for view in batch["image"]]  # noqa: E731
+    features = extract(torch.nn.Identity(), embed, data.evaluation_loader("train", 2))
+    assert features.file_name == [found["train"][key].file_name for key in features.key]
     contact_sheet(str(tmp_path / "out"), "train", tmp_path / "sheet.png")
     assert "column 1: sample 0, " in (tmp_path / "sheet.txt").read_text()
     assert "(a b.c/x.y z.png)" in (tmp_path / "sheet.txt").read_text()
@@ -582,6 +588,10 @@ def test_any_number_of_bands(tmp_path, bands):
     with pytest.raises(BrokenShard, match=rf"jitter and grey are of pictures with three bands, this one has {bands}"):
         for _ in range(9):
             list(coloured.train_dataloader())
+    on_device = MultiView([Augmentation(16)], backend="device")
+    made = ShardDataModule(str(tmp_path / "out"), 3, on_device, workers=0, mean=(0.5,) * bands, std=(0.2,) * bands)
+    with pytest.raises(ValueError, match=f"pictures have {bands} bands: set backend: cv2"):
+        made.on_after_batch_transfer(next(iter(made.train_dataloader())), 0)
     contact_sheet(str(tmp_path / "out"), "train", tmp_path / "sheet.png")
     resized = Encoding(resize=10)({"bands.npy": next(iter(found["train"].values())).files["bands.npy"]})
     assert decode("npy", resized["bands.npy"]).shape == (10, 15, bands)

@@ -141,6 +141,8 @@ def test_torchvision_set_on_disk(tmp_path):
         open_source("torchvision:MNIST", Options(root=str(tmp_path))), tmp_path / "out", Encoding(), console=QUIET
     )
     assert {s: sum(x.samples for x in shards) for s, shards in manifest.splits.items()} == {"train": 6, "val": 3}
+    with pytest.raises(ValueError, match="--val-fraction would not be used"):
+        open_source("torchvision:MNIST", Options(root=str(tmp_path), val_fraction=0.2))
     with pytest.raises(FileNotFoundError, match="torchvision:CIFAR10: not below"):
         open_source("torchvision:CIFAR10", Options(root=str(tmp_path)))
 
@@ -161,7 +163,7 @@ def test_broken_sources_stop_with_their_name_or_are_listed(tmp_path):
     with pytest.raises(ValueError, match=r"1 files would be left out\n  left out: train/cat/cat.0.png: no picture"):
         packed(root, tmp_path / "out", shard_samples=3, strict=True)
     assert not (tmp_path / "out/manifest.json").exists()
-    manifest = packed(root, tmp_path / "out", shard_samples=3)  # goes on with what is written
+    manifest = packed(root, tmp_path / "out", shard_samples=3)  # resumes with the shards that are there
     assert list(manifest.made["account"]["left_out"]) == ["train/cat/cat.0.png"]
     assert sum(s.samples for s in manifest.splits["train"]) == 11
 

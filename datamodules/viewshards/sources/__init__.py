@@ -5,7 +5,7 @@ A source lists its samples (key and split) at once and gives the files of one wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -132,8 +132,8 @@ def _builtin(name: str, val_fraction: float | None) -> Source:
     return sets[name]()
 
 
-def nearest(name: str, known: object) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """The names most like one that is not known, in words; all of them if none is."""
-    names = sorted(map(str, known))  # type: ignore[call-overload]
+    names = sorted(known)
     near = get_close_matches(name, names, 3, 0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"

@@ -98,6 +98,10 @@ class Torchvision(Source):
             raise ValueError(
                 f"torchvision:{name}: not a set of pictures with splits that can be packed ({error})"
             ) from error
+        if val_fraction is not None and "val" in self._parts:
+            raise ValueError(
+                f"torchvision:{name}: there is a val split, and --val-fraction would not be used: leave it out"
+            )
         self.places = [(part, i) for part, data in self._parts.items() for i in range(len(data))]
         self.samples = []
         for part, i in self.places:

@@ -29,33 +29,10 @@ from viewshards.video import container_of
 
 KEPT = {"jpg": "jpg jpeg", "png": "png", "webp": "webp", "avif": "avif", "jp2": "jp2 j2k", "heic": "heic heif"}
 """Formats whose bytes stay as they are, with their extensions; others become PNG, which loses nothing."""
-IMAGES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".gif",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".pfm",
-        ".jp2",
-        ".j2k",
-        ".ico",
-        ".avif",
-        ".heic",
-        ".heif",
-        ".tga",
-        ".apng",
-    ]
-)
+IMAGES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm",
+    ".pnm", ".pfm", ".jp2", ".j2k", ".ico", ".avif", ".heic", ".heif", ".tga",
+})  # fmt: skip
 KINDS = {"image": IMAGES, "cloud": clouds.CLOUDS, "clip": clips.VIDEOS, "h5": frozenset({".h5", ".hdf5"})}
 WEAK = frozenset({".txt", ".xyz", ".pts"})
 """Clouds only where nothing else is there: beside pictures they hold labels or landmarks."""
