@@ -1018,6 +1018,10 @@ def test_meshes_without_area_and_cut_clouds(tmp_path):
         trimesh.creation.box((1, 2, 3)).export(tmp_path / f"box.{kind}")
         surface = decode(*packable(tmp_path / f"box.{kind}"))
         assert np.isclose(np.abs(surface), [0.5, 1, 1.5], atol=1e-5).any(1).all() and len(surface) == 8192
+    mixed = trimesh.Scene([trimesh.creation.box(), trimesh.PointCloud(np.random.default_rng(0).normal(size=(9, 3)))])
+    mixed.export(tmp_path / "mixed.glb")
+    with pytest.raises(ValueError, match="meshes and loose points in one file"):
+        packable(tmp_path / "mixed.glb")
     laspy = pytest.importorskip("laspy")
     scan = laspy.LasData(laspy.LasHeader())
     scan.x, scan.y, scan.z = (np.arange(9) + k / 10 for k in range(3))

@@ -196,6 +196,8 @@ def _of_mesh(trimesh: Any, data: bytes, kind: str, name: str, points: int, limit
         placed = (loaded.geometry[loaded.graph[node][1]] for node in loaded.graph.nodes_geometry)
         total = sum(each.nbytes for part in placed for each in (part.vertices, getattr(part, "faces", part.vertices)))
         limits.check("array_bytes", total, "bytes of all its parts")
+        if len({hasattr(loaded.geometry[loaded.graph[node][1]], "faces") for node in loaded.graph.nodes_geometry}) > 1:
+            raise ValueError("meshes and loose points in one file: one of them would be lost")
         loaded = loaded.to_geometry()
     mesh = loaded
     there = np.asarray(getattr(mesh, "vertices", np.zeros((0, 3))))
