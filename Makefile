@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: quickstart test fast fuzz check slurm clean
+.PHONY: quickstart test fast long fuzz check slurm clean
 
 quickstart: $(READY)  ## environment, embedded data set, pretraining on images and on images with names, table, picture
 	$(BIN)/viewshards pack builtin:emoji runs/data/emoji
@@ -16,7 +16,10 @@ test: $(READY)  ## the whole suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests
 
 fast: $(READY)  ## the tests that need no training run or subprocess
-	$(BIN)/python -m pytest -n 2 -m "not slow" tests
+	$(BIN)/python -m pytest -n 2 -m "not slow and not long" tests
+
+long: $(READY)  ## what the suite has no time for: every recipe all the way, among others
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long tests
 
 fuzz: $(READY)  ## fifty times the damaged and hostile inputs that the suite tries
 	FUZZ=50 $(BIN)/python -m pytest -n 2 tests/fuzz

@@ -1,6 +1,7 @@
 """A recipe small enough for tests: digits, two convolutions with dropout, a few steps; and what is read back."""
 
 import atexit
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import torch
 import yaml
 from torch import nn
 
+from manyviews import methods
 from manyviews.backbones import Encoding
 
 
@@ -225,3 +227,27 @@ def scalars(run_folder: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(run_folder), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+class Heard(pl.loggers.Logger):
+    """A logger without a folder: the names that it was told of."""
+
+    name, version = "heard", 0
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path, self.names = Path(path), set()
+
+    def log_metrics(self, metrics, step=None):
+        self.names |= set(metrics)
+        self.path.write_text(json.dumps(sorted(self.names)))
+
+    def log_hyperparams(self, *_, **__):
+        """Nothing."""
+
+
+class Unwritable(methods.SimCLR):
+    """With a default that is an object."""
+
+    def __init__(self, backbone: nn.Module, made: nn.Module = nn.Linear(3, 3), **options) -> None:
+        super().__init__(backbone, **options)

@@ -12,9 +12,10 @@ from filelock import FileLock
 
 from manyviews import methods
 from manyviews.backbones import ConvNet, PointTransformer
-from manyviews.cli import study
+from manyviews.cli import main, study
 from manyviews.cli.evaluate import instantiate
 from manyviews.cli.export import export_backbone, export_open_clip
+from manyviews.cli.fit import FitCLI, fit
 from manyviews.methods import Method
 from tests.conftest import QUIET
 from viewshards.datamodule import ShardDataModule
@@ -37,14 +38,84 @@ SMALL = [
 """These are trained below; of the others it is known that they build."""
 
 
+def name_of(path):
+    return f"{path.parent.name}/{path.stem}"
+
+
+class Resolved(BaseException):
+    """Raised where `fit` would build what it has read."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [p for p in RECIPES if p not in SMALL], ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_recipe(path):
-    config = yaml.safe_load(path.read_text())
-    method, data = instantiate(config)
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_recipe(path, runs, tmp_path, monkeypatch):
+    """What a run would write down of itself builds the same again: evaluation, export and resuming have no other."""
+
+    def stop(cli):
+        raise Resolved(cli.resolved)
+
+    recipe = tmp_path / path.name
+    recipe.write_text(yaml.safe_dump(placed(path, runs)))
+    monkeypatch.setattr(FitCLI, "instantiate_classes", stop)
+    with pytest.raises(Resolved) as caught:
+        fit(["--config", str(recipe), "--run", str(tmp_path / "run")])
+    (config,) = caught.value.args
+    method, data = instantiate(json.loads(json.dumps(config)))
     assert isinstance(method, Method) and isinstance(data, ShardDataModule)
     assert data.global_batch_size % data.lanes == 0
-    assert {"max_steps", "max_epochs"} & config["trainer"].keys()
+    assert {"max_steps", "max_epochs"} & yaml.safe_load(path.read_text())["trainer"].keys()
+    optimizer = config["model"]["init_args"]["optimizer"]
+    assert optimizer["class_path"] and "lr" in optimizer["init_args"]
+
+
+NO_OPTIMIZER = [p for p in RECIPES if "optimizer" not in p.read_text()]
+"""The method's default is a part of these runs."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path", [p if p in NO_OPTIMIZER else pytest.param(p, marks=pytest.mark.long) for p in RECIPES], ids=name_of
+)
+def test_recipe_goes_all_the_way(path, runs, tmp_path, capsys):
+    """Two steps, a resume, an evaluation, an export: by the commands, from what the run wrote down."""
+    config = small(placed(path, runs), path, runs)
+    config["trainer"] |= {
+        "max_steps": 2,
+        "callbacks": [
+            {"class_path": "tests.recipe.StopInside", "init_args": {"step": 1, "once": str(tmp_path / "once")}}
+        ],
+    }
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(config))
+    run = ["--run", str(tmp_path / "run")]
+    for step in (1, 2):
+        assert fit(["--config", str(recipe), *run]) == 0, capsys.readouterr().err
+        assert (tmp_path / f"run/checkpoints/step-{step:08d}.ckpt").exists()
+    text = issubclass(getattr(methods, config["model"]["class_path"].rpartition(".")[2]), methods.ImageText)
+    assert main(["retrieve" if text else "knn", *run]) == 0, capsys.readouterr().err
+    assert main(["export", *run, "--out", str(tmp_path / "exported")]) == 0, capsys.readouterr().err
+
+
+def small(config, path, runs):
+    """The recipe on shards that are here, with a small batch and small towers."""
+    init, data = config["model"]["init_args"], config["data"]["init_args"]
+    backbone = init["backbone"]
+    points = backbone["class_path"].endswith("PointTransformer")
+    if not Path(data["root"]).is_relative_to(runs / "data") or not Path(data["root"]).exists():
+        data["root"] = str(runs / "data" / ("solids" if points else "shapes" if "text" in data else "emoji"))
+    data |= {"workers": 0, "global_batch_size": 16 if "orma" in str(path) else 80}
+    if points:
+        backbone["init_args"] = {"dim": 24, "depth": 1, "heads": 2, "groups": 8, "group_size": 8}
+        data["views"]["init_args"]["points"] = 64
+    elif backbone["class_path"].endswith(("ConvNet", "TimmBackbone")):
+        backbone["class_path"] = "manyviews.backbones.ConvNet"
+        backbone["init_args"] = {"widths": [4, 8, 256 if "repulsor" in path.stem else 16]}
+    if "text_backbone" in init and init["text_backbone"].get("init_args", {}).get("name"):
+        tower = init["text_backbone"]["init_args"]
+        tower["options"] = {**tower.get("options", {}), "width": 16, "heads": 1, "layers": 1}
+    config["trainer"] |= {"accelerator": "cpu", "devices": 1, "strategy": "auto", "precision": "32-true"}
+    config["trainer"].pop("max_epochs", None), config["trainer"].pop("num_nodes", None)
+    return config | {"checkpoints": {"every_n_steps": 1}}
 
 
 def test_each_method_has_its_three_recipes():

@@ -64,6 +64,12 @@ def log_negatives(
     return logsumexp_self(z, ids, rows, bound=1 / temperature, block=block).view(len(views), -1)
 
 
+def log_sum(x: Tensor, dim: int) -> Tensor:
+    """`x.logsumexp(dim)`, with a gradient of 0, not NaN, where nothing is there (all of a row is -inf)."""
+    nothing = (x == -math.inf).all(dim, keepdim=True)
+    return x.masked_fill(nothing, 0).logsumexp(dim).masked_fill(nothing.squeeze(dim), -math.inf)
+
+
 def image_ids(rows: Rows, group: Tensor | None, device: torch.device) -> Tensor:
     """(n,) int64 ids for masking: the group where it is known, else a number no other image of the batch has."""
     index = rows.index(device)

@@ -410,7 +410,12 @@ CASES = [
         keeps="scale shuffle swap",
     ),
     Case(
-        "BYOL", lambda d: o.BYOL(), lambda z, targets, **_: ref.byol(z, targets), context=targets(2), exactly_two=False
+        "BYOL",
+        lambda d: o.BYOL(),
+        lambda z, targets, **_: ref.byol(z, targets),
+        context=targets(2),
+        exactly_two=False,
+        grouped=False,
     ),
     Case(
         "SimSiam",
@@ -418,6 +423,7 @@ CASES = [
         lambda z, targets, **_: ref.byol(z, targets) / 4 - 1,
         context=targets(2),
         exactly_two=False,
+        grouped=False,
     ),
     Case(
         "BarlowTwins",
@@ -461,6 +467,7 @@ CASES = [
         hallucinated,
         context=lambda n, d: {"strength": draw(n).sigmoid(), **targets(2)(n, d)},
         exactly_two=False,
+        grouped=False,
         smooth=False,
         keeps="scale shuffle swap",
     ),

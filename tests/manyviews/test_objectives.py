@@ -1,6 +1,8 @@
 """Every objective: worked numbers, dense reference, gradients, ranks, groups, precision, invariances, errors."""
 
 import math
+import re
+from inspect import signature
 
 import pytest
 import torch
@@ -60,10 +62,12 @@ def cut_context(case, context, cut):
     return {name: value if name in case.uncut else part(value, cut) for name, value in context.items()}
 
 
-def in_float32(value):
+def cast(value, dtype):
     if isinstance(value, torch.Tensor):
-        return value.float() if value.is_floating_point() else value
-    parts = [in_float32(each) for each in value]
+        return value.to(dtype) if value.is_floating_point() else value
+    if not isinstance(value, list | tuple):
+        return value
+    parts = [cast(each, dtype) for each in value]
     return type(value)(*parts) if hasattr(value, "_fields") else parts
 
 
@@ -160,10 +164,8 @@ def test_invariances(case):
 def test_half_inputs_and_autocast_are_computed_in_float32(case, dtype):
     views, context, d = batch(case)
     views = [view.to(dtype) for view in views]
-    single = {name: in_float32(value) for name, value in context.items()}
-    if "targets" in context:  # a momentum encoder's, under the same autocast
-        single["targets"] = [target.to(dtype) for target in context["targets"]]
-        context["targets"] = [target.double() for target in single["targets"]]
+    single = {name: cast(value, dtype) for name, value in context.items()}
+    context = {name: cast(value, torch.float64) for name, value in single.items()}
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = case.build(d).float()(views, **single)
     exact = case.build(d)([view.double() for view in views], **context).item()
@@ -199,6 +201,76 @@ def test_what_the_context_lacks_is_named(case):
         del context[name]
         with pytest.raises(ValueError, match=rf"needs {name}"):
             case.build(d)(views, **context)
+
+
+@every
+def test_what_the_objective_does_not_take_is_refused(case):
+    views, context, d = batch(case)
+    objective = case.build(d)
+    with pytest.raises(TypeError, match=rf"{type(objective).__name__} takes .*'groups'"):
+        objective(views, **context, groups=GROUP)
+    if "group" in objective.takes():
+        with pytest.raises(TypeError, match="'groups'; did you mean group?"):
+            objective(views, **context, groups=GROUP)
+    if "present" not in objective.takes():
+        with pytest.raises(ValueError, match=r"wants all views of every sample.*data\.missing"):
+            objective(views, **context, present=torch.ones(11, case.views, dtype=torch.bool))
+
+
+def test_only_wrappers_pass_a_context_on():
+    for case in CASES:
+        objective = case.build(6)
+        passes_on = any(p.kind is p.VAR_KEYWORD for p in signature(objective.loss).parameters.values())
+        assert not passes_on or type(objective).takes is not o.Objective.takes, case.name
+
+
+@pytest.mark.parametrize(
+    ("case", "what"),
+    [(case, what) for what in ("one image", "one group") for case in CASES if what == "one image" or case.grouped],
+    ids=lambda x: x if isinstance(x, str) else x.name,
+)
+def test_without_negatives_there_is_a_value_or_a_word(case, what):
+    """A batch of one image, or whose images are all of one group: never NaN, never an error from within."""
+    views, context, d = batch(case)
+    if what == "one image":
+        cut = slice(3, 4)
+        views, context = [view[cut] for view in views], cut_context(case, context, cut)
+    else:
+        context["group"] = torch.zeros(11, dtype=torch.int64)
+    views, objective = [view.requires_grad_() for view in views], case.build(d)
+    try:
+        loss = objective(views, **context)
+    except ValueError as error:
+        assert what == "one image" and re.search(r"got 1, expected \d or more|whitens 1 rows", str(error))
+        return
+    assert torch.isfinite(loss)
+    grads = torch.autograd.grad(loss, views, allow_unused=True)
+    assert all(grad is None or torch.isfinite(grad).all() for grad in grads)
+
+
+@pytest.mark.parametrize("make", [o.MVInfoNCE, o.PolyView, lambda t: o.PolyView(t, "arithmetic")])
+def test_won_positives_keep_their_digits(make):
+    """Two images, opposite; their two views equal: log(1 + 2 e^(-2/t)), in float32 too. As log(e^(1/t) + ...) - 1/t it
+    would be 0, or a rounding error of 5e-7."""
+    z = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    for t in (0.05, 0.1):
+        assert make(t)([z, z]).item() == pytest.approx(math.log1p(2 * math.exp(-2 / t)), rel=1e-5)
+
+
+def test_one_context_of_half_precision_is_the_value_of_full_precision():
+    """Views and targets (4, 8) in bf16, labels 0, 1, 0, 1: as of the same numbers in float64."""
+    g = torch.Generator().manual_seed(0)
+    views, targets = ([torch.randn(4, 8, generator=g).bfloat16() for _ in range(2)] for _ in range(2))
+    label = torch.tensor([0, 1, 0, 1])
+    partner, gate = label.flip(0), torch.rand(4, 8, generator=g).bfloat16()
+    torch.manual_seed(0)
+    objective = o.HydraMoCo(o.Hydra(2, 8), alpha=0.5)
+    context = {"label": label, "partner": partner}
+    half = objective(views, targets=targets, gate=gate, **context)
+    full = objective.double()(
+        [v.double() for v in views], targets=[t.double() for t in targets], gate=gate.double(), **context
+    )
+    assert half.dtype == torch.float32 and half.item() == pytest.approx(full.item(), abs=2e-6)
 
 
 @pytest.mark.parametrize("make", [o.NTXent, o.DCL, o.MVInfoNCE, o.MVDHEL, o.PairwiseViews, o.AverageViews, o.PolyView])

@@ -99,6 +99,12 @@ def test_sparsemax_of_the_worked_examples(a, w):
     torch.testing.assert_close(sparsemax(found), found)
 
 
+def test_sparsemax_keeps_its_digits_far_from_zero():
+    found = sparsemax(torch.tensor([1000.3, 1000.0]))
+    torch.testing.assert_close(found, sparsemax(torch.tensor([1000.3, 1000.0]).double()).float(), atol=1e-7, rtol=0)
+    assert found.tolist() == pytest.approx([0.64999, 0.35001], abs=1e-5)
+
+
 def test_sparsemax_sends_its_gradient_to_the_support():
     a = torch.tensor([1, 0.8, 0.1], requires_grad=True, **double)
     (grad,) = torch.autograd.grad(sparsemax(a), a, torch.tensor([1.0, 2, 3], **double))

@@ -139,7 +139,11 @@ def fdt(views, objective, tokens, masks, group=None, **_):
         rows = []
         for x in items:
             fit = objective.queries[modality](x) @ objective.codes.T / objective.codes.shape[1] ** 0.5
-            rows.append(sparsemax(fit.amax(0) / objective.temperature) @ objective.codes)
+            everyone = (
+                [*fit, *[0 * fit[0]] * (tokens[modality].shape[1] - len(x))] if objective.padding == "zero" else [*fit]
+            )
+            pooled = sum(everyone) / len(everyone) if objective.pool == "mean" else torch.stack(everyone).amax(0)
+            rows.append(sparsemax(pooled / objective.temperature) @ objective.codes)
         z.append(F.normalize(torch.stack(rows), dim=1))
     s = objective.scale() * z[0] @ z[1].T
     return (own_of(s, group, objective.positives) + own_of(s.T, group, objective.positives)) / 2
@@ -377,7 +381,17 @@ CASES += [
     Case("FILIP", lambda d: o.FILIP(LogitScale(3.0)), filip, context=tokens(), **wide),
     Case("FILIP-reduced", lambda d: o.FILIP(LogitScale(3.0), keep=0.5), filip, context=tokens(), **wide),
     Case("CGVLM", lambda d: o.CGVLM(LogitScale(3.0)), cgvlm, context=tokens(), **wide),
-    Case("FDT", lambda d: o.FDT((6, 3), 8, 4, 0.5, scale=LogitScale(3.0)), fdt, context=tokens((6, 3)), **wide),
+    *(
+        Case(
+            f"FDT-{pool}-{padding}",
+            lambda d, pool=pool, padding=padding: o.FDT((6, 3), 8, 4, 0.5, pool, padding, LogitScale(3.0)),
+            fdt,
+            context=tokens((6, 3)),
+            **wide,
+        )
+        for pool in ("max", "mean")
+        for padding in ("out", "zero")
+    ),
     Case(
         "ImprovedCLIP",
         lambda d: o.ImprovedCLIP(LogitScale(3.0), LogitScale(2.0)),
@@ -508,5 +522,5 @@ def shared(case):
 CASES += [
     shared(case)
     for case in CASES
-    if case.name in ("FILIP", "CGVLM", "FDT", "MGCA", "ORMA", "ImprovedCLIP", "SLIP", "PairwiseCLIP")
+    if case.name in ("FILIP", "CGVLM", "FDT-max-out", "MGCA", "ORMA", "ImprovedCLIP", "SLIP", "PairwiseCLIP")
 ]

@@ -6,9 +6,9 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 from manyviews.foreign import shortened
+from manyviews.names import meant
 
 CLASS = re.compile(r"Problem with given class_path '([\w.]+)'")
 OPTION = re.compile(r"Option '([\w.-]+)' is not accepted")
@@ -19,6 +19,9 @@ GROUP_OPTION = re.compile(r"Group '(\w+)' does not accept option '([\w.]+)'")
 NO_FILE = re.compile(r"File does not exist: '(.+)'")
 NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 REQUIRED = re.compile(r"following arguments are required: (.+)")
+
+INSTEAD = {"optimizer": "model.optimizer", "lr_scheduler": "model.schedule"}
+"""Sections of Lightning's command that are options of the method here: a rate without its warm-up is another run."""
 
 
 def explain(error: BaseException, options: Iterable[str] = ()) -> str:
@@ -33,33 +36,29 @@ def explain(error: BaseException, options: Iterable[str] = ()) -> str:
     if found := NO_FILE.search(text):
         return f"{found[1]}: no such file"
     if found := NO_CLASS.search(text):
-        return f"{found[1]} has no {found[2]!r}" + _nearest(found[2], dir(sys.modules.get(found[1])))
+        return f"{found[1]} has no {found[2]!r}" + meant(found[2], dir(sys.modules.get(found[1])))
     if found := GROUP_OPTION.search(text):
         name = f"{found[1]}.{found[2]}"
-        return f"no key {name!r}" + _nearest(name, known)
+        if found[1] in INSTEAD:
+            return f"no key {found[1]!r}; give {INSTEAD[found[1]]}"
+        return f"no key {name!r}" + meant(name, known)
     if found := OPTION.search(text):
         name = found[1].rpartition(".")[2] if classes else found[1]
         owner = f"{classes[-1]} has no argument" if classes else "no key"
-        return f"{owner} {name!r}" + _nearest(name, _arguments(classes[-1]) if classes else known)
+        return f"{owner} {name!r}" + meant(name, _arguments(classes[-1]) if classes else known)
     if found := EXPECTED.search(text):
         kind = re.sub(r"<class '([\w.]+)'>", r"\1", found[1])
         return f"{'.'.join(KEY.findall(text))}: expected {kind}, got {found[2].splitlines()[0].strip()}"
     if found := UNRECOGNIZED.search(text):
         given = found[1].split()[0].removeprefix("--").partition("=")[0]
-        return f"no argument --{given}" + _nearest(given, known, "--")
+        if given in INSTEAD:
+            return f"no argument --{given}; give {INSTEAD[given]}"
+        return f"no argument --{given}" + meant(given, known, "--")
     if found := REQUIRED.search(text):
         return f"{found[1]} missing; give --config RECIPE.yaml (experiments/ has them)"
     if text.startswith("Does not validate") and error.__cause__ is not None:  # a constructor's own error
         return explain(error.__cause__, known)
     return text if "\n" not in text else shortened(error)
-
-
-def _nearest(given: str, known: Iterable[str], prefix: str = "") -> str:
-    known = list(known)
-    near = get_close_matches(given, known, 3, 0.6)
-    if near:
-        return f"; did you mean {' or '.join(prefix + name for name in near)}?"
-    return f"; it has {', '.join(known)}" if 0 < len(known) <= 20 else ""
 
 
 def _arguments(class_path: str) -> list[str]:

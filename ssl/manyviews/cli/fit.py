@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
 import json
 import logging
@@ -16,7 +18,7 @@ from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import yaml
-from jsonargparse import ActionConfigFile, set_parsing_settings  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, Namespace, set_parsing_settings  # type: ignore[attr-defined]
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -28,6 +30,7 @@ import manyviews.methods
 from manyviews import foreign, signals
 from manyviews.cli.errors import explain
 from manyviews.monitoring import Board, CollapseAlarm, Monitor
+from manyviews.monitoring.monitor import tensorboards
 from manyviews.runs import (
     AtomicCheckpointIO,
     Checkpoints,
@@ -86,8 +89,10 @@ class FitCLI(LightningCLI):
         self.folder = RunFolder(Path(self.config.run or default))
         self.config.run = str(self.folder.path)
         self.config.checkpoints.folder = str(self.folder.checkpoints)
+        spell_out(self.config)
         dumped = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         self.resolved: dict[str, Any] = {k: v for k, v in dumped.items() if k not in ("config", "trust")}
+        check_written(self.resolved)
         check_secrets(self.resolved)
         self.folder.check(self.resolved)
         if self.folder.config_file.exists() and not getattr(rank_zero_only, "rank", 0):
@@ -103,7 +108,7 @@ class FitCLI(LightningCLI):
             # Events after the checkpoint, written before the run died, are taken back.
             match = NAME.fullmatch(self.resume_from.name) if self.resume_from else None
             purge = int(match[1]) + 1 if match else 0
-            logger = Board(self.folder.path, name="", version="", purge_step=purge)  # type: ignore[assignment]
+            logger = Board(self.folder.path, name="", version="", purge_step=purge, default_hp_metric=False)  # type: ignore[assignment]
         # Lightning's own requeueing saves inside the handler, and takes the checkpoint of any earlier job.
         environment = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
         self.ledger = Ledger(self.folder.path / "attempts", self.config.monitor.every_n_steps)
@@ -118,6 +123,11 @@ class FitCLI(LightningCLI):
                 plugins=[AtomicCheckpointIO(), *environment],
                 **kwargs,
             )
+        if str(self.config.trainer.precision).startswith("16") and trainer.precision == "bf16-mixed":
+            print(f"trainer.precision {self.config.trainer.precision}: on a CPU that is bf16-mixed", file=sys.stderr)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, manyviews.evaluation.Evaluation) and callback.folder is None:
+                callback.folder = str(self.folder.path)
         trainer.callbacks.append(self.ledger)  # type: ignore[attr-defined]  # after the checkpoints
         if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy) and not isinstance(
             trainer.strategy, FullySharded
@@ -126,6 +136,38 @@ class FitCLI(LightningCLI):
         if isinstance(trainer.strategy, DDPStrategy | FullySharded):
             trainer.strategy._timeout = timedelta(seconds=self.config.startup_timeout)
         return trainer
+
+
+def spell_out(config: Namespace) -> None:
+    """Puts class path and arguments in the place of a default that is `functools.partial(torch.optim.SGD, lr=0.1)`.
+
+    What is written down of a run can then be read again, and stays the same when a default changes.
+    """
+    for key, value in list(config.items()):
+        if isinstance(value, functools.partial) and inspect.isclass(value.func) and not value.args:
+            class_path = f"{value.func.__module__}.{value.func.__qualname__}"
+            config[key] = Namespace(class_path=class_path, init_args=Namespace(**value.keywords))
+
+
+def check_written(config: Any, where: str = "") -> None:
+    """Refuses what could not be built again from its configuration: evaluation, export and resuming have no other.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if isinstance(config, dict | list):
+        for key, value in config.items() if isinstance(config, dict) else enumerate(config):
+            check_written(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(config, str) and config.startswith(NOT_WRITTEN):
+        what = config.removeprefix(NOT_WRITTEN)
+        raise ValueError(
+            f"{where.replace('.init_args', '')}: its default ({what.strip()}) cannot be written down, so the run could "
+            "not be evaluated or resumed: give the option as class_path and init_args"
+        )
+
+
+NOT_WRITTEN = "Unable to serialize instance"
+"""With which the parser begins what it puts in the place of a value."""
 
 
 class _Config(pl.Callback):
@@ -148,8 +190,12 @@ class _Config(pl.Callback):
                 f"rank {trainer.global_rank} found step {trainer.global_step} in {self.folder.checkpoints}, rank 0 "
                 f"found step {first}: is it on a file system that all nodes share?"
             )
-        if trainer.logger is not None and trainer.ckpt_path is None:
-            trainer.logger.log_hyperparams({key: self.config[key] for key in ("model", "data", "seed_everything")})
+        if trainer.ckpt_path is None:
+            for logger in trainer.loggers:
+                logger.log_hyperparams({key: self.config[key] for key in ("model", "data", "seed_everything")})
+            text = f"```yaml\n{yaml.safe_dump(self.config, sort_keys=False)}```"
+            for board in tensorboards(trainer):
+                board.add_text("config", text, trainer.global_step)
 
 
 SECTIONS: dict[str, Any] = {

@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed as dist
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -18,6 +17,7 @@ from manyviews.evaluation.features import Features, extract, prepared
 from manyviews.evaluation.joint import JointProtocol
 from manyviews.evaluation.knn import KNN
 from manyviews.evaluation.protocol import Protocol, Result, about, fingerprint, result_path, save
+from manyviews.monitoring.monitor import tensorboards
 from manyviews.sharding import whole
 
 
@@ -31,11 +31,16 @@ class Evaluation(pl.Callback):
     Args:
         protocols: what is evaluated; features are computed once for all of them.
         every_n_epochs: epochs between evaluations; the last epoch is always evaluated.
+        folder: results go to its `evaluations`; `manyviews fit` gives the run's. None: the first logger's.
     """
 
-    def __init__(self, protocols: Sequence[Protocol] | None = None, every_n_epochs: int = 10) -> None:
+    def __init__(
+        self, protocols: Sequence[Protocol] | None = None, every_n_epochs: int = 10, folder: str | None = None
+    ) -> None:
         self.protocols = list(protocols) if protocols is not None else [KNN()]
-        self.every_n_epochs = every_n_epochs
+        self.every_n_epochs, self.folder = every_n_epochs, folder
+        self.scores: dict[str, float] = {}
+        """Of the last evaluation, by `val/NAME`: what `checkpoints.monitor` may choose by."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Looks at one batch of each split, so that what cannot be evaluated is known now and not after ten epochs."""
@@ -69,24 +74,22 @@ class Evaluation(pl.Callback):
             self._write(trainer, found, scores)
         else:
             scores = {}
-        scores = trainer.strategy.broadcast(scores, src=0)
+        self.scores = scores = trainer.strategy.broadcast(scores, src=0)
         for name, score in scores.items():  # so that Checkpoints can choose by them
             pl_module.log(name, score, logger=False)
 
     def _write(self, trainer: pl.Trainer, found: dict[str, Any], scores: dict[str, float]) -> None:
-        if trainer.logger is None:
-            return
-        trainer.logger.log_metrics(scores, step=trainer.global_step)
-        folder = Path(trainer.logger.log_dir or trainer.default_root_dir)
+        for board in trainer.loggers:
+            board.log_metrics(scores, step=trainer.global_step)
+        folder = Path(self.folder or trainer.log_dir or trainer.default_root_dir)
         data: Any = getattr(trainer, "datamodule", None)
         for name, (protocol, result) in found.items():
             path = result_path(folder, protocol, data, trainer.global_step)
             save(path, protocol, result, {"online": True, **about(data, trainer.global_step)})
-            if result.confusion is not None and isinstance(trainer.logger, TensorBoardLogger):
+            if result.confusion is not None and (boards := tensorboards(trainer)):
                 picture = plots.confusion(result.confusion, data.classes)
-                trainer.logger.experiment.add_image(
-                    f"pictures/confusion_{name}", picture, trainer.global_step, dataformats="HWC"
-                )
+                for board in boards:
+                    board.add_image(f"pictures/confusion_{name}", picture, trainer.global_step, dataformats="HWC")
 
 
 def features_of(module: Any, data: Any, split: str, embed: Any = None) -> Features:

@@ -106,7 +106,8 @@ class CMIM(Method):
             codes.append(z)
         loss = torch.stack(losses).mean()
         if self.regulariser is not None:
-            extra = self.regulariser(self.features, gather=distributed.current(), **self.context(batch))
+            context = self.context(batch, self.regulariser)
+            extra = self.regulariser(self.features, gather=distributed.current(), **context)
             self.objective.diagnostics["regulariser"] = extra.detach()
             loss = loss + extra
         return loss, codes if len(codes) > 1 else codes * 2

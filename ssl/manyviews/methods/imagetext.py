@@ -90,10 +90,10 @@ class ImageText(Method):
             "projections": torch.stack([projection.detach() for projection in shown]),
         }
 
-    def context(self, batch: Batch) -> dict[str, Any]:
+    def context(self, batch: Batch, objective: Objective | None = None) -> dict[str, Any]:
         """As in Method; a sample that stands in the batch twice (`data.cells`) is a twin of itself, no negative."""
-        context = super().context(batch)
-        index, group = context.get("index"), context.get("group")
+        context = super().context(batch, objective)
+        index, group = batch.get("index"), context.get("group")
         if index is not None and group is not None:
             everyone = distributed.current()(len(index)).gather(index)
             if len(everyone.unique()) < len(everyone):

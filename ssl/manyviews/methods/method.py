@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sized
 from functools import partial
 from itertools import groupby
@@ -80,10 +81,14 @@ class Method(pl.LightningModule):
         """The loss of the views' projections, and the projections to be monitored."""
         return self.objective(projections, gather=distributed.current(), **self.context(batch)), projections
 
-    def context(self, batch: Batch) -> dict[str, Any]:
-        """What objectives may ask for besides the views."""
-        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-        return {**tensors, "epoch": self.current_epoch}
+    def context(self, batch: Batch, objective: Objective | None = None) -> dict[str, Any]:
+        """What an objective (default: the method's own) takes of a batch and the run besides the views.
+
+        `present` always goes along: an objective that does not take it refuses samples that lack views.
+        """
+        takes = (objective or self.objective).takes() | {"present"}
+        there = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        return {name: value for name, value in {**there, "epoch": self.current_epoch}.items() if name in takes}
 
     def encode(self, views: list[Tensor]) -> list[Tensor]:
         """Pooled features (B, D) of each view, in chunks if `grad_cache` says so."""
@@ -172,7 +177,7 @@ class Method(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over decay groups, its rate scaled by the batch and scheduled over the run's steps."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        per_epoch: int | None = getattr(data, "steps_per_epoch", None)
+        per_epoch = self._steps_per_epoch(data)
         total = self._total_steps(per_epoch)
         if self.schedule.warmup(total, per_epoch) >= total:
             logger.warning("the warm-up is as long as the whole run of %d steps: shorten model.schedule", total)
@@ -193,6 +198,15 @@ class Method(pl.LightningModule):
     def constant_rate(self) -> nn.Module | None:
         """The part that keeps the peak rate throughout."""
         return None
+
+    def _steps_per_epoch(self, data: Any) -> int | None:
+        """Steps of the optimiser that an epoch will have; None if the data does not say."""
+        batches: int | None = getattr(data, "steps_per_epoch", None)
+        if batches is None:
+            return None
+        limit = self.trainer.limit_train_batches  # a number of batches, or a share of them
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
 
     def _total_steps(self, per_epoch: int | None) -> int:
         # Never trainer.estimated_stepping_batches: it builds the loaders here and so rewinds a resumed one.

@@ -45,18 +45,21 @@ class Monitor(pl.Callback):
 
     def __init__(self, every_n_steps: int = 50, pictures_every_n_steps: int = 1000) -> None:
         self.every_n_steps, self.pictures_every_n_steps = every_n_steps, pictures_every_n_steps
+        self.latest: dict[str, float] = {}
+        """The last readings, on the first rank: what `checkpoints.monitor` may choose by."""
         self._buffer: dict[str, list[Any]] = {}
         self._replaced = 0
         self._mark = (0.0, 0, 0.0)  # time, samples, seconds waited for data
 
     def state_dict(self) -> dict[str, Any]:
         """Readings not yet written, so that curves go on without a seam."""
-        return {"buffer": {name: _fetch(values) for name, values in self._buffer.items()}, "replaced": self._replaced}
+        buffer = {name: _fetch(values) for name, values in self._buffer.items()}
+        return {"buffer": buffer, "replaced": self._replaced, "latest": self.latest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes them up."""
         self._buffer = {name: list(values) for name, values in state_dict["buffer"].items()}
-        self._replaced = state_dict["replaced"]
+        self._replaced, self.latest = state_dict["replaced"], dict(state_dict["latest"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
         self._mark = (time.perf_counter(), 0, 0.0)
@@ -90,13 +93,13 @@ class Monitor(pl.Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, FiniteGuard):
                 metrics["train/skipped_steps"] = callback.skipped
-        if trainer.logger is not None:
-            trainer.logger.log_metrics(metrics, step=trainer.global_step)
-        if isinstance(trainer.logger, TensorBoardLogger):
-            board = trainer.logger.experiment
-            for name, values in zip(
-                ("positive", "negative"), diagnostics.similarities(outputs["projections"]), strict=True
-            ):
+        self.latest = {name: float(value) for name, value in metrics.items() if not name.startswith("speed/")}
+        for board in trainer.loggers:
+            board.log_metrics(metrics, step=trainer.global_step)
+        boards = tensorboards(trainer)
+        both = diagnostics.similarities(outputs["projections"]) if boards else ()
+        for name, values in zip(("positive", "negative"), both, strict=bool(boards)):
+            for board in boards:
                 board.add_histogram(f"similarity/{name}", values.cpu(), trainer.global_step)
         if not sys.stderr.isatty():  # batch jobs: a line in place of a bar
             step, epoch, loss = trainer.global_step, trainer.current_epoch, metrics["train/loss"]
@@ -141,31 +144,39 @@ class Monitor(pl.Callback):
         return dict(zip(found, _fetch(list(found.values())), strict=True))
 
     def _draw(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any) -> None:
-        if not isinstance(trainer.logger, TensorBoardLogger):
+        if not (boards := tensorboards(trainer)):
             return
-        board, step, data = trainer.logger.experiment, trainer.global_step, getattr(trainer, "datamodule", None)
+        data = getattr(trainer, "datamodule", None)
         columns = {"views": views_of(batch), **(module.pictures() if isinstance(module, Draws) else {})}
-        for name, views in columns.items():
-            board.add_image(f"pictures/{name}", pictures.views(views, data), step, dataformats="HWC")
-        board.add_image("pictures/similarity", pictures.similarity(outputs["projections"]), step, dataformats="HWC")
-        nearest = pictures.neighbours_in_batch(views_of(batch)[0], outputs["features"], data)
-        board.add_image("pictures/neighbours", nearest, step, dataformats="HWC")
+        drawn = {name: pictures.views(views, data) for name, views in columns.items()}
+        drawn["similarity"] = pictures.similarity(outputs["projections"])
+        drawn["neighbours"] = pictures.neighbours_in_batch(views_of(batch)[0], outputs["features"], data)
+        for board in boards:
+            for name, picture in drawn.items():
+                board.add_image(f"pictures/{name}", picture, trainer.global_step, dataformats="HWC")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The summary of the run."""
         if not trainer.is_global_zero:
             return
-        if trainer.logger is not None and self._buffer:  # what came after the last readings
+        if self._buffer:  # what came after the last readings
             rest = {name: sum(values) / len(values) for name, values in self._fetched().items()}
-            trainer.logger.log_metrics(rest, step=trainer.global_step)
+            for board in trainer.loggers:
+                board.log_metrics(rest, step=trainer.global_step)
         table = Table(title="run", show_header=False)
         table.add_row("steps", f"{trainer.global_step}, {trainer.current_epoch} epochs")
         for name, value in trainer.callback_metrics.items():
             table.add_row(name, f"{float(value):.4f}")
         table.add_row("replaced samples", str(self._replaced))
-        if isinstance(trainer.logger, TensorBoardLogger):
-            table.add_row("watch", f"tensorboard --logdir {trainer.logger.log_dir}")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                table.add_row("watch", f"tensorboard --logdir {logger.log_dir}")
         Console(stderr=True).print(table)
+
+
+def tensorboards(trainer: pl.Trainer) -> list[Any]:
+    """The writers of all TensorBoard loggers, for histograms and pictures."""
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def _fetch(values: list[Any]) -> list[float]:

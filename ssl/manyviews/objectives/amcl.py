@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from manyviews.distributed import Rows
 from manyviews.memory import Queue
 from manyviews.objectives.barlow import cross_correlation
 from manyviews.objectives.objective import Objective, choice, exactly_two, paired, positive
-from manyviews.similarity import image_ids, unit
+from manyviews.similarity import image_ids, log_sum, unit
 
 BLOCK_NUMBERS = 2**23
 """Hidden numbers of the temperature net that a block of pairs may hold: 32 MB."""
@@ -97,7 +97,6 @@ class AMCL(Objective):
         rows: Rows,
         targets: Sequence[Tensor] | None = None,
         group: Tensor | None = None,
-        **_: Any,
     ) -> Tensor:
         """Two views (SimCLR), or queries as `views` and keys as `targets` (MoCo). `group` as in NT-Xent."""
         ids = image_ids(rows, group, views[0].device)
@@ -130,7 +129,7 @@ class AMCL(Objective):
             push = torch.cat(parts)
             if self.aggregate == "lse+pos":
                 push = torch.logaddexp(push, pull)
-            total = total + rows.mean(push - pull)
+            total = total + rows.mean(torch.where(push > -math.inf, push - pull, 0))
         self._read(anchors, positives, rows)
         return total
 
@@ -141,7 +140,7 @@ class AMCL(Objective):
             hardest = s.detach().masked_fill(same, -math.inf).argmax(1)
             return self.energy(s.gather(1, hardest[:, None])[:, 0], self.tau(c, a, k[hardest]))
         energies = self.energy(s, self.tau(c, a[:, None], k[None]))
-        return energies.masked_fill(same, -math.inf).logsumexp(1)
+        return log_sum(energies.masked_fill(same, -math.inf), 1)
 
     def tau(self, c: int, a: Tensor, b: Tensor) -> Tensor:
         """Temperatures in head c of rows a and b, broadcast against each other."""
@@ -191,7 +190,7 @@ class AMCLSimSiam(Objective):
         self.heads, self.dim, self.beta = heads, dim, beta
         self.nets = temperature_nets(heads, dim, low, high, share_temperature_net)
 
-    def loss(self, views: list[Tensor], rows: Rows, targets: Sequence[Tensor] | None = None, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows, targets: Sequence[Tensor] | None = None) -> Tensor:
         """`views`: predictions, `targets`: projections of the other view, heads side by side."""
         total, taus = views[0].new_zeros(()), []
         for p, z in paired(self, views, targets):
@@ -231,7 +230,7 @@ class AMCLBarlow(Objective):
         self.heads, self.dim, self.redundancy, self.beta, self.eps = heads, dim, redundancy, beta, eps
         self.nets = temperature_nets(heads, 1, low, high, share_temperature_net)
 
-    def loss(self, views: list[Tensor], rows: Rows, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows) -> Tensor:
         """Two raw views (n, C d), heads side by side."""
         a, b = exactly_two(self, views)
         parts = zip(a.chunk(self.heads, 1), b.chunk(self.heads, 1), strict=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from manyviews.distributed import Rows
 from manyviews.objectives.ntxent import NTXent
 from manyviews.objectives.objective import Objective, exactly_two, known, positive
-from manyviews.similarity import full_precision, unit
+from manyviews.similarity import full_precision, log_sum, unit
 
 
 class BaCon(Objective):
@@ -56,7 +55,6 @@ class BaCon(Objective):
         label: Tensor | None = None,
         logits: list[Tensor] | None = None,
         epoch: int | None = None,
-        **_: Any,
     ) -> Tensor:
         """`label` (n,): -1 unlabelled. `logits`: (n, C) of each view, by the pseudo-label branch."""
         views = list(exactly_two(self, views))
@@ -109,7 +107,7 @@ class BaCon(Objective):
         own = ids[:, None] == rows.gather(ids)
         candidates = rows.gather(anchors)
         s = rows_z @ rows.gather_with_gradient(rows_z).T / self.temperature
-        log_p = s - s.masked_fill(own | ~candidates, -math.inf).logsumexp(1, keepdim=True)
+        log_p = s - log_sum(s.masked_fill(own | ~candidates, -math.inf), 1)[:, None]
         weights = weights.masked_fill(own | ~candidates | ~anchors[:, None], 0)
         each = -torch.where(weights > 0, weights * log_p, 0).sum(1) / weights.sum(1).clamp_min(1e-12)
         return rows.mean(each, weight=anchors.to(each))

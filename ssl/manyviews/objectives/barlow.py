@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -28,7 +26,7 @@ class BarlowTwins(Objective):
         super().__init__()
         self.redundancy, self.eps = redundancy, eps
 
-    def loss(self, views: list[Tensor], rows: Rows, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows) -> Tensor:
         """Two raw views (n, D): no normalisation of rows."""
         a, b = exactly_two(self, views)
         c = cross_correlation(a, b, rows, self.eps)
@@ -49,11 +47,13 @@ class VICReg(Objective):
         invariance: lambda, paper 25. variance: mu, paper 25. covariance: nu, paper 1.
     """
 
+    fewest_images = 2
+
     def __init__(self, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0) -> None:
         super().__init__()
         self.invariance, self.variance, self.covariance = invariance, variance, covariance
 
-    def loss(self, views: list[Tensor], rows: Rows, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows) -> Tensor:
         """Two raw views (n, D): no normalisation of rows."""
         a, b = exactly_two(self, views)
         invariance = rows.mean((a - b).square().mean(1))

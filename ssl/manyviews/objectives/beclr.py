@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +36,7 @@ class BECLR(Objective):
     """
 
     fewest = 1
+    fewest_images = 2
     prototypes: Tensor
     cluster: Tensor
 
@@ -66,7 +66,6 @@ class BECLR(Objective):
         rows: Rows,
         targets: Sequence[Tensor] | None = None,
         epoch: int | None = None,
-        **_: Any,
     ) -> Tensor:
         """`views`: the student's predictions; `targets`: the teacher's projections of the other views."""
         pairs = [(unit(p), unit(z.detach())) for p, z in paired(self, views, targets)]

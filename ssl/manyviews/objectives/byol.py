@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +30,6 @@ class BYOL(Objective):
         rows: Rows,
         targets: Sequence[Tensor] | None = None,
         hallucinated: bool = False,
-        **_: Any,
     ) -> Tensor:
         """`views`: predictions; `targets`: constants, unless `hallucinated` (see Hallucinator)."""
         return (2 - 2 * self.cosines(views, targets, hallucinated, rows)).sum()
@@ -55,7 +54,6 @@ class SimSiam(BYOL):
         rows: Rows,
         targets: Sequence[Tensor] | None = None,
         hallucinated: bool = False,
-        **_: Any,
     ) -> Tensor:
         """`views`: predictions; `targets`: projections, constants here, unless `hallucinated`."""
         return -self.cosines(views, targets, hallucinated, rows).mean()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -38,7 +37,6 @@ class CGVLM(Objective):
         tokens: Sequence[Tensor] | None = None,
         masks: Sequence[Tensor] | None = None,
         group: Tensor | None = None,
-        **_: Any,
     ) -> Tensor:
         """`tokens`, `masks`: as in `FILIP`."""
         (v, e), (mask_v, mask_e) = pair_of_tokens(self, tokens, masks)

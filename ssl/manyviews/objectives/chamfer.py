@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class PointMAE(Objective):
         self.group_size = group_size
         self.norm: Literal["l2", "l1"] = choice("norm", norm, ("l2", "l1"))  # type: ignore[assignment]
 
-    def loss(self, views: list[Tensor], rows: Rows, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows) -> Tensor:
         """The equation."""
         loss = self.reconstruction(views[0], views[1], rows)
         self.diagnostics = {"chamfer_1000": 1000 * loss.detach()}
@@ -86,7 +86,7 @@ class PointCMAE(PointMAE):
         self.contrast = choice("contrast", contrast, ("diagonal", "all_columns"))
 
     def loss(  # type: ignore[override]
-        self, views: list[Tensor], rows: Rows, tokens: Sequence[Tensor], masks: Sequence[Tensor], **_: Any
+        self, views: list[Tensor], rows: Rows, tokens: Sequence[Tensor], masks: Sequence[Tensor]
     ) -> Tensor:
         """`tokens`: features (n, G, d) of both branches, in their places; `masks`: (n, G) bool of both, True masked."""
         recovered = sum(self.reconstruction(a, b, rows) for a, b in zip(views[::2], views[1::2], strict=True))

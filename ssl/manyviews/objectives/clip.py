@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -59,7 +59,6 @@ class CLIP(Objective):
         group: Tensor | None = None,
         extra: Tensor | None = None,
         extra_present: Tensor | None = None,
-        **_: Any,
     ) -> Tensor:
         """`group` (n,): see `positives`; -1: unknown, no such twin.
 
@@ -122,7 +121,7 @@ class PairwiseCLIP(Objective):
         self.clip, self.anchor = CLIP(scale, positives=positives), anchor
 
     def loss(
-        self, views: list[Tensor], rows: Rows, group: Tensor | None = None, present: Tensor | None = None, **_: Any
+        self, views: list[Tensor], rows: Rows, group: Tensor | None = None, present: Tensor | None = None
     ) -> Tensor:
         """`group` (n,): as in `CLIP`. `present` (n, V): must all be there."""
         if present is not None and not bool(present.all()):

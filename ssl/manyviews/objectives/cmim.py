@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from torch import Tensor
 
@@ -43,7 +42,6 @@ class CMIM(Objective):
         log_scale: Tensor | None = None,
         log_likelihood: Tensor | None = None,
         group: Tensor | None = None,
-        **_: Any,
     ) -> Tensor:
         """`views`: [z], the sampled codes (n, D), drawn from `mean` and `log_scale` (n, D); log p(x|z) (n,)."""
         z = views[0]

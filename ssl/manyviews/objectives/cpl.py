@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +43,6 @@ class CPL(Objective):
         label: Tensor | None = None,
         parts: Tensor | None = None,
         noise: Tensor | None = None,
-        **_: Any,
     ) -> Tensor:
         """`views`: the classifier's logits (n, C) for the weak and the strong view; `features` (n, D) of the weak one.
 

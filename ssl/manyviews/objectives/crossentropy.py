@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +17,7 @@ class CrossEntropy(Objective):
     batch_coupled: ClassVar[bool] = False
     fewest: ClassVar[int] = 1
 
-    def loss(self, views: list[Tensor], rows: Rows, label: Tensor | None = None, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows, label: Tensor | None = None) -> Tensor:
         """`label`: (n,)."""
         (label,) = known(self, label=label)
         there = (label >= 0).to(views[0].dtype)

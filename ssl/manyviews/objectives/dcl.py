@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ class DCL(Objective):
 
     averaged over images and over both views as anchors. DCL: w = 1. DCLW (`sigma` set):
     :math:`w_i = 2 - N\, \mathrm{softmax}_i ( s(a_i, b_i)/\sigma )` over the global batch, detached, of mean 1.
-    The loss may be negative.
+    The loss may be negative. A batch without any negative (one image, or one group) gives 0 and no gradient.
 
     Args:
         temperature: t > 0. Paper: 0.1.
@@ -31,13 +31,14 @@ class DCL(Objective):
         self.temperature = positive("temperature", temperature)
         self.sigma = None if sigma is None else positive("sigma", sigma)
 
-    def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None) -> Tensor:
         """`group` (n,): images of equal group >= 0 are left out of each other's negatives (-1: unknown)."""
         a, b = map(unit, exactly_two(self, views))
         s = (a * b).sum(1)
         w = self._weights(s.detach(), rows)
         negatives = log_negatives([a, b], self.temperature, rows, group)
-        return rows.mean((negatives - w * s / self.temperature).flatten())
+        each = torch.where(negatives > -math.inf, negatives - w * s / self.temperature, 0)
+        return rows.mean(each.flatten())
 
     def _weights(self, s: Tensor, rows: Rows) -> Tensor:
         if self.sigma is None:

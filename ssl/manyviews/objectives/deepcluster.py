@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -47,9 +47,7 @@ class DeepCluster(Objective):
         self.temperature, self.large = positive("temperature", temperature), large
         self.memory = ClusterMemory(samples, dim, prototypes, slots=large)
 
-    def loss(
-        self, views: list[Tensor], rows: Rows, index: Tensor | None = None, epoch: int | None = None, **_: Any
-    ) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows, index: Tensor | None = None, epoch: int | None = None) -> Tensor:
         """`index` (n,): the sample in the data set. `epoch`: of the run, which says when to cluster."""
         (index,) = known(self, index=index)
         self.memory.refresh(epoch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,6 @@ class FDT(Objective):
         tokens: Sequence[Tensor] | None = None,
         masks: Sequence[Tensor] | None = None,
         group: Tensor | None = None,
-        **_: Any,
     ) -> Tensor:
         """`tokens`: (n, T, w) of images and (n, L, w') of texts, not normalised; `masks`. `views` take no part."""
         if tokens is None or len(tokens) != 2:
@@ -87,7 +86,8 @@ class FDT(Objective):
         if mask is None:
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         if self.pool == "mean":
-            pooled = (fit * mask[..., None]).sum(1) / mask.sum(1).clamp(min=1)[:, None]
+            many = mask.sum(1).clamp(min=1)[:, None] if self.padding == "out" else mask.shape[1]
+            pooled = (fit * mask[..., None]).sum(1) / many
         else:
             pooled = fit.masked_fill(~mask[..., None], -math.inf if self.padding == "out" else 0.0).amax(1)
             pooled = torch.where(torch.isfinite(pooled), pooled, 0)  # a text without any token
@@ -100,6 +100,7 @@ class FDT(Objective):
 
 def sparsemax(a: Tensor) -> Tensor:
     """The nearest point of the simplex to each row of `a` (Martins and Astudillo, ICML 2016); many entries are 0."""
+    a = a - a.amax(-1, keepdim=True)  # the same point, and sums that keep their digits
     ordered = a.sort(dim=-1, descending=True).values
     sums, number = ordered.cumsum(-1), torch.arange(1, a.shape[-1] + 1, dtype=a.dtype, device=a.device)
     support = (1 + number * ordered > sums).sum(-1, keepdim=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +46,6 @@ class FILIP(Objective):
         tokens: Sequence[Tensor] | None = None,
         masks: Sequence[Tensor] | None = None,
         group: Tensor | None = None,
-        **_: Any,
     ) -> Tensor:
         """`tokens`: (n, T, d) of images and (n, L, d) of texts; `masks` alike, True for valid. `views` take no part."""
         (v, t), (mask_v, mask_t) = pair_of_tokens(self, tokens, masks)

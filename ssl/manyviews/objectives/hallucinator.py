@@ -67,6 +67,9 @@ class Hallucinator(Objective):
         self.diagnostics = {**self.host.diagnostics, "hallucinated_loss": extra.detach()}
         return loss + self.weight * extra
 
+    def takes(self) -> set[str]:  # noqa: D102
+        return super().takes() | self.host.takes()
+
     def hallucinate(self, q: Tensor, k: Tensor, strength: Tensor | None = None) -> Tensor:
         """(n, D): h for each query and its positive."""
         q, k = unit(q).detach(), unit(k)

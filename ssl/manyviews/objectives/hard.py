@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from manyviews.distributed import Rows
 from manyviews.objectives.ntxent import softplus
 from manyviews.objectives.objective import Objective, exactly_two, positive
-from manyviews.similarity import image_ids, unit
+from manyviews.similarity import image_ids, log_sum, unit
 
 
 class HardContrastive(Objective):
@@ -27,13 +26,15 @@ class HardContrastive(Objective):
         keep: share of the negatives that are kept, in (0, 1], at least one of them; or, as an integer, their number.
     """
 
+    fewest_images = 2
+
     def __init__(self, temperature: float = 0.3, keep: float | int = 0.05) -> None:
         super().__init__()
         if not (keep >= 1 if isinstance(keep, int) else 0 < keep <= 1):
             raise ValueError(f"keep must be a share in (0, 1] or a number of negatives >= 1, got {keep}")
         self.temperature, self.keep = positive("temperature", temperature), keep
 
-    def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None) -> Tensor:
         """`group` (n,): images of equal group >= 0 are left out of each other's negatives (-1: unknown)."""
         a, b = map(unit, exactly_two(self, views))
         z, ids = torch.cat([a, b]), image_ids(rows, group, a.device).repeat(2)
@@ -44,4 +45,4 @@ class HardContrastive(Objective):
         negatives = s.topk(kept, dim=1).values
         positives = (a * b).sum(1).repeat(2) / self.temperature
         self.diagnostics["threshold"] = rows.mean(negatives.detach()[:, -1]) * self.temperature
-        return rows.mean(softplus(negatives.logsumexp(1) - positives))
+        return rows.mean(softplus(log_sum(negatives, 1) - positives))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from manyviews.distributed import Rows
 from manyviews.objectives.infonce import InfoNCE
 from manyviews.objectives.ntxent import softplus
 from manyviews.objectives.objective import Objective, choice, exactly_two, known, paired, positive
-from manyviews.similarity import full_precision, unit
+from manyviews.similarity import log_sum, unit
 
 
 class Gate(nn.Module):
@@ -88,7 +88,6 @@ class Hydra(Objective):
         partner: Tensor | None = None,
         gate: Tensor | None = None,
         epoch: int | None = None,
-        **_: Any,
     ) -> Tensor:
         """`label` (n,): -1 (unknown) takes no part. `partner` (n,): y', otherwise drawn; `gate` (n, D), ditto."""
         (label,) = known(self, label=label)
@@ -102,7 +101,7 @@ class Hydra(Objective):
             pairs = [(a, b), (b, a)]
         else:
             pairs = paired(self, views, targets)
-        losses = [self.compare(q, k, full_precision(gate), label, partner, rows) for q, k in pairs]
+        losses = [self.compare(q, k, gate, label, partner, rows) for q, k in pairs]
         g = gate.detach().clamp(1e-6, 1 - 1e-6)
         self.diagnostics["gate_open"] = rows.mean(g.mean(1))
         self.diagnostics["gate_entropy"] = rows.mean(-(g * g.log() + (1 - g) * (1 - g).log()).mean(1))
@@ -141,8 +140,8 @@ class Hydra(Objective):
         logits = logits * self.log_scale.clamp(max=math.log(100)).exp()
         known_pair = (label >= 0)[:, None] & (key_label >= 0)
         first, second = key_label == label[:, None], key_label == partner[:, None]
-        negatives = logits.masked_fill(first | second | ~known_pair, -math.inf).logsumexp(1, keepdim=True)
-        each = softplus(negatives - logits)
+        negatives = logits.masked_fill(first | second | ~known_pair, -math.inf)
+        each = softplus(log_sum(negatives, 1)[:, None] - logits)
         positives = (second & known_pair).to(each)
         if self.per_anchor:
             mine = positives.sum(1)
@@ -168,15 +167,27 @@ class HydraMoCo(Objective):
         self.hydra, self.instance = hydra, InfoNCE(temperature)
         self.temperature, self.alpha, self.beta = temperature, alpha, beta
 
-    def loss(self, views: list[Tensor], rows: Rows, label: Tensor | None = None, **context: Any) -> Tensor:
-        """`views`: predictions; `targets`: the momentum encoder's projections of the other views."""
-        instance = self.instance.loss(views, rows, **context)
-        arbitrary = self.hydra.loss(views, rows, label=label, **context)
+    def loss(
+        self,
+        views: list[Tensor],
+        rows: Rows,
+        label: Tensor | None = None,
+        targets: Sequence[Tensor] | None = None,
+        group: Tensor | None = None,
+        partner: Tensor | None = None,
+        gate: Tensor | None = None,
+        epoch: int | None = None,
+    ) -> Tensor:
+        """`views`: predictions; `targets`: the momentum encoder's projections of the other views.
+
+        `group` (n,): of the instance loss; the others as in `Hydra`.
+        """
+        instance = self.instance.loss(views, rows, targets=targets, group=group)
+        arbitrary = self.hydra.loss(views, rows, label, targets, partner, gate, epoch)
         self.diagnostics = {
             **self.hydra.diagnostics, "instance_loss": instance.detach(), "pair_loss": arbitrary.detach()
         }  # fmt: skip
         loss = instance + self.beta * arbitrary
         if self.alpha:
-            same = {**context, "partner": label, "gate": None}
-            loss = loss + self.alpha * self.hydra.loss(views, rows, label=label, **same)
+            loss = loss + self.alpha * self.hydra.loss(views, rows, label, targets, label, None, epoch)
         return loss / (1 + self.alpha + self.beta)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,7 @@ class ImprovedCLIP(Objective):
         self.strong = CLIP(strong_scale or LogitScale(10.0), smoothing, positives)
         self.reduction = choice("reduction", reduction, ("mean", "sum"))
 
-    def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None) -> Tensor:
         """`views`: 2 + 2 A tensors, ordered as the module says. `group`: as in `CLIP`."""
         total = self.weak.loss(views[:2], rows, group)
         images, texts = strong_views(self, views)
@@ -68,7 +68,7 @@ class SiamLIP(Objective):
 
     batch_coupled: ClassVar[bool] = False
 
-    def loss(self, views: list[Tensor], rows: Rows, targets: Sequence[Tensor] | None = None, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows, targets: Sequence[Tensor] | None = None) -> Tensor:
         """`views`: predictions, `targets`: projections, both 2 + 2 A, ordered as the module says."""
         both = paired(self, views, targets)
         p, v = [unit(prediction) for prediction, _ in both], [unit(target.detach()) for _, target in both]
@@ -92,7 +92,7 @@ class BarLIP(Objective):
         super().__init__()
         self.redundancy, self.weight = redundancy, weight
 
-    def loss(self, views: list[Tensor], rows: Rows, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows) -> Tensor:
         """`views`: 2 + 2 A raw projections, ordered as the module says."""
         losses = []
         for i, j in across(len(views))[::2]:  # each pair once
@@ -120,7 +120,7 @@ class SwALIP(Objective):
         super().__init__()
         self.scale, self.epsilon, self.iterations = scale or LogitScale(10.0), epsilon, iterations
 
-    def loss(self, views: list[Tensor], rows: Rows, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows) -> Tensor:
         """`views`: with two strong views of each, 6, ordered as the module says; the weak ones take no part."""
         images, texts = ([unit(x) for x in part] for part in strong_views(self, views))
         if len(images) != 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -49,7 +49,6 @@ class InfoNCE(Objective):
         targets: Sequence[Tensor] | None = None,
         group: Tensor | None = None,
         hallucinated: bool = False,
-        **_: Any,
     ) -> Tensor:
         """`targets`: the keys. `group` (n,): keys of equal group >= 0 are not negatives (not known of a queue's).
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +51,6 @@ class MCIP(Objective):
         label: Tensor | None = None,
         captions: Tensor | None = None,
         present: Tensor | None = None,
-        **_: Any,
     ) -> Tensor:
         """`views`: one, images. `label` (n,), -1 unknown. `captions` (n, M, D), constants; `present` (n, M) bool."""
         u, (label,) = unit(views[0]), known(self, label=label)

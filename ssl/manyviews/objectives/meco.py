@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,9 +36,7 @@ class MECO(Objective):
         self.gamma = gamma
         self.register_buffer("log_u", torch.tensor(-math.inf))
 
-    def loss(
-        self, views: list[Tensor], rows: Rows, noise: Tensor | None = None, log_q: Tensor | None = None, **_: Any
-    ) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows, noise: Tensor | None = None, log_q: Tensor | None = None) -> Tensor:
         """`views`: [f(x)], (n, 1); `noise` (n,): f of noise samples, `log_q` (n,): their log-density."""
         noise, log_q = (full_precision(x) for x in known(self, noise=noise, log_q=log_q))
         log_ratio = noise.detach() - log_q

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,9 +37,7 @@ class MEOW(Objective):
         self.temperature = positive("temperature", temperature)
         self.memory = ClusterMemory(samples, dim, clusters)
 
-    def loss(
-        self, views: list[Tensor], rows: Rows, index: Tensor | None = None, epoch: int | None = None, **_: Any
-    ) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows, index: Tensor | None = None, epoch: int | None = None) -> Tensor:
         """`index` (n,): the sample in the data set. `epoch`: of the run, which says when to cluster."""
         a, b = map(unit, exactly_two(self, views))
         (index,) = known(self, index=index)
@@ -70,7 +67,7 @@ class AdaMEOW(Objective):
         self.temperature = positive("temperature", temperature)
         self.first, self.last = nn.Linear(dim, hidden), nn.Linear(hidden, 1)
 
-    def loss(self, views: list[Tensor], rows: Rows, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows) -> Tensor:
         """Two views (n, D)."""
         a, b = map(unit, exactly_two(self, views))
         keys = rows.gather_with_gradient(b)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +65,6 @@ class MGCA(Objective):
         importance: Sequence[Tensor] | None = None,
         group: Tensor | None = None,
         epoch: int | None = None,
-        **_: Any,
     ) -> Tensor:
         """`views`: global image and report; `tokens`, `masks`: patches and words of the same D.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +69,6 @@ class MoCHi(InfoNCE):
         hallucinated: bool = False,
         epoch: int | None = None,
         draws: Mixing | None = None,
-        **_: Any,
     ) -> Tensor:
         """`epoch`: None: synthetic negatives at once. `draws`: otherwise drawn. The rest as in InfoNCE."""
         self._mixes, self._draws = epoch is None or epoch >= self.from_epoch, draws

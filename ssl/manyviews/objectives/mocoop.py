@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,6 @@ class MoCoOp(Objective):
         label: Tensor | None = None,
         prompts: Tensor | None = None,
         hand: Tensor | None = None,
-        **_: Any,
     ) -> Tensor:
         """`views`: one, images. `label` (n,). `prompts`, `hand`: (G, C, D) unit features, the same on every rank."""
         u = unit(views[0])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from manyviews.distributed import Rows
+from manyviews.objectives.ntxent import softplus
 from manyviews.objectives.objective import Objective, positive
-from manyviews.similarity import image_ids, log_negatives, logsumexp, own_views, unit
+from manyviews.similarity import image_ids, log_negatives, log_sum, logsumexp, own_views, unit
 
 
 class MVInfoNCE(Objective):
@@ -38,7 +38,6 @@ class MVInfoNCE(Objective):
         rows: Rows,
         group: Tensor | None = None,
         present: Tensor | None = None,
-        **_: Any,
     ) -> Tensor:
         """`group` (n,): images of equal group >= 0 are left out of each other's negatives (-1: unknown).
 
@@ -51,16 +50,17 @@ class MVInfoNCE(Objective):
             negatives = _negatives_there(
                 u, present, self.temperature, rows, group, "all" if self.same_view_negatives else "other"
             )
-            sums = torch.logaddexp(negatives, torch.logsumexp(own, 1)).masked_fill(~there.T, -math.inf)
-            return rows.mean(
-                torch.where(counts, sums.logsumexp(0), 0) - torch.where(counts, own.flatten(0, 1).logsumexp(0), 0),
-                counts.to(own.dtype),
-            )
+            negatives = negatives.masked_fill(~there.T, -math.inf)
+            return rows.mean(torch.where(counts, self._term(negatives, own), 0), counts.to(own.dtype))
         negatives = (
             log_negatives(u, self.temperature, rows, group) if self.same_view_negatives else self._cross(u, rows, group)
         )
-        denominator = torch.logaddexp(negatives, torch.logsumexp(own, 1)).logsumexp(0)
-        return rows.mean(denominator - own.flatten(0, 1).logsumexp(0))
+        return rows.mean(self._term(negatives, own))
+
+    @staticmethod
+    def _term(negatives: Tensor, own: Tensor) -> Tensor:
+        """(n,): log(sum of all) - log(sum of own) as softplus, so that nothing is lost when the positives win."""
+        return softplus(log_sum(negatives, 0) - own.flatten(0, 1).logsumexp(0))
 
     def _cross(self, u: list[Tensor], rows: Rows, group: Tensor | None) -> Tensor:
         """(V, n): the negatives of each anchor in the other views only."""
@@ -82,7 +82,8 @@ class MVDHEL(Objective):
     .. math:: L = \frac1N \sum_i \Big[ \sum_l \log \sum_{j \ne i} e^{U_{il} \cdot U_{jl}/t} - a_i + \log 2 \Big]
 
     with a_i as in `MVInfoNCE`: one log-sum-exp per view over that view's other images, no positive and no cross-view
-    term in it. For V = 2 this is DHEL (Koromilas et al., ICML 2024).
+    term in it. For V = 2 this is DHEL (Koromilas et al., ICML 2024). In a batch without any negative (one image, or
+    one group) the log-sum-exps are left out and the alignment stays.
 
     Args:
         temperature: t > 0. Paper: 0.5 (CIFAR, ImageNet-100), 0.1 (ImageNet).
@@ -101,7 +102,6 @@ class MVDHEL(Objective):
         rows: Rows,
         group: Tensor | None = None,
         present: Tensor | None = None,
-        **_: Any,
     ) -> Tensor:
         """`group` (n,): images of equal group >= 0 are left out of each other's negatives (-1: unknown).
 
@@ -115,7 +115,8 @@ class MVDHEL(Objective):
             spread = torch.where(there.T & (factors > -FAR / 2), factors, 0).sum(0)
             value = spread - own.flatten(0, 1).logsumexp(0) + (0.0 if self.ordered else math.log(2))
             return rows.mean(torch.where(counts, value, 0), counts.to(value.dtype))
-        uniformity = torch.cat([log_negatives([view], self.temperature, rows, group) for view in u]).sum(0)
+        uniformity = torch.cat([log_negatives([view], self.temperature, rows, group) for view in u])
+        uniformity = torch.where(uniformity > -math.inf, uniformity, 0).sum(0)
         alignment = log_own(u, self.temperature).flatten(0, 1).logsumexp(0)
         return rows.mean(uniformity - alignment) + (0.0 if self.ordered else math.log(2))
 

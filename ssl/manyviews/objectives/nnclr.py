@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ class NNCLR(Objective):
         temperature: t > 0. Paper: 0.1.
         support: M, embeddings in the support set. Paper: 98304.
         dim: D of the embeddings.
-        decoupled: leave the positive out of the denominator (the NNCLR of the DCL paper).
+        decoupled: leave the positive out of the denominator (the NNCLR of the DCL paper). A batch without any negative
+            gives 0, as in `DCL`.
     """
 
     fewest = 1
@@ -46,7 +47,6 @@ class NNCLR(Objective):
         targets: Sequence[Tensor] | None = None,
         group: Tensor | None = None,
         label: Tensor | None = None,
-        **_: Any,
     ) -> Tensor:
         """`views`: predictions p; `targets`: projections z of the other views. `label` is only read, for purity."""
         ids = image_ids(rows, group, views[0].device)
@@ -58,7 +58,8 @@ class NNCLR(Objective):
             neighbour = support[place] / self.temperature
             negatives = logsumexp(neighbour, p, ids, ids, rows, 1 / self.temperature)
             logits = negatives - (neighbour * p).sum(1)
-            losses.append(rows.mean(logits if self.decoupled else softplus(logits)))
+            each = torch.where(negatives > -math.inf, logits, 0) if self.decoupled else softplus(logits)
+            losses.append(rows.mean(each))
             self._read(z, place, label, rows)
         self._push(pairs[-1][1], label, rows)  # the last pair's target is the first view
         return torch.stack(losses).mean()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -31,7 +29,7 @@ class NTXent(Objective):
         super().__init__()
         self.temperature = positive("temperature", temperature)
 
-    def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None) -> Tensor:
         """`group` (n,): images of equal group >= 0 are left out of each other's negatives (-1: unknown)."""
         z1, z2 = map(unit, exactly_two(self, views))
         positives = (z1 * z2).sum(1) / self.temperature

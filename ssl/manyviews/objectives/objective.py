@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from manyviews.distributed import LOCAL, Gather, Rows
+from manyviews.distributed import LOCAL, Gather
 from manyviews.heads import LogitScale
+from manyviews.names import meant
 from manyviews.similarity import full_precision
 
 
@@ -39,26 +40,62 @@ class Objective(nn.Module, ABC):
     fewest: ClassVar[int] = 2
     """Views that it takes at least."""
 
+    fewest_images: ClassVar[int] = 1
+    """Images that the global batch must hold at least: 2 where a variance or a mean over pairs of images is taken."""
+
     def __init__(self) -> None:
         super().__init__()
         self.diagnostics: dict[str, Tensor] = {}
 
     def forward(self, views: Sequence[Tensor] | Tensor, *, gather: Gather = LOCAL, **context: Any) -> Tensor:
-        """The loss of `views`; `context` is what the paper needs besides (see the subclass)."""
+        """The loss of `views`; `context` is what the paper needs besides (see the subclass).
+
+        Raises:
+            TypeError: for a name in `context` that the objective does not take.
+            ValueError: for views, or what stands beside them, that it cannot compare.
+        """
         views = list(views)
         self._check(views)
-        if "present" in context and "present" not in signature(self.loss).parameters:
-            raise ValueError(
-                f"{type(self).__name__} wants all views of every sample: use MVInfoNCE or MVDHEL for samples that lack "
-                "some (data.missing)"
-            )
+        takes = self.takes()
+        for name in context:
+            if name not in takes:
+                raise self._unknown(name, takes)
         self.diagnostics = {}
+        rows = gather(len(views[0]))
+        if rows.total < self.fewest_images:
+            raise ValueError(
+                f"{type(self).__name__} compares images of a batch: got {rows.total}, expected {self.fewest_images} or "
+                "more on all ranks together"
+            )
         with torch.autocast(views[0].device.type, enabled=False):
-            return self.loss([full_precision(view) for view in views], gather(len(views[0])), **context)
+            return self.loss(in_full(views), rows, **in_full(context))
 
     @abstractmethod
-    def loss(self, views: list[Tensor], rows: Rows, **context: Any) -> Tensor:
-        """The equation. `views`: V tensors (n, D); `rows`: the global batch this rank's n images belong to."""
+    def loss(self, *views_and_rows: Any, **context: Any) -> Tensor:
+        """The equation, `loss(views, rows, ...)`, with a name for everything of the context that it takes.
+
+        `views`: V tensors (n, D); `rows`: the global batch this rank's n images belong to. All floats are float32 or
+        float64.
+        """
+
+    def takes(self) -> set[str]:
+        """The names of the context that the loss takes; a wrapper adds those of the objective that it wraps."""
+        return {
+            name
+            for name, parameter in signature(self.loss).parameters.items()
+            if name not in ("views", "rows") and parameter.kind is not parameter.VAR_KEYWORD
+        }
+
+    def _unknown(self, name: str, takes: set[str]) -> Exception:
+        who = type(self).__name__
+        if name == "present":
+            return ValueError(
+                f"{who} wants all views of every sample: use MVInfoNCE or MVDHEL for samples that lack some "
+                "(data.missing)"
+            )
+        if not takes:
+            return TypeError(f"{who} takes the views only, no {name!r}")
+        return TypeError(f"{who} takes no {name!r}" + meant(name, takes))
 
     @torch.no_grad()
     def constrain(self) -> None:
@@ -83,6 +120,18 @@ class Objective(nn.Module, ABC):
             raise ValueError(f"{name}: views must all be (n, D) with the same n and D, got {shapes}")
 
 
+def in_full(value: Any) -> Any:
+    """A tensor in float32 or better, and so all floating tensors of a list, tuple or dict; anything else as it is."""
+    if isinstance(value, Tensor):
+        return full_precision(value) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {name: in_full(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        parts = [in_full(each) for each in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
+
+
 def exactly_two(objective: Objective, views: list[Tensor]) -> tuple[Tensor, Tensor]:
     """The two views of a two-view objective, or an error that names the way out."""
     if len(views) != 2:
@@ -103,7 +152,7 @@ def paired(objective: Objective, views: list[Tensor], targets: Sequence[Tensor] 
     found = [tuple(target.shape) for target in targets]
     if found != shapes:
         raise ValueError(f"{name}: targets must have the shapes of the views, {shapes}, got {found}")
-    return list(zip(views, map(full_precision, targets), strict=True))  # autocast leaves targets in half
+    return list(zip(views, targets, strict=True))
 
 
 def known(objective: Objective, **tensors: Tensor | None) -> list[Tensor]:

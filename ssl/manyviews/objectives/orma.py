@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -52,7 +51,6 @@ class ORMA(Objective):
         tokens: Sequence[Tensor] | None = None,
         masks: Sequence[Tensor] | None = None,
         group: Tensor | None = None,
-        **_: Any,
     ) -> Tensor:
         """`views`: global image and text; `tokens` (n, R, d) patches and (n, L, d) words; `masks`."""
         a, b = (unit(view) for view in exactly_two(self, views))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ class PairwiseViews(Objective):
         super().__init__()
         self.temperature = positive("temperature", temperature)
 
-    def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None) -> Tensor:
         """`group` (n,): images of equal group >= 0 are left out of each other's negatives (-1: unknown)."""
         pairs = list(combinations([unit(view) for view in views], 2))
         return torch.stack([pair_loss(a, b, self.temperature, rows, group) for a, b in pairs]).mean()
@@ -44,7 +43,7 @@ class AverageViews(Objective):
         super().__init__()
         self.temperature = positive("temperature", temperature)
 
-    def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None) -> Tensor:
         """`group` (n,): images of equal group >= 0 are left out of each other's negatives (-1: unknown)."""
         u = [unit(view) for view in views]
         total = torch.stack(u).sum(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from torch import Tensor
 from manyviews.distributed import Rows
 from manyviews.objectives.objective import Objective, known, positive
 from manyviews.objectives.swav import log_sinkhorn
-from manyviews.similarity import unit
+from manyviews.similarity import log_sum, unit
 
 
 class PALM(Objective):
@@ -55,7 +54,7 @@ class PALM(Objective):
         self.prototype_temperature = positive("prototype_temperature", prototype_temperature)
         self.register_buffer("prototypes", F.normalize(torch.randn(classes * per_class, dim), dim=1))
 
-    def loss(self, views: list[Tensor], rows: Rows, label: Tensor | None = None, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows, label: Tensor | None = None) -> Tensor:
         """`label` (n,): others than 0 to C - 1 take no part."""
         (label,) = known(self, label=label)
         v, z = len(views), torch.cat([unit(view) for view in views])
@@ -101,7 +100,7 @@ class PALM(Objective):
         own = torch.eye(len(mu), dtype=torch.bool, device=mu.device)
         kind = torch.arange(len(mu), device=mu.device) % self.classes
         same = (kind[:, None] == kind) & ~own
-        log_p = s - s.masked_fill(own, -math.inf).logsumexp(1, keepdim=True)
+        log_p = s - log_sum(s.masked_fill(own, -math.inf), 1)[:, None]
         return -(log_p.masked_fill(~same, 0).sum(1) / same.sum(1).clamp(min=1)).mean()
 
 

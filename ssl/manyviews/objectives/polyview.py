@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,7 +34,7 @@ class PolyView(Objective):
         self.temperature = positive("temperature", temperature)
         self.kind = kind
 
-    def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None) -> Tensor:
         """`group` (n,): images of equal group >= 0 are left out of each other's negatives (-1: unknown)."""
         u = [unit(view) for view in views]
         v, n = len(u), len(u[0])
@@ -45,4 +44,5 @@ class PolyView(Objective):
         pair = pair[others].view(v, v - 1, n)
         if self.kind == "geometric":
             return rows.mean(pair.mean(1).flatten())
-        return rows.mean(-(-pair).logsumexp(1).flatten()) + math.log(v - 1)
+        least = pair.amin(1, keepdim=True).detach()  # the shift and log1p keep the digits of pairs that are nearly won
+        return rows.mean((least[:, 0] - torch.log1p(torch.expm1(least - pair).mean(1))).flatten())

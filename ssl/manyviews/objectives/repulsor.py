@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class Repulsor(Objective):
         self.temperature, self.weight = positive("temperature", temperature), weight
         self.distance = choice("distance", distance, ("euclidean", "cosine"))
 
-    def loss(self, views: list[Tensor], rows: Rows, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows) -> Tensor:
         """Un-normalised features h (n, width)."""
         z = unit(self.head(torch.cat(views)))
         v = len(views)

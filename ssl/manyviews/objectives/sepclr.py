@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +32,8 @@ class SepCLR(Objective):
         salient: beta_s. background: beta_r. joint: lambda. Authors' constants for images: 1000, 1000, 10.
     """
 
+    fewest_images = 2
+
     def __init__(
         self, temperature: float = 0.5, salient: float = 1000.0, background: float = 1000.0, joint: float = 10.0
     ) -> None:
@@ -45,7 +46,6 @@ class SepCLR(Objective):
         rows: Rows,
         salient: Sequence[Tensor] | None = None,
         label: Tensor | None = None,
-        **_: Any,
     ) -> Tensor:
         """`views`: c of two views; `salient`: s of the same; `label` (n,): 1 target, 0 background."""
         c = [unit(view) for view in exactly_two(self, views)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from manyviews.distributed import Rows
@@ -32,7 +30,7 @@ class SigLIP(Objective):
         if self.scale.bias is None:
             raise ValueError("SigLIP needs a bias: LogitScale(10, None, bias=-10)")
 
-    def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows, group: Tensor | None = None) -> Tensor:
         """`group` (n,): pairs of equal group >= 0 are right ones too (-1: unknown, no such twin)."""
         a, b = exactly_two(self, views)
         assert self.scale.bias is not None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from manyviews.distributed import Rows
 from manyviews.objectives.objective import Objective, choice, exactly_two, known, positive
-from manyviews.similarity import full_precision, unit
+from manyviews.similarity import full_precision, log_sum, unit
 
 
 class SiMHand(Objective):
@@ -36,7 +36,7 @@ class SiMHand(Objective):
         self.temperature = positive("temperature", temperature)
         self.weights, self.slope = choice("weights", weights, ("linear", "sigmoid")), slope
 
-    def loss(self, views: list[Tensor], rows: Rows, joints: Tensor | None = None, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows, joints: Tensor | None = None) -> Tensor:
         """`joints` (n, 2, J, 2): 2-D joints of an anchor and of the partner mined for it, the images of the views."""
         a, b = map(unit, exactly_two(self, views))
         (joints,) = known(self, joints=joints)
@@ -49,7 +49,7 @@ class SiMHand(Objective):
         positive_weight = self.weigh(pairs, rows, pairs).repeat(2)
         negative_weight = self.weigh(distance, rows, distance.amin(1), distance.amax(1), distance.mean(1))
         logits = negative_weight * (z @ keys.T) / self.temperature
-        push = logits.masked_fill(ids[:, None] == key_ids, -math.inf).logsumexp(1)
+        push = log_sum(logits.masked_fill(ids[:, None] == key_ids, -math.inf), 1)
         pull = positive_weight * (z * torch.cat([b, a])).sum(1) / self.temperature
         self.diagnostics["positive_weight"] = rows.mean(positive_weight)
         return rows.mean(push - pull)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -40,7 +39,6 @@ class SLIP(Objective):
         rows: Rows,
         strong: Sequence[Tensor] | None = None,
         group: Tensor | None = None,
-        **_: Any,
     ) -> Tensor:
         """`views`: image and text. `strong`: two (n, D') projections of further image views."""
         if strong is None or len(strong) != 2:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,9 +42,7 @@ class SogCLR(Objective):
         self.samples, self.temperature, self.gamma = samples, positive("temperature", temperature), gamma
         self.register_buffer("log_u", torch.full((samples,), -math.inf))
 
-    def loss(
-        self, views: list[Tensor], rows: Rows, index: Tensor | None = None, group: Tensor | None = None, **_: Any
-    ) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows, index: Tensor | None = None, group: Tensor | None = None) -> Tensor:
         """`index` (n,): the sample in the data set. `group` (n,): equal and >= 0 are no negatives of each other."""
         a, b = map(unit, exactly_two(self, views))
         (index,) = known(self, index=index)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -31,7 +29,7 @@ class SupCon(Objective):
         self.temperature = positive("temperature", temperature)
         self.scale = 1.0 if base_temperature is None else temperature / positive("base_temperature", base_temperature)
 
-    def loss(self, views: list[Tensor], rows: Rows, label: Tensor | None = None, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows, label: Tensor | None = None) -> Tensor:
         """`label` (n,): -1 where unknown."""
         (label,) = known(self, label=label)
         z, v = torch.cat([unit(view) for view in views]), len(views)

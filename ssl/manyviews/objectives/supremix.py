@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from manyviews.distributed import Rows
 from manyviews.objectives.objective import Objective, known, positive
-from manyviews.similarity import full_precision, unit
+from manyviews.similarity import full_precision, log_sum, unit
 
 
 class SupReMix(Objective):
@@ -50,7 +48,6 @@ class SupReMix(Objective):
         target: Tensor | None = None,
         label: Tensor | None = None,
         draws: tuple[Tensor, Tensor, Tensor] | None = None,
-        **_: Any,
     ) -> Tensor:
         """`target` (n,): real values; without, the label's number. `draws`: per row the anchor's share and two picks
         in [0, 1) among the rows below and above, otherwise drawn."""
@@ -83,7 +80,7 @@ class SupReMix(Objective):
         omega = torch.cat(weights, 1) * negative if self.weighted else negative.to(z)
         omega = omega / (omega.sum(1, keepdim=True) / negative.sum(1, keepdim=True).clamp(min=1)).clamp_min(1e-12)
         log_omega = torch.where(is_positive, 0.0, omega.log())
-        log_p = logit - (logit + log_omega).logsumexp(1, keepdim=True)
+        log_p = logit - log_sum(logit + log_omega, 1)[:, None]
         count = is_positive.sum(1)
         each = -torch.where(is_positive, log_p, 0.0).sum(1) / count.clamp(min=1)
         self.diagnostics["positives"] = rows.mean(count.to(z))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,7 @@ class SwAV(Objective):
         self.prototypes = nn.Parameter(F.normalize(torch.randn(prototypes, dim), dim=1))
         self.queues = nn.ModuleList(Queue(queue_size, dim) for _ in range(large if queue_size else 0))
 
-    def loss(self, views: list[Tensor], rows: Rows, epoch: int | None = None, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows, epoch: int | None = None) -> Tensor:
         """`epoch`: of the run; None: queue and prototypes are in use at once."""
         z = [unit(view) for view in views]
         w = unit(self.prototypes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,6 @@ class ImageVolume(Objective):
         hidden: Tensor | None = None,
         features: Tensor | None = None,
         epoch: int | None = None,
-        **_: Any,
     ) -> Tensor:
         """`views`: the slices' embeddings side by side, (n, S D), of two augmentations; `volumes`: (n, D) of each.
 

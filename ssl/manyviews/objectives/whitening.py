@@ -36,7 +36,7 @@ class WMSE(Objective):
         self.size, self.partitions, self.normalise, self.eps = size, partitions, normalise, eps
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
-    def loss(self, views: list[Tensor], rows: Rows, **_: Any) -> Tensor:
+    def loss(self, views: list[Tensor], rows: Rows) -> Tensor:
         """Raw views (n, D) with N larger than D."""
         total, width = rows.total, views[0].shape[1]
         size = min(self.size, total)
@@ -101,6 +101,9 @@ class GroupWhitened(Objective):
         loss = self.host.loss(white, rows, **context)
         self.diagnostics = dict(self.host.diagnostics)
         return loss
+
+    def takes(self) -> set[str]:  # noqa: D102
+        return self.host.takes()
 
 
 def group_whiten(z: Tensor, groups: int, order: Tensor, rows: Rows, eps: float = 1e-5) -> Tensor:

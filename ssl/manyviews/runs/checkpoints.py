@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
+from manyviews.names import meant
 from manyviews.runs.storage import alias, remove, saved_steps, sidecar
 from manyviews.sharding import norms
 
 logger = logging.getLogger(__name__)
 
 BEST = "best.ckpt"
+OURS = ("manyviews.", "viewshards.", "lightning.")
+"""Callbacks of these modules give a score only if they have `scores`."""
 
 
 class Checkpoints(Checkpoint):
@@ -29,8 +32,9 @@ class Checkpoints(Checkpoint):
         every_n_steps: steps between saves; 0: only by epochs.
         every_n_epochs: epochs between saves; 0: only by steps.
         keep_last: how many are kept.
-        monitor: a score of evaluation whose best is kept as `best.ckpt`, such as `knn20/val`. None: no best.
-        mode: whether the best score is the largest or the smallest.
+        monitor: what is looked at at the end of an epoch, its best kept as `best.ckpt`: a score of evaluation such as
+            `val/knn20`, or the last reading of the monitor such as `representation/rankme_features`. None: no best.
+        mode: `max` if the largest is the best, `min` if the smallest is.
         max_failures: failed saves in a row that end the run.
     """
 
@@ -41,11 +45,13 @@ class Checkpoints(Checkpoint):
         every_n_epochs: int = 0,
         keep_last: int = 2,
         monitor: str | None = None,
-        mode: str = "max",
+        mode: Literal["max", "min"] = "max",
         max_failures: int = 3,
     ) -> None:
         if keep_last < 1:
             raise ValueError(f"keep_last must be at least 1, got {keep_last}")
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode must be 'max' or 'min', got {mode!r}")
         self.folder = Path(folder)
         self.every_n_steps, self.every_n_epochs, self.keep_last = every_n_steps, every_n_epochs, keep_last
         self.monitor, self.sign, self.max_failures = monitor, 1 if mode == "max" else -1, max_failures
@@ -60,6 +66,15 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the best score so far."""
         self.best = state_dict["best"]
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuses a score that nobody will give."""
+        others = [c for c in _callbacks(trainer) if hasattr(c, "scores") or not type(c).__module__.startswith(OURS)]
+        if self.monitor is not None and self.monitor.startswith("val/") and not others:
+            raise ValueError(
+                f"checkpoints.monitor is {self.monitor!r}, but nothing is evaluated: add "
+                "manyviews.evaluation.Evaluation to trainer.callbacks"
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sets aside what a crash left: torn files, and checkpoints newer than the one that could be resumed."""
@@ -80,16 +95,20 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(  # noqa: D102
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if trainer.global_step == 1 and self.monitor is not None:
+            kind, latest = self.monitor.partition("/")[0], self._found(trainer, "latest")
+            if kind != "train" and kind in {name.partition("/")[0] for name in latest}:  # some of train/ come later
+                self._look_up(latest)
         # After an epoch's last batch it is saved when the epoch has been ended, evaluation and all.
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0 and not trainer.is_last_batch:
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
-        score = trainer.callback_metrics.get(self.monitor) if self.monitor else None
-        better = score is not None and (self.best is None or self.sign * (score.item() - self.best) > 0)
+        score = self._score(trainer)
+        better = score is not None and (self.best is None or self.sign * (score - self.best) > 0)
         before = self.best
-        if better and score is not None:
-            self.best = score.item()  # before the save, so that the checkpoint knows it
+        if better:
+            self.best = score  # before the save, so that the checkpoint knows it
         due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
         due = due or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0)
         # A run that ends here or inside the epoch (max_time, say): after this hook its state would not tell which.
@@ -103,6 +122,33 @@ class Checkpoints(Checkpoint):
                 except (OSError, ValueError) as error:
                     logger.error("%s not renewed: %s", self.folder / BEST, error)
                     self.best = before
+
+    def _score(self, trainer: pl.Trainer) -> float | None:
+        """What the best is chosen by, the same on all ranks; None as long as nothing has been evaluated.
+
+        Raises:
+            ValueError: if what there is has another name.
+        """
+        if self.monitor is None:
+            return None
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        found = {**self._found(trainer, "latest"), **self._found(trainer, "scores"), **logged}
+        waits = any(getattr(callback, "scores", None) == {} for callback in _callbacks(trainer))
+        return None if waits and self.monitor not in found else self._look_up(found)
+
+    @staticmethod
+    def _found(trainer: pl.Trainer, name: str) -> dict[str, float]:
+        """What callbacks offer under a name, as the first rank knows it."""
+        found: dict[str, float] = {}
+        for callback in _callbacks(trainer):
+            found |= getattr(callback, name, None) or {}
+        return trainer.strategy.broadcast(found)
+
+    def _look_up(self, found: dict[str, float]) -> float:
+        assert self.monitor is not None
+        if self.monitor not in found:
+            raise ValueError(f"checkpoints.monitor: there is no {self.monitor!r}" + meant(self.monitor, found))
+        return found[self.monitor]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The run's last checkpoint.
@@ -149,6 +195,10 @@ class Checkpoints(Checkpoint):
             for _, old in saved_steps(self.folder)[: -self.keep_last]:
                 remove(old)
         return path
+
+
+def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
+    return trainer.callbacks  # type: ignore[attr-defined,no-any-return]
 
 
 def _mark_epoch(loop: dict[str, Any], ended: bool) -> None:

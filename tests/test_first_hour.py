@@ -1,0 +1,130 @@
+"""What is given is used, or refused with a word: options, metrics, loggers, through the command."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from manyviews.cli.fit import fit
+from tests.recipe import recipe, scalars, weights, write
+
+pytestmark = pytest.mark.slow
+KNN = {"class_path": "manyviews.evaluation.KNN", "init_args": {"k": [5], "temperature": [0.1]}}
+
+
+def evaluation(every_n_epochs=1):
+    return {
+        "class_path": "manyviews.evaluation.Evaluation",
+        "init_args": {"protocols": [KNN], "every_n_epochs": every_n_epochs},
+    }
+
+
+def train(tmp_path, config, *arguments, name="run"):
+    return fit(["--config", str(write(tmp_path / "recipe.yaml", config)), "--run", str(tmp_path / name), *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--checkpoints.mode", "maximum"], "maximum"),
+        (["--checkpoints.monitor", "val/knn5"], "nothing is evaluated: add manyviews.evaluation.Evaluation"),
+        (["--checkpoints.monitor", "representation/rankme"], "there is no 'representation/rankme'; did you mean representation/rankme_features"),
+        (["--optimizer", "SGD", "--optimizer.lr", "0.1"], "no argument --optimizer; give model.optimizer"),
+        (["--lr_scheduler", "CosineAnnealingLR"], "no argument --lr_scheduler; give model.schedule"),
+    ],
+)  # fmt: skip
+def test_refused_at_the_start(digits, tmp_path, capsys, arguments, message):
+    assert train(tmp_path, recipe(digits), *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("checkpoints/*.ckpt"))
+
+
+def test_a_metric_that_no_protocol_gives_is_refused_at_the_first_evaluation(digits, tmp_path, capsys):
+    config = recipe(digits, trainer__callbacks=[evaluation()], checkpoints__monitor="knn5/val")
+    assert train(tmp_path, config) == 2
+    assert "there is no 'knn5/val'; did you mean val/knn5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_the_best_is_the_best(digits, tmp_path, mode):
+    """By a score and by a reading, the largest and the smallest: what best.ckpt is a copy of."""
+    for number, monitor in enumerate(("val/knn5", "representation/rankme_features")):
+        config = recipe(
+            digits, trainer__callbacks=[evaluation()], trainer__max_steps=66, checkpoints__keep_last=20,
+            checkpoints__every_n_steps=22, checkpoints__monitor=monitor, checkpoints__mode=mode, monitor__every_n_steps=11,
+        )  # fmt: skip
+        assert train(tmp_path, config, name=f"run{number}") == 0
+        run = tmp_path / f"run{number}"
+        values = {step: value for step, value in scalars(run)[monitor] if step % 22 == 0}
+        best = (max if mode == "max" else min)(
+            values, key=lambda step: (values[step], -step if mode == "max" else step)
+        )
+        kept = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+        assert len(values) == 3 and kept["global_step"] == best, values
+
+
+def test_limited_epochs_are_planned_for(digits, tmp_path):
+    """Three epochs of four batches: the rate ends with the run, and a resume in the middle changes nothing."""
+    changes = {"max_epochs": 3, "limit_train_batches": 4, "max_steps": -1}
+    config = recipe(
+        digits, model__optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.002}}, monitor__every_n_steps=1
+    )
+    config["model"]["init_args"]["schedule"]["warmup_steps"] = 0
+    config["trainer"] |= changes
+    assert train(tmp_path, config) == 0
+    rates = dict(scalars(tmp_path / "run")["train/lr"])
+    assert len(rates) == 12 and rates[12] < 1e-9 and rates[6] == pytest.approx(0.001)
+    for step in (2, 4):
+        once = {
+            "class_path": "tests.recipe.StopInside",
+            "init_args": {"step": step, "once": str(tmp_path / f"once{step}")},
+        }
+        config["trainer"]["callbacks"] = [once]
+        for _ in range(2):
+            assert train(tmp_path, config, name=f"again{step}") == 0
+        whole, again = weights(tmp_path / "run"), weights(tmp_path / f"again{step}")
+        assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_half_precision_on_a_cpu_is_said(digits, tmp_path, capsys):
+    assert train(tmp_path, recipe(digits, trainer__max_steps=1, trainer__precision="16-mixed")) == 0
+    assert "trainer.precision 16-mixed: on a CPU that is bf16-mixed" in capsys.readouterr().err
+
+
+def test_all_loggers_get_all_and_results_lie_in_the_run(digits, tmp_path):
+    """Two of TensorBoard and one that knows no folder."""
+    loggers = [
+        {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": str(tmp_path / name)}}
+        for name in ("first", "second")
+    ]
+    loggers.append({"class_path": "tests.recipe.Heard", "init_args": {"path": str(tmp_path / "heard.json")}})
+    config = recipe(digits, trainer__callbacks=[evaluation()], trainer__logger=loggers, trainer__max_steps=22)
+    assert train(tmp_path, config) == 0
+    found = [scalars(next((tmp_path / name).rglob("version_0"))) for name in ("first", "second")]
+    assert found[0] == found[1] and {"val/knn5", "train/loss"} <= found[0].keys()
+    assert {"val/knn5", "train/loss", "representation/rankme_features"} <= set(
+        json.loads((tmp_path / "heard.json").read_text())
+    )
+    assert [p.suffix for p in sorted((tmp_path / "run/evaluations").iterdir())] == [".json"]
+
+
+def test_tensorboard_shows_the_configuration_and_no_empty_metric(digits, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert train(tmp_path, recipe(digits, trainer__max_steps=3)) == 0
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    assert "hp_metric" not in events.Tags()["scalars"]
+    (shown,) = events.Tensors("config/text_summary")
+    text = shown.tensor_proto.string_val[0].decode()
+    written = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert yaml.safe_load(text.removeprefix("```yaml\n").removesuffix("```")) == written
+
+
+def test_a_method_of_the_users_own_that_cannot_be_written_down_is_refused(digits, tmp_path, capsys):
+    config = recipe(digits)
+    config["model"]["class_path"] = "tests.recipe.Unwritable"
+    assert train(tmp_path, config) == 2
+    assert "model.made: its default (" in capsys.readouterr().err
+    assert not (tmp_path / "run/config.yaml").exists()
