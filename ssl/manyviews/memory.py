@@ -97,11 +97,13 @@ class ClusterMemory(nn.Module):
         self.register_buffer("assigned", torch.full((len(self.clusters), samples), -1))
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
 
-    def refresh(self, epoch: int | None) -> None:
-        """Clusters the memory once at the start of each epoch but the first."""
-        if epoch is not None and epoch > self.epoch:
-            self.cluster()
-            self.epoch.fill_(epoch)
+    def refresh(self, epoch: int | None) -> bool:
+        """Clusters the memory once at the start of each epoch but the first. Returns whether it did now."""
+        if epoch is None or epoch <= self.epoch:
+            return False
+        self.cluster()
+        self.epoch.fill_(epoch)
+        return True
 
     @torch.no_grad()
     def cluster(self) -> None:

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 
 def nearest(given: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """The known names nearest to a given one: of the same words, beginning with it, or like it; none if none is near."""
+    """The known names nearest to a given one: of the same words, beginning with it, or alike; none if none is near."""
     alike = {name.lower(): name for name in sorted(set(known))}
     name, words = given.lower(), _words(given)
     same = [other for other in alike if words and _words(other) == words]

@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from manyviews.sharding import norms, parts
@@ -98,7 +99,7 @@ class LARS(Optimizer):
         return ratio
 
 
-def decay_groups(module: nn.Module, constant: nn.Module | None = None) -> list[dict[str, Any]]:
+def decay_groups(module: nn.Module, constant: nn.Module | None = None, decay_all: bool = False) -> list[dict[str, Any]]:
     """Groups of matrices and kernels, and of what neither decays nor is adapted (biases, norms, scalars).
 
     A module may name more parameters of the second kind in a method `no_weight_decay()`, as timm's models do.
@@ -106,6 +107,7 @@ def decay_groups(module: nn.Module, constant: nn.Module | None = None) -> list[d
     Args:
         module: what is trained.
         constant: a part of it whose rate does not follow the schedule: its groups have `scheduled` False.
+        decay_all: nothing is spared: one group of all that follows the schedule, and one of what does not.
     """
     spared: set[int] = set()
     for child in module.modules():
@@ -116,7 +118,7 @@ def decay_groups(module: nn.Module, constant: nn.Module | None = None) -> list[d
     kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for p in module.parameters():
         if p.requires_grad:
-            plain = p.ndim <= 1 or id(p) in spared
+            plain = not decay_all and (p.ndim <= 1 or id(p) in spared)
             kinds.setdefault((id(p) in fixed, plain), []).append(p)
     groups = []
     for (is_fixed, plain), params in sorted(kinds.items(), key=lambda kind: kind[0]):
@@ -127,19 +129,22 @@ def decay_groups(module: nn.Module, constant: nn.Module | None = None) -> list[d
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then a half cosine over the whole run; and how the rate grows with the batch.
+    """Linear warm-up, then a half cosine over the whole run; how the rate grows with the batch; and what decays.
 
     Attributes:
         warmup_epochs: length of the warm-up. warmup_steps: the same in steps; overrides it.
         final: the last rate, as a share of the peak.
         scaling: `linear`: lr is per 256 images of the global batch; `sqrt`: lr is for 256 and grows with the square
             root; `none`: lr is absolute.
+        decay_all: weight decay, and the trust ratio of LARS, also for biases, norms and scalars, as in the code of
+            MoCo v1 and v2, SimSiam, SupCon, SwAV and iSogCLR, and of MoCo v3's ViTs. False: they are spared.
     """
 
     warmup_epochs: float = 10.0
     warmup_steps: int | None = None
     final: float = 0.0
     scaling: Literal["linear", "sqrt", "none"] = "linear"
+    decay_all: bool = False
 
     def peak(self, lr: float, global_batch_size: int) -> float:
         """The rate after the warm-up."""
@@ -173,7 +178,9 @@ class Schedule:
 class EMA(nn.Module):
     """A copy of a module whose parameters follow the original's slowly; buffers are copied.
 
-    It takes no gradient and stays in training mode only if told to. As a child of a method it is in the checkpoint.
+    It takes no gradient. While the method trains, its BatchNorms take the statistics of the batch, as in the code of
+    MoCo, BYOL and MoCo v3; everything else is in eval mode: a teacher drops no units and no paths. As a child of a
+    method it is in the checkpoint.
 
     Args:
         source: the module to follow; the copy starts equal to it.
@@ -182,6 +189,13 @@ class EMA(nn.Module):
     def __init__(self, source: nn.Module) -> None:
         super().__init__()
         self.module = copy.deepcopy(source).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> EMA:
+        """Training mode for BatchNorm only."""
+        super().train(mode)
+        for part in self.modules():
+            part.training = mode and isinstance(part, _BatchNorm)
+        return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The copy's forward, without gradient."""

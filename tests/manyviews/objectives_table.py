@@ -118,23 +118,26 @@ def amcl(heads, d, **options):
 
 
 def swav(views, objective, **_):
-    prototypes = F.normalize(objective.prototypes, dim=1)  # float32 was not of length 1 to 1e-10
+    w = objective.prototypes  # float32 was not of length 1 to 1e-10
+    prototypes = F.normalize(w, dim=1).detach() + w - w.detach()
     return ref.swav(views, prototypes, objective.temperature, objective.epsilon)
 
 
-def hallucinated(views, objective, strength, targets=None, group=None, **_):
-    def beyond(q, k):
-        (q, k) = ref.rows_of([q.detach(), k])
-        e = k + objective.extrapolation * strength[:, None] * (k - q)
-        return e + objective.mlp(e)
-
-    if targets is None:
-        a, b = views
-        t = objective.host.temperature
-        extra = [ref.ntxent(pair, t, group) for pair in ([a, beyond(a, b)], [beyond(b, a), b])]
-        return ref.ntxent(views, t, group) + objective.weight * sum(extra) / 2
-    extra = [beyond(q, k) for q, k in zip(views, targets, strict=True)]
-    return (ref.byol(views, targets) + objective.weight * ref.byol(views, extra)) / 4 - 1 - objective.weight
+def hallucinator(views, objective, strength, targets=None, group=None, **_):
+    host, layers = objective.host, objective.mlp[::2]
+    made = lambda q, k, r: ref.hallucinated(q, k, objective.ratio * r, layers)  # noqa: E731
+    if isinstance(host, o.NTXent):
+        q, k = views
+        h = made(q, k, strength[0])
+        return ref.hallucinated_ntxent(q, h, k, host.temperature, group, objective.as_released)
+    if isinstance(host, o.InfoNCE):
+        bank = None if host.queue is None else host.queue.items
+        extra = [made(q, k, r) for q, k, r in zip(views, ref.rows_of(targets), strength, strict=True)]
+        losses = [ref.infonce(side, targets, host.temperature, bank, group=group) for side in (views, extra)]
+    else:
+        extra = [made(views[0], views[1], strength[0]), made(views[1], views[0], strength[1])]
+        losses = [ref.byol(side, targets) / 4 - 1 for side in (views, extra)]
+    return sum(losses) / 2
 
 
 def simsiam_amcl(views, objective, targets, **_):
@@ -180,7 +183,16 @@ def meow(views, objective, index, **_):
     def weight(i, j):
         return 0 if i == j else mine.shape[1] - int(((mine[i] == mine[j]) & (mine[i] >= 0)).sum())
 
-    return ref.weighted(views, weight, objective.temperature)
+    sizes, n, pulls = objective.memory.clusters, len(index), []
+    parts = zip(objective.memory.centroids.split(sizes), objective.concentration.split(sizes), strict=True)
+    for h, (c, phi) in enumerate(parts):
+        for i, z in enumerate(ref.rows_of(views)[0]):
+            own = int(mine[i, h])
+            if own >= 0:
+                push = torch.log(n / len(c) * sum(torch.exp(z @ c[k] / phi[k]) for k in range(len(c))))
+                pulls.append(push - z @ c[own] / phi[own])
+    pull = sum(pulls) / len(pulls)
+    return ref.weighted(views, weight, objective.temperature) + objective.prototypes * pull
 
 
 def adameow(views, objective, **_):
@@ -224,10 +236,10 @@ def filled(objective: o.BECLR) -> o.BECLR:
     return objective
 
 
-def beclr(views, objective, targets, **_):
+def beclr(views, objective, targets, projections=None, **_):
     return ref.beclr(
         views, targets, objective.memory.items, objective.cluster, objective.prototypes,
-        objective.neighbours, objective.spread, objective.spread_temperature,
+        objective.neighbours, objective.spread, objective.spread_temperature, projections,
     )  # fmt: skip
 
 
@@ -267,12 +279,6 @@ def clustered(objective: Any) -> Any:
     memory.items.copy_(F.normalize(torch.randn(memory.items.shape), dim=2))
     memory.items[:, 10] = 0
     memory.cluster()
-    return objective
-
-
-def trained(objective: o.Hallucinator) -> o.Hallucinator:
-    """With an MLP that no longer gives zeros."""
-    torch.nn.init.normal_(objective.mlp[2].weight, std=0.3)
     return objective
 
 
@@ -453,23 +459,28 @@ CASES = [
         grouped=False,
         keeps="scale shuffle swap",
     ),
-    Case(
-        "Hallucinator",
-        lambda d: trained(o.Hallucinator(o.NTXent(0.5), dim=d)),
-        hallucinated,
-        context=lambda n, d: {"strength": draw(n).sigmoid()},
-        smooth=False,
-        keeps="scale shuffle swap",
-    ),
-    Case(
-        "Hallucinator-SimSiam",
-        lambda d: trained(o.Hallucinator(o.SimSiam(), dim=d, weight=0.5)),
-        hallucinated,
-        context=lambda n, d: {"strength": draw(n).sigmoid(), **targets(2)(n, d)},
-        exactly_two=False,
-        grouped=False,
-        smooth=False,
-        keeps="scale shuffle swap",
+    *(
+        Case(
+            f"Hallucinator{name}",
+            lambda d, make=make, options=options: o.Hallucinator(make(d), dim=d, **options),
+            hallucinator,
+            context=lambda n, d, count=count: {
+                "strength": torch.tensor([0.3, 0.9][: count or 1], dtype=torch.float64),
+                **(targets(count)(n, d) if count else {}),
+            },
+            views=count or 2,
+            keeps="shuffle",
+            grouped=grouped,
+            uncut=("strength",),
+        )
+        for name, make, options, count, grouped in (
+            ("", lambda d: o.NTXent(0.5), {"ratio": 0.7}, 0, True),
+            ("-released", lambda d: o.NTXent(0.5), {"ratio": 0.7, "as_released": True}, 0, True),
+            ("-MoCo", lambda d: o.InfoNCE(0.2, 30, d), {}, 1, False),
+            ("-MoCo-released", lambda d: o.InfoNCE(0.2, 30, d), {"as_released": True}, 2, False),
+            ("-batch", lambda d: o.InfoNCE(0.5), {"ratio": 0.7}, 2, True),
+            ("-SimSiam", lambda d: o.SimSiam(), {"ratio": 0.7}, 2, False),
+        )
     ),
     Case("SogCLR", lambda d: visited(o.SogCLR(23, 0.5, 0.7)), sogclr, context=index, smooth=False),
     Case(
@@ -610,7 +621,7 @@ CASES = [
         meow,
         context=index,
         grouped=False,
-        keeps="scale rotation shuffle",
+        keeps="scale shuffle",
     ),
     Case("AdaMEOW", lambda d: o.AdaMEOW(d, 7), adameow, grouped=False, keeps="scale shuffle"),
     Case(

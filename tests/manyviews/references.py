@@ -133,6 +133,35 @@ def byol(views, targets):
     return sum(((p - z) ** 2).sum(1).mean() for p, z in pairs)
 
 
+def hallucinated(q, k, r, layers):
+    """Row by row: away from the key, then three linear layers with ReLUs between."""
+    made = []
+    for one, key in zip(q, k, strict=True):
+        x = torch.cat([one, (1 + r) * one - r * key])
+        for place, layer in enumerate(layers):
+            x = layer.weight @ (x if place == 0 else x.clamp(min=0)) + layer.bias
+        made.append(x)
+    return torch.stack(made)
+
+
+def hallucinated_ntxent(q, h, k, t, group=None, as_released=False):
+    """Anchors and candidates are q, h and two copies of k; h's positive is the second copy."""
+    n, total = len(q), 0.0
+    z = rows_of([q, h, k, k])
+    for own, other in ((0, 2), (1, 3), (2, 0), (3, 1)):
+        for i in range(n):
+            row = [z[own][i] @ z[other][i] / t]
+            for kind in range(4):
+                for j in range(n):
+                    if (kind, j) in ((own, i), (other, i)):
+                        continue
+                    twin = i == j and (group is None or group[i] < 0)
+                    if not same(group, i, j) or (twin and as_released):
+                        row.append(z[own][i] @ z[kind][j] / t)
+            total = total + torch.logsumexp(torch.stack(row), 0) - row[0]
+    return total / (4 * n)
+
+
 def correlation(a, b, eps):
     n = len(a)
     a, b = (x - x.mean(0) for x in (a, b))
@@ -169,7 +198,7 @@ def balanced(scores, epsilon, iterations=3):
 
 
 def swav(views, prototypes, t, epsilon, large=2):
-    z, (w,), total, count = rows_of(views), rows_of([prototypes]), 0.0, 0
+    z, w, total, count = rows_of(views), prototypes, 0.0, 0  # of length 1, and learnt as they are
     for a in range(large):
         q = balanced((z[a] @ w.T).detach(), epsilon)
         for v in range(len(z)):
@@ -473,10 +502,12 @@ def bacon(views, label, logits, t, t_all, w, t_prediction, balance):
     )
     entropy = -(mean * mean.log()).sum()
     contrast = (1 - w) * ntxent(views, t_all) + w / 2 * supervised + w / 2 * guessed
+    distilled = 0.0
     for a, b in ((0, 1), (1, 0)):
         sharp = torch.softmax(2 * logits[a].detach() / t_prediction, 1)
-        contrast = contrast - (sharp * torch.log_softmax(logits[b] / t_prediction, 1)).sum(1).mean() / 2
-    return contrast + classified + balance * (math.log(p.shape[1]) - entropy)
+        distilled = distilled - (sharp * torch.log_softmax(logits[b] / t_prediction, 1)).sum(1).mean() / 2
+    unbalanced = math.log(p.shape[1]) - entropy
+    return contrast + w * classified + (1 - w) * (distilled + balance * unbalanced)
 
 
 def cpl(logits, features, label, noise, pair, pseudo, entropy, accept, parts):
@@ -503,15 +534,18 @@ def cpl(logits, features, label, noise, pair, pseudo, entropy, accept, parts):
     return second / len(known) + pair * first / n + pseudo * third / n + entropy * (mean * mean.log()).sum()
 
 
-def beclr(views, targets, items, cluster, prototypes, k, spread, tau):
+def beclr(views, targets, items, cluster, prototypes, k, spread, tau, projections=None):
     losses = []
     for p, z in zip(rows_of(views), rows_of(targets), strict=True):
-        cosines, n, far = [], len(p), 0.0
+        cosines, n = [], len(p)
         for i in range(n):
             mine = int((prototypes @ z[i]).argmax())
             members = [j for j in range(len(items)) if cluster[j] == mine]
             near = sorted(members, key=lambda j: -(z[i] @ items[j]).item())[:k]
             cosines += [p[i] @ z[i], *(p[i] @ items[j] for j in near)]
-            far = far + sum(torch.exp(p[i] @ p[j] / tau) for j in range(n) if j != i)
-        losses.append(-sum(cosines) / len(cosines) + spread * torch.log(far / (n * (n - 1))))
-    return sum(losses) / len(losses)
+        losses.append(-sum(cosines) / len(cosines))
+    s, far = torch.stack(rows_of(views if projections is None else projections), 1), 0.0  # (n, V, D)
+    others = [(i, j) for i in range(n) for j in range(n) if i != j]
+    for i, j in others:
+        far = far + torch.exp(s[i] @ s[j].T / tau).sum()
+    return sum(losses) / len(losses) + spread * torch.log(far / (len(others) * s.shape[1] ** 2))

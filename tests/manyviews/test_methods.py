@@ -12,11 +12,12 @@ import pytest
 import timm
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
+from timm.layers import DropPath
 from torch import nn
 
 from manyviews.backbones import ConvNet, Encoding, Exported, TimmBackbone
 from manyviews.heads import MultiHead, projector
-from manyviews.methods import SimCLR
+from manyviews.methods import MoCo, SimCLR, SimSiam
 from manyviews.optim import Schedule
 from manyviews.runs import AtomicCheckpointIO, Checkpoints, FiniteGuard, newest_whole
 from manyviews.runs.storage import alias, damage_of
@@ -76,6 +77,67 @@ def test_grad_cache_gives_the_weights_of_the_whole_batch(chunk):
         fit(method, 3, gradient_clip_val=1.0)
     for (name, a), b in zip(whole.state_dict().items(), cached.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0, msg=name)
+
+
+class Counted(nn.Module):
+    """What BatchNorm would see: how many rows at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.width, self.seen = 4, []
+        self.body = nn.Linear(3 * 64, 4)
+
+    def forward(self, images):
+        self.seen.append(len(images))
+        return Encoding(self.body(images.flatten(1)))
+
+
+@pytest.mark.parametrize("make", [SimCLR, SimSiam])
+@pytest.mark.parametrize(("together", "rows"), [(True, [48]), (False, [24, 24])])
+def test_views_go_through_backbone_and_heads_together_or_one_after_another(make, together, rows):
+    backbone, method = Counted(), make(Counted(), views_together=together, **FAST)
+    method.backbone, heads = backbone, [method.projector, *([method.predictor] if make is SimSiam else [])]
+    seen = []
+    for head in heads:
+        head.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
+    fit(method, 1)
+    assert backbone.seen == rows and seen == rows * len(heads)
+
+
+def test_batchnorm_of_one_view_at_a_time_is_the_authors():
+    """A projector's output for two views, against BatchNorm of each view by hand."""
+    torch.manual_seed(0)
+    method, views = SimCLR(ConvNet((4,)), 0.1, 8, 6, views_together=False), [torch.randn(16, 4), torch.randn(16, 4) + 3]
+    found = torch.cat(method.of_each(method.projector, views))
+    apart = torch.cat([method.projector(view) for view in views])
+    torch.testing.assert_close(found, apart)
+    method.views_together = True
+    assert (torch.cat(method.of_each(method.projector, views)) - apart).abs().max() > 0.1
+
+
+class Dropping(nn.Module):
+    """With dropout, drop path and BatchNorm; the first two are noise, the third a statistic."""
+
+    def __init__(self):
+        super().__init__()
+        self.width = 16
+        self.body = nn.Sequential(
+            nn.Flatten(), nn.Linear(3 * 64, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), DropPath(0.5)
+        )
+
+    def forward(self, images):
+        return Encoding(self.body(images))
+
+
+def test_a_teacher_drops_nothing_and_keeps_its_batch_statistics():
+    method = MoCo(Dropping(), queue_size=32, projector_out=8)
+    method.train()
+    teacher = method.target
+    assert not any(m.training for m in teacher.modules() if isinstance(m, nn.Dropout | DropPath))
+    assert all(m.training for m in teacher.modules() if isinstance(m, nn.BatchNorm1d))
+    x = torch.randn(8, 3, 8, 8)
+    assert torch.equal(method.embed_target(x), method.embed_target(x))
+    assert any(m.training for m in method.backbone.modules() if isinstance(m, DropPath))
 
 
 def test_grad_cache_repeats_the_dropout_of_the_first_pass():

@@ -1,5 +1,6 @@
 """Worked numbers and identities of objectives that need more than views: queues, targets, labels, per-sample state."""
 
+import copy
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from manyviews.distributed import simulate
 from manyviews.monitoring import diagnostics
 from manyviews.objectives.amcl import omega
 from manyviews.objectives.barlow import cross_correlation
-from manyviews.objectives.meow import weighted
+from manyviews.objectives.meow import concentrations, weighted
 from manyviews.objectives.mochi import Mixing
 from manyviews.objectives.swav import sinkhorn
 from manyviews.objectives.whitening import cholesky_whiten, group_whiten, inverse_root
@@ -175,6 +176,14 @@ def test_swav():
         assert objective([Z1, Z2]).item() == approx(value)
 
 
+def test_swav_learns_its_prototypes_as_they_are():
+    objective = o.SwAV(2, 3, 0.5, 0.5).double()
+    objective.prototypes.data = rows([1, 0], [0, 1], [-1, 0])
+    objective([Z1, Z2]).backward()
+    expected = rows([0.0428321339, -0.0442328715], [-0.0478922279, 0.1101122386], [0.0050600940, -0.0658793671])
+    torch.testing.assert_close(objective.prototypes.grad, expected, atol=1e-9, rtol=0)
+
+
 def test_sinkhorn_properties():
     scores = draw(12, 4)
     q = sinkhorn(scores, 0.5, 3)
@@ -239,31 +248,111 @@ def test_nnclr_that_finds_itself_is_cross_view_infonce():
 # Hallucinator
 
 
-@pytest.mark.parametrize("host", [o.NTXent(0.5), o.InfoNCE(0.5), o.InfoNCE(0.5, 4, 2), o.SimSiam()])
-def test_hallucinator_identities(host):
+class Part(torch.nn.Module):
+    """In the place of the MLP: gives back the query (0) or what lies beyond it (1)."""
+
+    def __init__(self, which):
+        super().__init__()
+        self.which = which
+
+    def forward(self, x):
+        return x.chunk(2, 1)[self.which]
+
+
+def hallucinator(host, which=1, entries=None, **options):
+    objective = o.Hallucinator(host if entries is None else with_queue(host, rows(*entries)), dim=2, **options)
+    objective.mlp = Part(which)
+    return objective.double()
+
+
+@pytest.mark.parametrize(("length", "cosine", "value"), [(1, 0.53687549, 1.52125024), (2, 0.56969552, 1.41179845)])
+def test_hallucinator_over_moco(length, cosine, value):
+    """The query is not normalised before the step."""
+    objective = hallucinator(o.InfoNCE(0.2, 1, 2), entries=[[0, 1]])
+    key = rows([3, 0])  # which is
+    assert objective([length * rows([0.6, 0.8])], targets=[key], strength=torch.ones(1)).item() == approx(value)
+    assert objective.diagnostics["hallucinated_to_key"].item() == approx(cosine)
+    torch.testing.assert_close(objective.host.queue.items, rows([1, 0]))
+
+
+def test_hallucinator_over_moco_of_many():
+    objective = hallucinator(o.InfoNCE(0.2, 2, 2), entries=[[0, -1], [-0.6, -0.8]])
+    q = (Z1 * rows([2], [3], [0.5])).requires_grad_()
+    loss = objective([q], targets=[Z2], strength=torch.tensor([0.7]))
+    assert loss.item() == approx(0.01032939)
+    (grad,) = torch.autograd.grad(loss, q)
+    expected = rows([-0.00030598, -0.02768438], [0.00073555, -0.00056265], [-0.01202693, -0.01523649])
+    torch.testing.assert_close(grad, expected, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize(("as_released", "value"), [(True, 1.95506696), (False, 1.46314627)])
+def test_hallucinator_over_simclr(as_released, value):
+    objective = hallucinator(o.NTXent(0.5), as_released=as_released)
+    assert objective([Z1, Z2], strength=torch.ones(1)).item() == approx(value)
+
+
+@pytest.mark.parametrize(("as_released", "least"), [(True, 1.09861229), (False, 0)])
+def test_hallucinator_over_simclr_at_perfect_alignment(as_released, least):
+    objective = o.Hallucinator(o.NTXent(0.02), dim=8, as_released=as_released).double()
+    objective.mlp = Part(1)
+    assert objective([torch.eye(8, **double)] * 2).item() == approx(least)
+
+
+def test_hallucinator_over_simsiam():
+    objective = hallucinator(o.SimSiam())
+    loss = objective([Z1, Z2], targets=[Z3, Z2], strength=torch.tensor([1, 0.5]))  # z of view 2, z of view 1
+    assert loss.item() == approx(-0.97540578)
+
+
+@pytest.mark.parametrize("host", [o.InfoNCE(0.5), o.InfoNCE(0.5, 4, 2), o.SimSiam(), o.BYOL()])
+def test_hallucinator_that_returns_the_query_is_its_host(host):
     host.double()
-    targets = {} if isinstance(host, o.NTXent) else {"targets": [Z2, Z1]}
-    queue = getattr(host, "queue", None)
-    keep = None if queue is None else queue.items.clone()
+    alone = copy.deepcopy(host)([Z1, Z2], targets=[Z2, Z3]).item()
+    assert hallucinator(host, which=0)([Z1, Z2], targets=[Z2, Z3]).item() == approx(alone, 1e-12)
 
-    def loss(objective, **context):
-        if queue is not None:
-            queue.items.copy_(keep), queue.pushed.zero_()
-        return objective([Z1, Z2], **targets, **context)
 
-    alone = loss(host).item()
-    pushed = None if queue is None else queue.pushed.item()
-    nothing = o.Hallucinator(host, dim=2, weight=0).double()
-    assert loss(nothing).item() == approx(alone)
+def test_hallucinator_queues_keys_once_or_as_released_twice():
+    entries = [[0, -1], [-0.6, -0.8], [0.8, -0.6], [1, 0], [0, 1], [-1, 0], [0.6, -0.8]]
+    once, two = (hallucinator(o.InfoNCE(0.2, 7, 2), entries=entries, as_released=released) for released in (0, 1))
+    losses = [objective([Z1], targets=[Z2], strength=torch.ones(1)).item() for objective in (once, two)]
+    assert losses[0] == approx(losses[1], 1e-12)
+    torch.testing.assert_close(once.host.queue.items[:4], torch.cat([Z2, rows([1, 0])]))
+    torch.testing.assert_close(two.host.queue.items[:6], Z2.repeat_interleave(2, 0))
+
+
+def test_hallucinator_trains_its_network_and_both_sides():
     torch.manual_seed(0)
-    still = o.Hallucinator(host, dim=2).double()
-    assert loss(still, strength=torch.zeros(3)).item() == approx(2 * alone)
-    if queue is not None:
-        assert queue.pushed.item() == pushed  # hallucinated keys do not enter
-    loss(still).backward()
-    assert still.mlp[2].weight.grad.abs().sum() > 0  # from the first step
-    far = still.hallucinate(Z1, Z2, torch.ones(3))
-    assert (F.cosine_similarity(Z1, far) <= F.cosine_similarity(Z1, Z2) + 1e-12).all()
+    a, b = Z1.clone().requires_grad_(), Z2.clone().requires_grad_()
+    objective = o.Hallucinator(o.NTXent(0.5), dim=2).double()
+    linear = [layer.weight.shape for layer in objective.mlp[::2]]
+    assert linear == [(4, 4), (4, 4), (2, 4)]
+    grads = torch.autograd.grad(objective([a, b]), [a, b, *objective.parameters()])
+    assert all(grad.abs().sum() > 0 for grad in grads)
+    moco = o.Hallucinator(with_queue(o.InfoNCE(0.5, 2, 2), rows([0, -1], [-0.6, -0.8])), dim=2).double()
+    moco([a], targets=[b]).backward()
+    assert a.grad is not None and b.grad is None
+    assert all(p.grad is not None for p in moco.parameters())
+
+
+def test_hallucinator_draws_one_step_for_the_whole_batch():
+    torch.manual_seed(0)
+    seen = []
+    objective = hallucinator(o.NTXent(0.5), ratio=0.4)
+    objective.mlp.register_forward_hook(lambda _m, _i, out: seen.append(((out - Z1) / (Z1 - Z2)).clone()))
+    for _ in range(50):
+        objective([Z1, Z2])
+    steps = torch.stack(seen)
+    torch.testing.assert_close(steps, steps[:, :1, :1].expand_as(steps), atol=1e-12, rtol=0)
+    assert 0 <= steps.min() < 0.05 and 0.35 < steps.max() <= 0.4
+
+
+def test_hallucinator_refuses_what_it_cannot_stand_on():
+    with pytest.raises(ValueError, match="stands on NTXent .* got VICReg"):
+        o.Hallucinator(o.VICReg())
+    with pytest.raises(ValueError, match="ratio must be >= 0, got -1"):
+        o.Hallucinator(o.NTXent(), ratio=-1)
+    with pytest.raises(ValueError, match="made for dim=128, got embeddings of width 2: set dim"):
+        o.Hallucinator(o.NTXent())([Z1, Z2])
 
 
 # SogCLR, iSogCLR
@@ -304,7 +393,7 @@ def test_sogclr_state_follows_the_sample():
 def test_an_index_beyond_the_set_is_refused():
     for objective in (o.SogCLR(3), o.DeepCluster(3, 2, (2,))):
         with pytest.raises(ValueError, match="sample index 3, but the objective was made for samples=3"):
-            objective.double()([Z1, Z2], index=torch.tensor([0, 1, 3]), epoch=0)
+            objective.double()([Z1, Z2], index=torch.tensor([0, 1, 3]))
 
 
 def test_isogclr():
@@ -599,6 +688,23 @@ def test_meow_weights():
         assert more == approx(value + math.log(3))
 
 
+def test_meow_adds_proto_nce():
+    """The values of the authors' code, for clusterings (0, 0, 1) and (0, 1, 0) of view 1."""
+    objective = o.MEOW(3, 2, (2, 2), 0.4).double()
+    memory, index = objective.memory, torch.arange(3)
+    memory.items[0] = Z2
+    memory.assigned.copy_(torch.tensor([[0, 0, 1], [0, 1, 0]]))
+    means = [torch.stack([Z2[labels == k].mean(0) for k in range(2)]) for labels in memory.assigned]
+    memory.centroids.copy_(F.normalize(torch.cat(means), dim=1))
+    objective.concentrate()
+    assert objective.proto_nce(Z1, memory.of(index), LOCAL).item() == approx(0.8093370266)
+    assert objective([Z1, Z2], index=index).item() == approx(0.8093370266 - 0.3911523396)
+    angles = rows([0, 10, 40, 170, 200])[0].deg2rad()
+    z = torch.stack([angles.cos(), angles.sin()], 1)
+    phi = concentrations(z, torch.tensor([0, 0, 0, 1, 1]), 2, 0.4)
+    torch.testing.assert_close(phi, rows(0.3877938443, 0.4122061557), atol=1e-9, rtol=0)
+
+
 # SepCLR
 
 
@@ -670,6 +776,12 @@ def test_bacon_numbers():
     objective = o.BaCon(prediction_temperature=1.0)
     objective([Z1[:2], Z2[:2]], label=torch.tensor([-1, -1]), logits=[p.log(), p.log()])
     assert objective.diagnostics["imbalance"].item() == approx(0.24177129)
+
+
+def test_bacon_weighs_its_branches_as_the_authors_do():
+    logits = [rows([2, 0, 1], [0, 1, -1], [0.5, 0, 0]) / 5, rows([1, 1, 0], [-1, 2, 0], [0, 0.5, 1]) / 5]
+    loss = o.BaCon()([Z1, Z2], label=torch.tensor([0, 1, -1]), logits=logits)
+    assert loss.item() == approx(3.3509465257)
 
 
 def test_bacon_with_certain_guesses_is_supcon():
@@ -763,6 +875,14 @@ def test_beclr_without_neighbours_or_spread_is_minus_the_cosine():
     assert objective.memory.filled() == 1
     counts = objective.cluster.bincount(minlength=2)
     assert counts.sum() == 6 and objective.diagnostics["memory_filled"] == 1
+
+
+def test_beclr_spreads_projections_of_different_images():
+    """The value of the authors' code."""
+    objective = o.BECLR(2, memory=60, clusters=2).double()
+    loss = objective([Z3, Z1], targets=[Z2, Z1], projections=[Z1, Z2], epoch=0)
+    assert loss.item() == approx(-0.8692590856)
+    assert objective._spread([Z1, Z2], LOCAL).item() == approx(0.0460758102)
 
 
 def test_beclr_in_one_cluster_asks_the_whole_memory():

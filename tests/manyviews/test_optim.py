@@ -97,6 +97,21 @@ def test_decay_groups_spare_biases_norms_and_what_a_module_names():
     assert [group["scheduled"] for group in decay_groups(net, constant=net.norm)] == [True, True, False]
 
 
+def test_on_request_everything_decays():
+    """Two steps of SGD 0.05, momentum 0.9, decay 1e-4 on a norm's weight 1 and bias 0.5 under gradients 0.2 and -0.1."""
+    expected = {True: (0.970985550025, 0.5144927250125), False: (0.971, 0.5145)}
+    for everything, (weight, bias) in expected.items():
+        norm = torch.nn.LayerNorm(1).double()
+        torch.nn.init.constant_(norm.bias, 0.5)
+        groups = decay_groups(norm, decay_all=everything)
+        assert len(groups) == 1 and groups[0].get("adapt", True) == everything
+        optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9, weight_decay=1e-4)
+        for _ in range(2):
+            norm.weight.grad, norm.bias.grad = (torch.tensor([g], dtype=torch.float64) for g in (0.2, -0.1))
+            optimizer.step()
+        assert (norm.weight.item(), norm.bias.item()) == pytest.approx((weight, bias), abs=1e-12)
+
+
 def test_schedule():
     schedule = Schedule(warmup_epochs=2, final=0.1)
     factors = [schedule.factor(step, 100, 5) for step in range(100)]

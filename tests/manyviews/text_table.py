@@ -223,7 +223,8 @@ def mgca(views, objective, tokens, masks, group=None, **_):
             m = a @ seen.T / objective.local_temperature
             each.append(0.5 * (F.cross_entropy(m, torch.arange(len(a))) + F.cross_entropy(m.T, torch.arange(len(a)))))
         local = local + torch.stack(each).mean()
-    q = F.normalize(objective.prototypes, dim=1)
+    w = objective.prototypes
+    q = F.normalize(w, dim=1).detach() + w - w.detach()
     codes = [balanced((x @ q.T).detach(), objective.epsilon, 3) for x in (v, t)]
     logs = [(x @ q.T / objective.prototype_temperature).log_softmax(1) for x in (v, t)]
     swapped = 0.5 * sum(-(c * log).sum(1).mean() for c, log in zip(codes, logs[::-1], strict=True))

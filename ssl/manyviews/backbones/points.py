@@ -120,7 +120,10 @@ def position_mlp(dim: int) -> nn.Sequential:
 def blocks(dim: int, depth: int, heads: int, drop_path: float = 0.0) -> nn.ModuleList:
     """Pre-norm transformer blocks; stochastic depth grows linearly to `drop_path`."""
     rates = torch.linspace(0, drop_path, depth).tolist()
-    return nn.ModuleList(Block(dim, heads, 4.0, qkv_bias=False, drop_path=rate) for rate in rates)
+    # torch's LayerNorm, whose eps of 1e-5 the authors have; that of timm's blocks is 1e-6.
+    return nn.ModuleList(
+        Block(dim, heads, 4.0, qkv_bias=False, drop_path=rate, norm_layer=nn.LayerNorm) for rate in rates
+    )
 
 
 def through(layers: nn.ModuleList, tokens: Tensor, positions: Tensor) -> Tensor:

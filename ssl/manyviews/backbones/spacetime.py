@@ -223,6 +223,8 @@ def in_time(table: Tensor, steps: int) -> Tensor:
 class ViViT(nn.Module):
     """The factorised encoder (Arnab et al., ICCV 2021, model 2): each time step by itself, then the steps.
 
+    Each half ends in a LayerNorm.
+
     Args:
         image_size, frames, patch, tubelet, dim, heads: as in ViT3D. depth: half of it in space, half in time.
 
@@ -250,7 +252,7 @@ class ViViT(nn.Module):
         self.of_step, self.of_clip = (nn.Parameter(0.02 * torch.randn(1, 1, dim)) for _ in range(2))
         self.spatial = nn.ModuleList(Block(dim, heads) for _ in range(depth - depth // 2))
         self.temporal = nn.ModuleList(Block(dim, heads) for _ in range(depth // 2))
-        self.norm = nn.LayerNorm(dim)
+        self.step_norm, self.norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.apply(started)
 
     def no_weight_decay(self) -> list[str]:
@@ -261,7 +263,7 @@ class ViViT(nn.Module):
         """(B, T, 3, H, W) to an Encoding: the clip's class token, and one token a time step."""
         x = self.embed(frames_of(clips).transpose(1, 2)).flatten(3).permute(0, 2, 3, 1) + self.space
         batch, steps = x.shape[:2]
-        x = through(self.spatial, self.of_step, x.flatten(0, 1))[:, 0].view(batch, steps, -1)
+        x = self.step_norm(through(self.spatial, self.of_step, x.flatten(0, 1))[:, 0]).view(batch, steps, -1)
         x = through(self.temporal, self.of_clip, x + in_time(self.time, steps)[:, :, 0])
         x = self.norm(x)
         return Encoding(x[:, 0], x, prefix_tokens=1)

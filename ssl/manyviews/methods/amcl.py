@@ -29,6 +29,7 @@ class AMCL(Asymmetric):
             absolute, weight decay 5e-4.
         schedule: cosine.
         grad_cache: images the backbone sees at a time; 0: all. Exact.
+        views_together: as in Method; in the code of the authors not.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class AMCL(Asymmetric):
         optimizer: OptimizerFactory = partial(torch.optim.SGD, lr=0.06, momentum=0.9, weight_decay=5e-4),
         schedule: Schedule = Schedule(warmup_epochs=0, scaling="none"),
         grad_cache: int = 0,
+        views_together: bool = False,
     ) -> None:
         objective = objective or objectives.AMCL()
         if (getattr(objective, "queue", None) is None) != (momentum is None):
@@ -54,5 +56,5 @@ class AMCL(Asymmetric):
         heads = [projector(width, hidden, dim, norm=projector_norm) for _ in range(objective.heads)]
         super().__init__(
             backbone, MultiHead(heads), objective, optimizer, schedule, grad_cache,
-            predictor=predictor, momentum=momentum,
+            predictor=predictor, momentum=momentum, views_together=views_together,
         )  # fmt: skip

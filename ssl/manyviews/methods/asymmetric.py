@@ -22,7 +22,7 @@ class Asymmetric(Method):
     `Method`, which lets one method stand on hosts of both kinds.
 
     Args:
-        backbone, projector, objective, optimizer, schedule, grad_cache: as in Method.
+        backbone, projector, objective, optimizer, schedule, grad_cache, views_together: as in Method.
         predictor: follows the projector on the trained side only; None: nothing.
         momentum: of the momentum encoder at the start; None: the network is its own target.
         final_momentum: at the end of the run, reached along a half cosine; None: `momentum` throughout.
@@ -42,8 +42,9 @@ class Asymmetric(Method):
         momentum: float | None = None,
         final_momentum: float | None = None,
         symmetric: bool = True,
+        views_together: bool = True,
     ) -> None:
-        super().__init__(backbone, projector, objective, optimizer, schedule, grad_cache)
+        super().__init__(backbone, projector, objective, optimizer, schedule, grad_cache, views_together)
         if momentum is not None and not 0 <= momentum <= 1:
             raise ValueError(f"momentum must be in [0, 1], got {momentum}")
         self.predictor: nn.Module | None
@@ -64,9 +65,11 @@ class Asymmetric(Method):
         if self.target is None:
             targets = [projection.detach() for projection in projections]
         else:
-            targets = [self.embed_target(view) for view in views_of(batch)[0 if self.symmetric else 1 :]]
-        predictions = projections if self.predictor is None else [self.predictor(z) for z in projections]
+            targets = self.of_each(self.embed_target, views_of(batch)[0 if self.symmetric else 1 :])
+        predictions = projections if self.predictor is None else self.of_each(self.predictor, projections)
         gather, context = distributed.current(), self.context(batch)
+        if "projections" in self.objective.takes():
+            context["projections"] = projections
         loss = self.objective(predictions, targets=targets[::-1], gather=gather, **context)
         if self.target is not None:
             self.objective.diagnostics["momentum"] = torch.tensor(self.momentum_now())

@@ -22,6 +22,7 @@ class BarlowTwins(Method):
         optimizer: paper: LARS 0.2 per 256 images, biases and norms at 0.0048, weight decay 1e-6.
         schedule: paper: 10 epochs of warm-up, cosine to a thousandth, 1000 epochs.
         grad_cache: images the backbone sees at a time; 0: all. Exact.
+        views_together: as in Method; in the code of the authors not.
     """
 
     def __init__(
@@ -32,9 +33,12 @@ class BarlowTwins(Method):
         optimizer: OptimizerFactory = partial(LARS, lr=0.2, weight_decay=1e-6, plain_rate=0.024),
         schedule: Schedule = Schedule(final=0.001),
         grad_cache: int = 0,
+        views_together: bool = False,
     ) -> None:
         head = projector(backbone.width, projector_width, projector_width, layers=3, last_bias=False)  # type: ignore[arg-type]
-        super().__init__(backbone, head, objectives.BarlowTwins(redundancy), optimizer, schedule, grad_cache)
+        super().__init__(
+            backbone, head, objectives.BarlowTwins(redundancy), optimizer, schedule, grad_cache, views_together
+        )
 
 
 class VICReg(Method):
@@ -47,6 +51,7 @@ class VICReg(Method):
         optimizer: paper: LARS 0.2 per 256 images, weight decay 1e-6.
         schedule: paper: 10 epochs of warm-up, cosine to a thousandth, 1000 epochs.
         grad_cache: images the backbone sees at a time; 0: all. Exact.
+        views_together: as in Method; in the code of the authors not.
     """
 
     def __init__(
@@ -59,7 +64,8 @@ class VICReg(Method):
         optimizer: OptimizerFactory = partial(LARS, lr=0.2, weight_decay=1e-6),
         schedule: Schedule = Schedule(final=0.001),
         grad_cache: int = 0,
+        views_together: bool = False,
     ) -> None:
         head = projector(backbone.width, projector_width, projector_width, layers=3, last_bias=False)  # type: ignore[arg-type]
         objective = objectives.VICReg(invariance, variance, covariance)
-        super().__init__(backbone, head, objective, optimizer, schedule, grad_cache)
+        super().__init__(backbone, head, objective, optimizer, schedule, grad_cache, views_together)

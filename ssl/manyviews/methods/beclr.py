@@ -21,7 +21,7 @@ class BECLR(Asymmetric):
         memory, clusters, neighbours, spread, from_epoch: see the objective.
         masked: share of the student's image that is blanked, in `patch` x `patch` squares. Paper: 0.15, one view.
         patch: side of a square in pixels.
-        momentum: of the teacher, constant. Paper: 0.995.
+        momentum: of the teacher at the start; 1 at the end. Authors: 0.995.
         projector_hidden: of projector and predictor. projector_out: of the embedding.
         optimizer: paper: SGD 0.3 per 256 images, cosine, 400 epochs.
         schedule: warm-up, cosine, scaling rule.
@@ -55,6 +55,7 @@ class BECLR(Asymmetric):
             grad_cache,
             predictor=projector(projector_out, max(1, projector_hidden // 4), projector_out),
             momentum=momentum,
+            final_momentum=1.0,
         )
         self.masked, self.patch = masked, patch
 

@@ -24,6 +24,7 @@ class BYOL(Asymmetric):
         optimizer: paper: LARS, 0.2 per 256 images and weight decay 1.5e-6 for 1000 epochs; 0.45, 1e-6 for 100.
         schedule: paper: 10 epochs of warm-up, cosine.
         grad_cache: images the backbone sees at a time; 0: all. Exact.
+        views_together: as in Method; in the code of the authors not.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class BYOL(Asymmetric):
         optimizer: OptimizerFactory = partial(LARS, lr=0.45, weight_decay=1e-6),
         schedule: Schedule = Schedule(),
         grad_cache: int = 0,
+        views_together: bool = False,
     ) -> None:
         super().__init__(
             backbone,
@@ -46,6 +48,7 @@ class BYOL(Asymmetric):
             predictor=projector(projector_out, projector_hidden, projector_out, last_bias=False),
             momentum=momentum,
             final_momentum=1.0,
+            views_together=views_together,
         )
 
 
@@ -58,8 +61,9 @@ class SimSiam(Asymmetric):
         projector_hidden: of the projector, also its output. predictor_hidden: a quarter of it in the paper.
         optimizer: paper: SGD 0.05 per 256 images, weight decay 1e-4 (CIFAR: 0.03, 5e-4). The predictor's rate stays
             constant.
-        schedule: paper: cosine without a warm-up.
+        schedule: paper: cosine without a warm-up; all parameters decay.
         grad_cache: images the backbone sees at a time; 0: all. Exact.
+        views_together: as in Method; in the code of the authors not.
     """
 
     def __init__(
@@ -69,8 +73,9 @@ class SimSiam(Asymmetric):
         projector_hidden: int = 2048,
         predictor_hidden: int = 512,
         optimizer: OptimizerFactory = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-4),
-        schedule: Schedule = Schedule(warmup_epochs=0),
+        schedule: Schedule = Schedule(warmup_epochs=0, decay_all=True),
         grad_cache: int = 0,
+        views_together: bool = False,
     ) -> None:
         hidden = projector_hidden
         super().__init__(
@@ -81,6 +86,7 @@ class SimSiam(Asymmetric):
             schedule,
             grad_cache,
             predictor=projector(hidden, predictor_hidden, hidden),
+            views_together=views_together,
         )
 
     def constant_rate(self) -> nn.Module | None:  # noqa: D102

@@ -24,6 +24,7 @@ class DCL(Method):
         optimizer: paper: LARS, 0.075 sqrt(B), which is 1.2 at 256 with `scaling: sqrt`, weight decay 1e-6.
         schedule: warm-up, cosine, scaling rule.
         grad_cache: images the backbone sees at a time; 0: all. Exact.
+        views_together: as in Method.
     """
 
     def __init__(
@@ -36,6 +37,9 @@ class DCL(Method):
         optimizer: OptimizerFactory = partial(LARS, lr=1.2, weight_decay=1e-6),
         schedule: Schedule = Schedule(scaling="sqrt"),
         grad_cache: int = 0,
+        views_together: bool = True,
     ) -> None:
         head = projector(backbone.width, projector_hidden or backbone.width, projector_out)  # type: ignore[arg-type]
-        super().__init__(backbone, head, objectives.DCL(temperature, sigma), optimizer, schedule, grad_cache)
+        super().__init__(
+            backbone, head, objectives.DCL(temperature, sigma), optimizer, schedule, grad_cache, views_together
+        )

@@ -1,4 +1,4 @@
-"""Hallucinator-style extra positives over SimCLR, MoCo or SimSiam (after Wu et al., ICCV 2023)."""
+"""Hallucinator (Wu et al., ICCV 2023): hallucinated queries over MoCo, SimCLR or SimSiam."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ from manyviews.optim import LARS, OptimizerFactory, Schedule
 
 
 class Hallucinator(Asymmetric):
-    """The objective names the host, and its `dim` is the width of the embedding.
+    """The objective names the host, and its `dim` is the width of the embedding. The network that hallucinates is
+    part of the objective: trained and saved with the rest, not used in evaluation.
 
-    SimCLR: `objectives.Hallucinator(NTXent())`. MoCo: `Hallucinator(InfoNCE(queue_size=...))` and `momentum`.
-    SimSiam: `Hallucinator(SimSiam())`, which gets a predictor.
+    MoCo: `objectives.Hallucinator(InfoNCE(queue_size=...))` and `momentum`; the only host of which the authors' code
+    has recipes. SimCLR: `Hallucinator(NTXent())`. SimSiam: `Hallucinator(SimSiam())`, which gets a predictor; the
+    rate of the predictor stays constant, as in `SimSiam`.
 
     Args:
         backbone: images to an Encoding, with an attribute `width`.
         objective: default over NT-Xent.
-        momentum: of the momentum encoder, for a MoCo host only.
+        momentum: of the momentum encoder, for a MoCo host only. Authors: 0.999.
         projector_hidden: width of the hidden layer; default that of the backbone.
-        optimizer, schedule: those of the host.
+        projector_norm: BatchNorm in the head of MoCo and SimCLR, which the authors have not; SimSiam's always has it.
+        symmetric: both directions of a MoCo host. The authors have one: view 0 is the query.
+        optimizer, schedule: those of the host. Authors, MoCo on CIFAR-10: SGD 0.5 at 512 images, momentum 0.9, weight
+            decay 1e-4, no warm-up, cosine to a tenth.
         grad_cache: images the backbone sees at a time; 0: all. Exact.
+        views_together: as in Method.
     """
 
     def __init__(
@@ -33,9 +39,12 @@ class Hallucinator(Asymmetric):
         objective: objectives.Hallucinator | None = None,
         momentum: float | None = None,
         projector_hidden: int | None = None,
+        projector_norm: bool = False,
+        symmetric: bool = False,
         optimizer: OptimizerFactory = partial(LARS, lr=0.3, weight_decay=1e-6),
         schedule: Schedule = Schedule(),
         grad_cache: int = 0,
+        views_together: bool = True,
     ) -> None:
         objective = objective or objectives.Hallucinator(objectives.NTXent())
         if isinstance(objective.host, objectives.InfoNCE) != (momentum is not None):
@@ -43,8 +52,14 @@ class Hallucinator(Asymmetric):
         dim = objective.dim
         hidden: int = projector_hidden or backbone.width  # type: ignore[assignment]
         predicts = isinstance(objective.host, objectives.BYOL)
-        head = projector(backbone.width, hidden, dim, last="standard" if predicts else "linear")  # type: ignore[arg-type]
+        head = projector(
+            backbone.width, hidden, dim, norm=projector_norm or predicts, last="standard" if predicts else "linear"  # type: ignore[arg-type]
+        )  # fmt: skip
         super().__init__(
             backbone, head, objective, optimizer, schedule, grad_cache, momentum=momentum,
             predictor=projector(dim, max(1, dim // 4), dim) if predicts else None,
+            symmetric=symmetric or momentum is None, views_together=views_together,
         )  # fmt: skip
+
+    def constant_rate(self) -> nn.Module | None:  # noqa: D102
+        return self.predictor

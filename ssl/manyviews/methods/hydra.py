@@ -50,6 +50,7 @@ class HydraMoCo(Asymmetric):
         optimizer: MoCo v3's: LARS 0.6 or 0.3 per 256 images.
         schedule: 10 epochs of warm-up, cosine.
         grad_cache: images the backbone sees at a time; 0: all. Exact.
+        views_together: as in Method; in the code of the authors not.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class HydraMoCo(Asymmetric):
         optimizer: OptimizerFactory = partial(LARS, lr=0.6, weight_decay=1e-6),
         schedule: Schedule = Schedule(),
         grad_cache: int = 0,
+        views_together: bool = False,
     ) -> None:
         dim: int = objective.hydra.dim
         super().__init__(
@@ -73,4 +75,5 @@ class HydraMoCo(Asymmetric):
             predictor=projector(dim, projector_hidden, dim, last="layer"),
             momentum=momentum,
             final_momentum=1.0,
+            views_together=views_together,
         )

@@ -124,7 +124,7 @@ class SiamLIP(_Companion):
         companion_hidden: width of the hidden layers of projectors and predictors; paper 2048.
         companion_out: of the projection; paper 128.
         momentum: of the momentum encoder that makes the targets (BYOLIP: 0.99); None: the same network.
-        positives: as in CLIP.
+        positives: as in CLIP. reduction: of the recipe's loss, as in ImprovedCLIP; the companion is not doubled.
     """
 
     def __init__(
@@ -144,6 +144,7 @@ class SiamLIP(_Companion):
         grad_cache: int = 0,
         locked: Sequence[str] = (),
         positives: Positives = "own",
+        reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
         widths = int(backbone.width), int(text_backbone.width)  # type: ignore[arg-type]
         wide, out = companion_hidden, companion_out
@@ -151,7 +152,7 @@ class SiamLIP(_Companion):
             objectives.SiamLIP(), [projector(width, wide, out, last="standard") for width in widths],
             backbone=backbone, text_backbone=text_backbone, dim=dim, hidden=hidden, logit_scale=logit_scale,
             strong_scale=strong_scale, smoothing=smoothing, optimizer=optimizer, schedule=schedule,
-            grad_cache=grad_cache, locked=locked, positives=positives,
+            grad_cache=grad_cache, locked=locked, positives=positives, reduction=reduction,
         )  # fmt: skip
         self.predictors = nn.ModuleList(projector(out, wide, out) for _ in widths)
         self.momentum = momentum
@@ -208,7 +209,7 @@ class BYOLIP(SiamLIP):
         backbone, text_backbone, dim, hidden, logit_scale, strong_scale, smoothing, companion_hidden, companion_out,
             optimizer, schedule, grad_cache, locked: as in SiamLIP.
         momentum: of the momentum encoder; paper 0.99, constant.
-        positives: as in CLIP.
+        positives: as in CLIP. reduction: of the recipe's loss, as in ImprovedCLIP; the companion is not doubled.
     """
 
     def __init__(
@@ -228,10 +229,11 @@ class BYOLIP(SiamLIP):
         grad_cache: int = 0,
         locked: Sequence[str] = (),
         positives: Positives = "own",
+        reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
         super().__init__(
             backbone, text_backbone, dim, hidden, logit_scale, strong_scale, smoothing, companion_hidden,
-            companion_out, momentum, optimizer, schedule, grad_cache, locked, positives,
+            companion_out, momentum, optimizer, schedule, grad_cache, locked, positives, reduction,
         )  # fmt: skip
 
 
@@ -242,7 +244,7 @@ class BarLIP(_Companion):
         backbone, text_backbone, dim, hidden, logit_scale, strong_scale, smoothing, optimizer, schedule, grad_cache,
             locked: as in ImprovedCLIP.
         companion_hidden: width of the projectors' hidden layers; paper 3000. companion_out: paper 8192.
-        positives: as in CLIP.
+        positives: as in CLIP. reduction: of the recipe's loss, as in ImprovedCLIP; the companion is not doubled.
     """
 
     def __init__(
@@ -261,6 +263,7 @@ class BarLIP(_Companion):
         grad_cache: int = 0,
         locked: Sequence[str] = (),
         positives: Positives = "own",
+        reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
         widths = int(backbone.width), int(text_backbone.width)  # type: ignore[arg-type]
         heads = [projector(width, companion_hidden, companion_out, 3, last="batch") for width in widths]
@@ -268,7 +271,7 @@ class BarLIP(_Companion):
             objectives.BarLIP(), heads,
             backbone=backbone, text_backbone=text_backbone, dim=dim, hidden=hidden, logit_scale=logit_scale,
             strong_scale=strong_scale, smoothing=smoothing, optimizer=optimizer, schedule=schedule,
-            grad_cache=grad_cache, locked=locked, positives=positives,
+            grad_cache=grad_cache, locked=locked, positives=positives, reduction=reduction,
         )  # fmt: skip
 
     def further(  # noqa: D102
@@ -285,7 +288,7 @@ class SwALIP(ImprovedCLIP):
         backbone, text_backbone, dim, hidden, logit_scale, strong_scale, optimizer, schedule, grad_cache, locked: as in
             ImprovedCLIP. There is no label smoothing.
         weight: of the companion; paper 0.2.
-        positives: as in CLIP.
+        positives: as in CLIP. reduction: of the recipe's loss, as in ImprovedCLIP; the companion is not doubled.
     """
 
     def __init__(
@@ -302,9 +305,10 @@ class SwALIP(ImprovedCLIP):
         grad_cache: int = 0,
         locked: Sequence[str] = (),
         positives: Positives = "own",
+        reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
         super().__init__(
-            backbone, text_backbone, dim, hidden, logit_scale, strong_scale, 0.0, "mean", optimizer, schedule,
+            backbone, text_backbone, dim, hidden, logit_scale, strong_scale, 0.0, reduction, optimizer, schedule,
             grad_cache, locked, positives,
         )  # fmt: skip
         assert isinstance(self.objective, objectives.ImprovedCLIP)

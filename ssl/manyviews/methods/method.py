@@ -39,6 +39,10 @@ class Method(pl.LightningModule):
         optimizer: builds the optimiser; its lr is scaled by `schedule`.
         schedule: warm-up, cosine, scaling rule.
         grad_cache: images at a time that the backbone sees; 0: the whole batch at once. The gradient is the same.
+        views_together: views of one size go through backbone and heads together, which is faster and gives BatchNorm
+            the statistics of all (the code of SimCLR, SwAV, MV-DHEL, SupCon, iSogCLR, BECLR). False: one after
+            another, BatchNorm seeing one view at a time (the code of BYOL, SimSiam, MoCo v3, Barlow Twins, VICReg,
+            SogCLR, Hydra, AMCL, and solo-learn's of every method).
     """
 
     def __init__(
@@ -49,10 +53,12 @@ class Method(pl.LightningModule):
         optimizer: OptimizerFactory = partial(LARS, lr=0.3, weight_decay=1e-6),
         schedule: Schedule = Schedule(),
         grad_cache: int = 0,
+        views_together: bool = True,
     ) -> None:
         super().__init__()
         self.backbone, self.projector, self.objective = backbone, projector, objective
         self.optimizer, self.schedule, self.grad_cache = optimizer, schedule, grad_cache
+        self.views_together = views_together
         self.readings: dict[str, Tensor] = {}
         """Detached scalars of the current step, which monitoring averages and logs."""
         self.features: list[Tensor] = []
@@ -69,7 +75,7 @@ class Method(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss of a batch, and detached what monitoring looks at: features and projections of view 0, 1, ..."""
         features = self.features = self.encode(views_of(batch))
-        loss, shown = self.compare([self.projector(view) for view in features], batch)
+        loss, shown = self.compare(self.of_each(self.projector, features), batch)
         self.readings = dict(self.objective.diagnostics)
         return {
             "loss": loss,
@@ -93,13 +99,18 @@ class Method(pl.LightningModule):
     def encode(self, views: list[Tensor]) -> list[Tensor]:
         """Pooled features (B, D) of each view, in chunks if `grad_cache` says so."""
         if not self.grad_cache:
-            # Views of one size go through together, which is faster and gives BatchNorm the statistics of all.
-            features: list[Tensor] = []
-            for _, same in groupby(views, key=lambda view: view.shape):
-                alike = list(same)
-                features += self._pooled(torch.cat(alike)).chunk(len(alike))
-            return features
+            return self.of_each(self._pooled, views)
         return [pooled for (pooled,) in self.in_chunks(self.backbone, lambda x: (self._pooled(x),), views)]
+
+    def of_each(self, network: Callable[[Tensor], Tensor], views: list[Tensor]) -> list[Tensor]:
+        """`network` of each view: of those of one shape together, or of one view at a time (`views_together`)."""
+        if not self.views_together:
+            return [network(view) for view in views]
+        found: list[Tensor] = []
+        for _, same in groupby(views, key=lambda view: view.shape):
+            alike = list(same)
+            found += network(torch.cat(alike)).chunk(len(alike))
+        return found
 
     def in_chunks(
         self, encoder: nn.Module, encode: Callable[[Tensor], tuple[Tensor, ...]], views: list[Tensor]
@@ -182,7 +193,7 @@ class Method(pl.LightningModule):
         if self.schedule.warmup(total, per_epoch) >= total:
             logger.warning("the warm-up is as long as the whole run of %d steps: shorten model.schedule", total)
         self.total_steps = total
-        optimizer = self.optimizer(decay_groups(self, constant=self.constant_rate()))
+        optimizer = self.optimizer(decay_groups(self, self.constant_rate(), self.schedule.decay_all))
         if self.schedule.scaling != "none":
             batch = getattr(data, "global_batch_size", None)
             if batch is None:

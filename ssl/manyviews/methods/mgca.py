@@ -19,6 +19,10 @@ from manyviews.similarity import unit
 class MGCA(TokenImageText):
     """MGCA (Wang et al., NeurIPS 2022): instances, tokens and prototypes.
 
+    All words of a report count alike, and all patches. The authors weigh words, and patches of a ViT, by the attention
+    that the class token pays them in the last layer, which the towers here do not give; patches of a ResNet they weigh
+    evenly too. Their words are whole, the sums of their pieces; here every piece is a word.
+
     Args:
         backbone: image tower with tokens. text_backbone: text tower with tokens.
         objective: see `manyviews.objectives.MGCA`; its dim is the joint space's. Default 128 and 500 prototypes.

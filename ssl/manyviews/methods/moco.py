@@ -32,8 +32,9 @@ class MoCo(Asymmetric):
         projector_layers: 2 (v2) or 1, linear (v1). projector_norm: BatchNorm in it, which the paper has not.
         projector_hidden: width of its hidden layer; default that of the backbone. projector_out: of the embedding.
         optimizer: paper: SGD 0.03 per 256 images, weight decay 1e-4.
-        schedule: paper: cosine without a warm-up (v2), 200 epochs.
+        schedule: paper: cosine without a warm-up (v2), 200 epochs; all parameters decay.
         grad_cache: images the backbone sees at a time; 0: all. Exact.
+        views_together: as in Method.
     """
 
     def __init__(
@@ -49,8 +50,9 @@ class MoCo(Asymmetric):
         projector_hidden: int | None = None,
         projector_out: int = 128,
         optimizer: OptimizerFactory = SGD,
-        schedule: Schedule = Schedule(warmup_epochs=0),
+        schedule: Schedule = Schedule(warmup_epochs=0, decay_all=True),
         grad_cache: int = 0,
+        views_together: bool = True,
     ) -> None:
         width: int = backbone.width  # type: ignore[assignment]
         super().__init__(
@@ -63,6 +65,7 @@ class MoCo(Asymmetric):
             momentum=momentum,
             final_momentum=final_momentum,
             symmetric=symmetric,
+            views_together=views_together,
         )
 
 
@@ -75,7 +78,7 @@ class MoCHi(Asymmetric):
             as in MoCo.
         hard: N, entries nearest to the query that are mixed. mixed: s, of two entries each.
         mixed_with_query: s', of an entry and the query. from_epoch: first epoch with mixtures.
-        optimizer, schedule, grad_cache: as in MoCo.
+        optimizer, schedule, grad_cache, views_together: as in MoCo.
     """
 
     def __init__(
@@ -94,8 +97,9 @@ class MoCHi(Asymmetric):
         projector_hidden: int | None = None,
         projector_out: int = 128,
         optimizer: OptimizerFactory = SGD,
-        schedule: Schedule = Schedule(warmup_epochs=0),
+        schedule: Schedule = Schedule(warmup_epochs=0, decay_all=True),
         grad_cache: int = 0,
+        views_together: bool = True,
     ) -> None:
         width: int = backbone.width  # type: ignore[assignment]
         objective = objectives.MoCHi(temperature, queue_size, projector_out, hard, mixed, mixed_with_query, from_epoch)
@@ -103,6 +107,7 @@ class MoCHi(Asymmetric):
         super().__init__(
             backbone, head, objective, optimizer, schedule, grad_cache,
             momentum=momentum, final_momentum=final_momentum, symmetric=symmetric,
+            views_together=views_together,
         )  # fmt: skip
 
 
@@ -117,8 +122,9 @@ class MoCoV3(Asymmetric):
         projector_layers: 2 (ResNet) or 3 (ViT). predictor_norm: BatchNorm at the predictor's end (ViT).
         projector_hidden: width of the hidden layers. projector_out: of the embedding.
         optimizer: paper: LARS 0.6 (100 epochs) or 0.3 per 256 images, weight decay 1e-6; ViT: AdamW 1.5e-4, 0.1.
-        schedule: paper: 10 epochs of warm-up (ViT 40), cosine.
+        schedule: paper: 10 epochs of warm-up (ViT 40), cosine; with AdamW (ViT) all parameters decay.
         grad_cache: images the backbone sees at a time; 0: all. Exact.
+        views_together: as in Method; in the code of the authors not.
     """
 
     def __init__(
@@ -134,6 +140,7 @@ class MoCoV3(Asymmetric):
         optimizer: OptimizerFactory = partial(LARS, lr=0.6, weight_decay=1e-6),
         schedule: Schedule = Schedule(),
         grad_cache: int = 0,
+        views_together: bool = False,
     ) -> None:
         hidden, out = projector_hidden, projector_out
         super().__init__(
@@ -146,4 +153,5 @@ class MoCoV3(Asymmetric):
             predictor=projector(out, hidden, out, last="standard" if predictor_norm else "linear", last_bias=False),
             momentum=momentum,
             final_momentum=1.0,
+            views_together=views_together,
         )

@@ -23,6 +23,7 @@ class NNCLR(Asymmetric):
         optimizer: paper: LARS 0.3 per 256 images, weight decay 1e-6.
         schedule: paper: 10 epochs of warm-up, cosine, 1000 epochs.
         grad_cache: images the backbone sees at a time; 0: all. Exact.
+        views_together: as in Method.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class NNCLR(Asymmetric):
         optimizer: OptimizerFactory = partial(LARS, lr=0.3, weight_decay=1e-6),
         schedule: Schedule = Schedule(),
         grad_cache: int = 0,
+        views_together: bool = True,
     ) -> None:
         super().__init__(
             backbone,
@@ -46,4 +48,5 @@ class NNCLR(Asymmetric):
             schedule,
             grad_cache,
             predictor=projector(projector_out, predictor_hidden, projector_out),
+            views_together=views_together,
         )

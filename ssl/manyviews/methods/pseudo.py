@@ -66,7 +66,7 @@ class BaCon(_Partly):
         labelled: float = 0.5,
         temperature: float = 0.07,
         supervised: float = 0.35,
-        soft_from: int = 30,
+        soft_from: int = 1,
         projector_hidden: int = 2048,
         projector_out: int = 256,
         optimizer: OptimizerFactory = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-5),

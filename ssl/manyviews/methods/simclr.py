@@ -23,6 +23,7 @@ class SimCLR(Method):
         optimizer: paper: LARS, lr 0.3 per 256 images (or 0.075 sqrt(B) for small batches), weight decay 1e-6.
         schedule: paper: 10 epochs of warm-up, cosine.
         grad_cache: images the backbone sees at a time; 0: all. Exact.
+        views_together: as in Method.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class SimCLR(Method):
         optimizer: OptimizerFactory = partial(LARS, lr=0.3, weight_decay=1e-6),
         schedule: Schedule = Schedule(),
         grad_cache: int = 0,
+        views_together: bool = True,
     ) -> None:
         head = projector(backbone.width, projector_hidden or backbone.width, projector_out)  # type: ignore[arg-type]
-        super().__init__(backbone, head, NTXent(temperature), optimizer, schedule, grad_cache)
+        super().__init__(backbone, head, NTXent(temperature), optimizer, schedule, grad_cache, views_together)

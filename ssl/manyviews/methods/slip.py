@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from manyviews import distributed, objectives
 from manyviews.backbones import Encoding
 from manyviews.heads import LogitScale, projector
-from manyviews.methods.imagetext import ADAMW, ImageText
+from manyviews.methods.imagetext import ImageText
 from manyviews.methods.method import Batch
 from manyviews.objectives.clip import Positives
 from manyviews.optim import OptimizerFactory, Schedule
@@ -23,7 +25,9 @@ class SLIP(ImageText):
         dim: of the joint space.
         weight: of SimCLR's loss. temperature: of it.
         projector_hidden: width of its projector's hidden layers; paper 4096. projector_out: paper 256.
-        logit_scale, optimizer, schedule, grad_cache, locked: as in CLIP.
+        logit_scale, grad_cache, locked: as in CLIP.
+        optimizer: paper: AdamW 3e-3, weight decay 0.1, at batch 4096.
+        schedule: paper: one epoch of warm-up, cosine to 1e-5, 25 epochs.
         positives: as in CLIP.
     """
 
@@ -37,8 +41,8 @@ class SLIP(ImageText):
         projector_hidden: int = 4096,
         projector_out: int = 256,
         logit_scale: LogitScale | None = None,
-        optimizer: OptimizerFactory = ADAMW,
-        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
+        optimizer: OptimizerFactory = partial(torch.optim.AdamW, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.1),
+        schedule: Schedule = Schedule(warmup_epochs=1, final=1 / 300, scaling="none"),
         grad_cache: int = 0,
         locked: Sequence[str] = (),
         positives: Positives = "own",

@@ -23,6 +23,7 @@ class SogCLR(Method):
         optimizer: paper: LARS, 0.075 sqrt(B), which is 1.2 at 256 with `scaling: sqrt`, weight decay 1e-6.
         schedule: paper: 10 epochs of warm-up, cosine.
         grad_cache: images the backbone sees at a time; 0: all. Exact.
+        views_together: as in Method; in the code of the authors not.
     """
 
     def __init__(
@@ -36,11 +37,12 @@ class SogCLR(Method):
         optimizer: OptimizerFactory = partial(LARS, lr=1.2, weight_decay=1e-6),
         schedule: Schedule = Schedule(scaling="sqrt"),
         grad_cache: int = 0,
+        views_together: bool = False,
     ) -> None:
         hidden: int = projector_hidden or backbone.width  # type: ignore[assignment]
         head = projector(backbone.width, hidden, projector_out, last="standard")  # type: ignore[arg-type]
         objective = objectives.SogCLR(samples, temperature, gamma)
-        super().__init__(backbone, head, objective, optimizer, schedule, grad_cache)
+        super().__init__(backbone, head, objective, optimizer, schedule, grad_cache, views_together)
 
 
 class ISogCLR(Method):
@@ -53,7 +55,7 @@ class ISogCLR(Method):
         gamma, rho, low, high, rate, momentum: see the objective.
         projector_hidden: width of the hidden layer; default that of the backbone. projector_out: of the embedding.
         optimizer: paper, CIFAR at batch 128: LARS, lr 0.8 absolute, weight decay 5e-4.
-        schedule: paper: 10 epochs of warm-up, cosine.
+        schedule: paper: 10 epochs of warm-up, cosine; LARS and decay act on all parameters.
         grad_cache: images the backbone sees at a time; 0: all. Exact.
     """
 
@@ -71,7 +73,7 @@ class ISogCLR(Method):
         projector_hidden: int | None = None,
         projector_out: int = 128,
         optimizer: OptimizerFactory = partial(LARS, lr=0.8, weight_decay=5e-4),
-        schedule: Schedule = Schedule(scaling="none"),
+        schedule: Schedule = Schedule(scaling="none", decay_all=True),
         grad_cache: int = 0,
     ) -> None:
         hidden: int = projector_hidden or backbone.width  # type: ignore[assignment]

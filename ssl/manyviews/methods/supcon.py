@@ -20,9 +20,10 @@ class SupCon(Method):
         backbone: images to an Encoding, with an attribute `width`.
         temperature: t. Paper: 0.1. base_temperature: see the objective.
         projector_hidden: width of the hidden layer; default that of the backbone. projector_out: of the embedding.
-        optimizer: CIFAR: SGD 0.4 per 256 images, weight decay 1e-5.
-        schedule: warm-up, cosine, scaling rule.
+        optimizer: solo-learn, CIFAR: SGD 0.4 per 256 images, weight decay 1e-5 (authors: 0.5 at batch 1024, 1e-4).
+        schedule: warm-up, cosine, scaling rule; in the code of the authors all parameters decay.
         grad_cache: images the backbone sees at a time; 0: all. Exact.
+        views_together: as in Method.
     """
 
     def __init__(
@@ -33,9 +34,10 @@ class SupCon(Method):
         projector_hidden: int | None = None,
         projector_out: int = 128,
         optimizer: OptimizerFactory = partial(torch.optim.SGD, lr=0.4, momentum=0.9, weight_decay=1e-5),
-        schedule: Schedule = Schedule(),
+        schedule: Schedule = Schedule(decay_all=True),
         grad_cache: int = 0,
+        views_together: bool = True,
     ) -> None:
         head = projector(backbone.width, projector_hidden or backbone.width, projector_out)  # type: ignore[arg-type]
         objective = objectives.SupCon(temperature, base_temperature)
-        super().__init__(backbone, head, objective, optimizer, schedule, grad_cache)
+        super().__init__(backbone, head, objective, optimizer, schedule, grad_cache, views_together)

@@ -21,8 +21,9 @@ class SwAV(Method):
         prototypes, temperature, epsilon, large, queue_size, queue_from, frozen_epochs: see the objective.
         projector_hidden: width of the hidden layer. projector_out: of the embedding.
         optimizer: paper: LARS 0.3 per 256 images (4.8 at 4096; 0.6 at 256), weight decay 1e-6.
-        schedule: paper: 10 epochs of warm-up, cosine to a thousandth.
+        schedule: paper: 10 epochs of warm-up, cosine to a thousandth; LARS and decay act on all parameters.
         grad_cache: images the backbone sees at a time; 0: all. Exact.
+        views_together: as in Method.
     """
 
     def __init__(
@@ -38,15 +39,16 @@ class SwAV(Method):
         projector_hidden: int = 2048,
         projector_out: int = 128,
         optimizer: OptimizerFactory = partial(LARS, lr=0.3, weight_decay=1e-6),
-        schedule: Schedule = Schedule(final=0.001),
+        schedule: Schedule = Schedule(final=0.001, decay_all=True),
         grad_cache: int = 0,
+        views_together: bool = True,
     ) -> None:
         objective = objectives.SwAV(
             projector_out, prototypes, temperature, epsilon, large=large, queue_size=queue_size,
             queue_from=queue_from, frozen_epochs=frozen_epochs,
         )  # fmt: skip
         head = projector(backbone.width, projector_hidden, projector_out)  # type: ignore[arg-type]
-        super().__init__(backbone, head, objective, optimizer, schedule, grad_cache)
+        super().__init__(backbone, head, objective, optimizer, schedule, grad_cache, views_together)
 
 
 class DeepCluster(Method):
@@ -57,7 +59,7 @@ class DeepCluster(Method):
         samples: size of the training set.
         prototypes, temperature, large: see the objective.
         projector_hidden: width of the hidden layer. projector_out: of the embedding.
-        optimizer, schedule, grad_cache: as in SwAV.
+        optimizer, schedule, grad_cache, views_together: as in SwAV.
     """
 
     def __init__(
@@ -70,9 +72,10 @@ class DeepCluster(Method):
         projector_hidden: int = 2048,
         projector_out: int = 128,
         optimizer: OptimizerFactory = partial(LARS, lr=0.3, weight_decay=1e-6),
-        schedule: Schedule = Schedule(final=0.001),
+        schedule: Schedule = Schedule(final=0.001, decay_all=True),
         grad_cache: int = 0,
+        views_together: bool = True,
     ) -> None:
         objective = objectives.DeepCluster(samples, projector_out, prototypes, temperature, large)
         head = projector(backbone.width, projector_hidden, projector_out)  # type: ignore[arg-type]
-        super().__init__(backbone, head, objective, optimizer, schedule, grad_cache)
+        super().__init__(backbone, head, objective, optimizer, schedule, grad_cache, views_together)

@@ -159,7 +159,7 @@ class Monitor(pl.Callback):
         """The summary of the run."""
         if not trainer.is_global_zero:
             return
-        if self._buffer:  # what came after the last readings
+        if trainer.loggers and self._buffer:  # what came after the last readings
             rest = {name: sum(values) / len(values) for name, values in self._fetched().items()}
             for board in trainer.loggers:
                 board.log_metrics(rest, step=trainer.global_step)

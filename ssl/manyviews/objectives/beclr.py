@@ -13,18 +13,20 @@ from manyviews.distributed import Rows
 from manyviews.memory import Queue, sums_by
 from manyviews.objectives.objective import Objective, paired, positive
 from manyviews.objectives.swav import sinkhorn
-from manyviews.similarity import unit
+from manyviews.similarity import log_negatives, unit
 
 
 class BECLR(Objective):
     r"""Predictions match the teacher's projection, and those of its neighbours in their cluster; a spread term.
 
     .. math:: L = -\mathrm{mean} \cos(p, \mathrm{sg}\, z)
-              + \lambda \log \mathrm{mean}_{i \ne j}\, e^{p_i \cdot p_j/\tau}
+              + \lambda \log \mathrm{mean}_{i \ne j}\, e^{s_i \cdot s_j/\tau}
 
     Once `from_epoch` is reached the first mean also runs over each teacher embedding's `neighbours`, the nearest
-    entries of the memory's cluster it falls into: each prediction meets 1 + k targets. The spread term is on the
-    batch's predictions. Averaged over the pairs given.
+    entries of the memory's cluster it falls into: each prediction meets 1 + k targets. Averaged over the pairs given.
+    The spread term is on the student's projections s, before the predictor, of all views together; i and j are rows of
+    different images. The authors then add neighbours here as well, of the student's predictions and projections, from
+    two more memories; they are constants, and left out.
 
     The memory holds unit embeddings in clusters: the teacher's batch is assigned to the prototypes by Sinkhorn, moves
     them by their momentum, and replaces the oldest entries.
@@ -65,12 +67,16 @@ class BECLR(Objective):
         views: list[Tensor],
         rows: Rows,
         targets: Sequence[Tensor] | None = None,
+        projections: Sequence[Tensor] | None = None,
         epoch: int | None = None,
     ) -> Tensor:
-        """`views`: the student's predictions; `targets`: the teacher's projections of the other views."""
+        """`views`: the student's predictions; `targets`: the teacher's projections of the other views.
+
+        `projections`: the student's, which shall spread; default its predictions.
+        """
         pairs = [(unit(p), unit(z.detach())) for p, z in paired(self, views, targets)]
         enlarged = (epoch is None or epoch >= self.from_epoch) and bool(self.memory.filled() == 1)
-        losses, spreads = [], []
+        losses = []
         for p, z in pairs:
             matched = (p * z).sum(1, keepdim=True)
             if enlarged and self.neighbours:
@@ -80,11 +86,11 @@ class BECLR(Objective):
             else:
                 counts = torch.ones_like(matched)
             losses.append(-rows.mean(matched, weight=counts))
-            spreads.append(self._spread(p, rows))
         self._insert(torch.stack([z for _, z in pairs], 1).flatten(0, 1), rows)
         used = self.cluster[self.cluster >= 0].bincount(minlength=len(self.prototypes)) > 0
         self.diagnostics = {"memory_filled": self.memory.filled(), "clusters_used": used.float().mean()}
-        return torch.stack(losses).mean() + self.spread * torch.stack(spreads).mean()
+        student = [p for p, _ in pairs] if projections is None else [unit(s) for s in projections]
+        return torch.stack(losses).mean() + self.spread * self._spread(student, rows)
 
     @torch.no_grad()
     def nearest(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,11 +101,11 @@ class BECLR(Objective):
         best, places = s.topk(min(self.neighbours, len(items)), dim=1)
         return items[places], best > -math.inf
 
-    def _spread(self, p: Tensor, rows: Rows) -> Tensor:
-        own = rows.index(p.device)[:, None] == torch.arange(rows.total, device=p.device)
-        s = p @ rows.gather_with_gradient(p).T / self.spread_temperature
-        each = s.masked_fill(own, -math.inf).logsumexp(1)
-        return rows.gather_with_gradient(each).logsumexp(0) - math.log(rows.total * (rows.total - 1))
+    def _spread(self, views: list[Tensor], rows: Rows) -> Tensor:
+        each = log_negatives(views, self.spread_temperature, rows).flatten()
+        count = len(views)
+        pairs = count * rows.total * count * (rows.total - 1)
+        return rows.gather_with_gradient(each).logsumexp(0) - math.log(pairs)
 
     @torch.no_grad()
     def _insert(self, z: Tensor, rows: Rows) -> None:

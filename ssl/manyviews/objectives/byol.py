@@ -24,19 +24,13 @@ class BYOL(Objective):
     batch_coupled: ClassVar[bool] = False
     fewest = 1
 
-    def loss(
-        self,
-        views: list[Tensor],
-        rows: Rows,
-        targets: Sequence[Tensor] | None = None,
-        hallucinated: bool = False,
-    ) -> Tensor:
-        """`views`: predictions; `targets`: constants, unless `hallucinated` (see Hallucinator)."""
-        return (2 - 2 * self.cosines(views, targets, hallucinated, rows)).sum()
+    def loss(self, views: list[Tensor], rows: Rows, targets: Sequence[Tensor] | None = None) -> Tensor:
+        """`views`: predictions; `targets`: constants."""
+        return (2 - 2 * self.cosines(views, targets, rows)).sum()
 
-    def cosines(self, views: list[Tensor], targets: Sequence[Tensor] | None, hallucinated: bool, rows: Rows) -> Tensor:
+    def cosines(self, views: list[Tensor], targets: Sequence[Tensor] | None, rows: Rows) -> Tensor:
         """(pairs,): mean cosine of the predictions with their targets."""
-        pairs = [(unit(p), unit(z if hallucinated else z.detach())) for p, z in paired(self, views, targets)]
+        pairs = [(unit(p), unit(z.detach())) for p, z in paired(self, views, targets)]
         return torch.stack([rows.mean((p * z).sum(1)) for p, z in pairs])
 
 
@@ -48,12 +42,6 @@ class SimSiam(BYOL):
     from -1 to 1; BYOL's loss on the same tensors is four times this, plus four.
     """
 
-    def loss(
-        self,
-        views: list[Tensor],
-        rows: Rows,
-        targets: Sequence[Tensor] | None = None,
-        hallucinated: bool = False,
-    ) -> Tensor:
-        """`views`: predictions; `targets`: projections, constants here, unless `hallucinated`."""
-        return -self.cosines(views, targets, hallucinated, rows).mean()
+    def loss(self, views: list[Tensor], rows: Rows, targets: Sequence[Tensor] | None = None) -> Tensor:
+        """`views`: predictions; `targets`: projections, constants here."""
+        return -self.cosines(views, targets, rows).mean()

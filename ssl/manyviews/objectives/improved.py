@@ -31,7 +31,8 @@ class ImprovedCLIP(Objective):
     Args:
         scale: of the weak views' cosines; default 1/0.07. strong_scale: of the strong ones'; default 10.
         smoothing: epsilon, on strong views only.
-        reduction: `mean` over the two directions, or `sum`, twice that (the authors' setting but on CC3M).
+        reduction: `mean` over the two directions, or `sum`, twice that: the authors' setting but on CC3M, with each of
+            the companions below too, which then weigh half as much beside it.
         positives: as in `manyviews.objectives.CLIP`.
     """
 

@@ -48,16 +48,16 @@ class InfoNCE(Objective):
         rows: Rows,
         targets: Sequence[Tensor] | None = None,
         group: Tensor | None = None,
-        hallucinated: bool = False,
+        enqueue: bool = True,
     ) -> Tensor:
         """`targets`: the keys. `group` (n,): keys of equal group >= 0 are not negatives (not known of a queue's).
 
-        `hallucinated`: the keys are made up (see Hallucinator): they take a gradient and do not enter the queue.
+        `enqueue`: False: the keys do not enter the queue, since another call brings them (see Hallucinator).
         """
-        pairs = [(unit(q), unit(k if hallucinated else k.detach())) for q, k in paired(self, views, targets)]
+        pairs = [(unit(q), unit(k.detach())) for q, k in paired(self, views, targets)]
         ids = image_ids(rows, group, views[0].device)
         losses = torch.stack([self.pick(q, k, ids, rows) for q, k in pairs])
-        if self.queue is not None and not hallucinated:
+        if self.queue is not None and enqueue:
             pushed = torch.stack([k for _, k in pairs], 1).flatten(0, 1)  # image-major: any cut into ranks is the same
             self.queue.push(pushed, rows)
             self.diagnostics["queue_filled"] = self.queue.filled()

@@ -13,8 +13,8 @@ from manyviews.distributed import Rows
 from manyviews.objectives.clip import POSITIVES, Positives, contrast
 from manyviews.objectives.filip import pair_of_tokens
 from manyviews.objectives.objective import Objective, choice, exactly_two, positive
-from manyviews.objectives.swav import sinkhorn
-from manyviews.similarity import unit
+from manyviews.objectives.swav import at_length_one, sinkhorn
+from manyviews.similarity import full_precision, unit
 
 
 class MGCA(Objective):
@@ -68,7 +68,8 @@ class MGCA(Objective):
     ) -> Tensor:
         """`views`: global image and report; `tokens`, `masks`: patches and words of the same D.
 
-        `importance`: (n, T) and (n, L) weights of patches and words, such as attention; default even.
+        `importance`: (n, T) and (n, L) weights of patches and words, such as the class token's attention; default even.
+        As in the code of the authors those of a sample that are not 0 are clipped to their quantiles of 0.1 and 0.9.
         """
         v, t = (unit(view) for view in exactly_two(self, views))
         (p, w), (mask_p, mask_w) = pair_of_tokens(self, tokens, masks)
@@ -76,8 +77,9 @@ class MGCA(Objective):
             importance = [mask_p.to(p.dtype), mask_w.to(w.dtype)]
         bound = 1 / self.temperature
         instance = 2 * contrast(v * bound, t, rows, group, bound, self.positives)
-        word = rows.mean(self.local(w, p, mask_w, mask_p, importance[1]))
-        patch = rows.mean(self.local(p, w, mask_p, mask_w, importance[0]))
+        of_patches, of_words = (clipped(x, mask) for x, mask in zip(importance, (mask_p, mask_w), strict=True))
+        word = rows.mean(self.local(w, p, mask_w, mask_p, of_words))
+        patch = rows.mean(self.local(p, w, mask_p, mask_w, of_patches))
         prototype = self._swapped(v, t, rows, epoch)
         self.diagnostics = {
             "instance": instance.detach(), "local": (word + patch).detach(), "prototype": prototype.detach(),
@@ -100,7 +102,7 @@ class MGCA(Objective):
         self.prototypes.copy_(unit(self.prototypes))
 
     def _swapped(self, v: Tensor, t: Tensor, rows: Rows, epoch: int | None) -> Tensor:
-        q = unit(self.prototypes)
+        q = at_length_one(self.prototypes)
         if epoch is not None and epoch < self.frozen_epochs:
             q = q.detach() + 0 * q  # a gradient of zero, since DDP wants one
         scores = [v @ q.T, t @ q.T]
@@ -109,3 +111,13 @@ class MGCA(Objective):
         log_p = [F.log_softmax(s / self.prototype_temperature, 1) for s in scores]
         terms = [rows.mean(-(code * other).sum(1)) for code, other in zip(codes, log_p[::-1], strict=True)]
         return torch.stack(terms).mean()
+
+
+@torch.no_grad()
+def clipped(importance: Tensor, mask: Tensor) -> Tensor:
+    """(n, T): weights of valid tokens, those of a sample that are not 0 between their quantiles of 0.1 and 0.9."""
+    weights = full_precision(importance) * mask
+    there = weights > 0
+    bounds = torch.tensor([0.1, 0.9], dtype=weights.dtype, device=weights.device)
+    low, high = weights.masked_fill(~there, math.nan).nanquantile(bounds, 1, keepdim=True).nan_to_num()
+    return torch.where(there, weights.clamp(low, high), 0)

@@ -66,13 +66,13 @@ class MoCHi(InfoNCE):
         rows: Rows,
         targets: Sequence[Tensor] | None = None,
         group: Tensor | None = None,
-        hallucinated: bool = False,
+        enqueue: bool = True,
         epoch: int | None = None,
         draws: Mixing | None = None,
     ) -> Tensor:
         """`epoch`: None: synthetic negatives at once. `draws`: otherwise drawn. The rest as in InfoNCE."""
         self._mixes, self._draws = epoch is None or epoch >= self.from_epoch, draws
-        return super().loss(views, rows, targets, group, hallucinated)
+        return super().loss(views, rows, targets, group, enqueue)
 
     def negatives(self, q: Tensor, k: Tensor, ids: Tensor, rows: Rows) -> Tensor:
         """The queue's, and the synthetic ones."""

@@ -21,7 +21,9 @@ class SwAV(Objective):
 
     .. math:: L = \mathrm{mean}_{a, v \ne a}\, \mathrm{mean}_i -\sum_k Q^a_{ik} \log \mathrm{softmax}(z^v_i W^T / t)_k
 
-    with unit z and unit prototypes W. Q takes no gradient.
+    with unit z and unit prototypes W. Q takes no gradient. As in the code of the authors W is brought to length 1
+    beside the graph: its gradient is that of W itself, with the part along each prototype, which counts in the trust
+    ratio of LARS. (solo-learn's, through a weight norm, has not that part.)
 
     Args:
         dim: D of the embeddings.
@@ -58,7 +60,7 @@ class SwAV(Objective):
     def loss(self, views: list[Tensor], rows: Rows, epoch: int | None = None) -> Tensor:
         """`epoch`: of the run; None: queue and prototypes are in use at once."""
         z = [unit(view) for view in views]
-        w = unit(self.prototypes)
+        w = at_length_one(self.prototypes)
         if epoch is not None and epoch < self.frozen_epochs:
             w = w.detach() + 0 * w  # a gradient of zero, since DDP wants one
         log_p = [F.log_softmax(view @ w.T / self.temperature, dim=1) for view in z]
@@ -86,6 +88,11 @@ class SwAV(Objective):
             queue.push(z, rows)
         q = sinkhorn(everyone @ w.T, self.epsilon, self.iterations)
         return q[rows.offset : rows.offset + rows.n]
+
+
+def at_length_one(w: Tensor) -> Tensor:
+    """Unit rows of w, with the gradient that w itself would have."""
+    return w + (unit(w) - w).detach()
 
 
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
