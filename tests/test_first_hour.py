@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from manyviews.cli import main
 from manyviews.cli.fit import fit
 from tests.recipe import recipe, scalars, weights, write
 
@@ -128,3 +129,49 @@ def test_a_method_of_the_users_own_that_cannot_be_written_down_is_refused(digits
     assert train(tmp_path, config) == 2
     assert "model.made: its default (" in capsys.readouterr().err
     assert not (tmp_path / "run/config.yaml").exists()
+
+
+def test_a_run_begins_with_another_ones_weights_and_says_so(digits, tmp_path, capsys, caplog):
+    """Other data, schedule and head: what fits is taken, the rest is told, and run.json names the parent."""
+    assert train(tmp_path, recipe(digits, trainer__max_steps=3), name="parent") == 0
+    config = recipe(digits, trainer__max_steps=2, model__projector_out=8, data__seed=99)
+    before = weights(tmp_path / "parent")
+    frozen = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.0}}
+    config["model"]["init_args"]["optimizer"] = frozen
+    assert train(tmp_path, config, "--from", str(tmp_path / "parent"), name="child") == 0
+    said = caplog.text
+    assert "begins with" in said and "step-00000003.ckpt" in said and "new: projector.3" in said
+    after = weights(tmp_path / "child")
+    assert all(torch.equal(before[name], value) for name, value in after.items() if name.startswith("backbone."))
+    parent = json.loads((tmp_path / "child/run.json").read_text())["parent"]
+    assert parent["step"] == 3 and parent["run"] == str(tmp_path / "parent") and len(parent["sha256"]) == 64
+    assert parent["sha256"] in (tmp_path / "parent/checkpoints/step-00000003.ckpt.sha256").read_text()
+    for value, message in ((tmp_path / "none", "no such run or checkpoint"), (tmp_path, "no whole checkpoint")):
+        assert train(tmp_path, config, "--from", str(value), name="other") == 2
+        assert message in capsys.readouterr().err
+    torch.save({"conv1.weight": torch.zeros(2)}, tmp_path / "published.pth")
+    assert train(tmp_path, config, "--from", str(tmp_path / "published.pth"), name="other") == 2
+    assert "published weights are given as model.backbone.checkpoint" in capsys.readouterr().err
+    config["model"]["init_args"]["backbone"]["init_args"] = {"norm": True}
+    assert train(tmp_path, config, "--from", str(tmp_path / "parent"), name="other") == 2
+    assert "its backbone is another one; these differ: backbone.body.1" in capsys.readouterr().err
+
+
+def test_a_run_with_published_weights_is_evaluated_and_resumed_without_their_file(digits, tmp_path, capsys, caplog):
+    backbone = {"class_path": "manyviews.backbones.ConvNet", "init_args": {"widths": [4, 8]}}
+    config = recipe(digits, trainer__max_steps=2, checkpoints__every_n_steps=1)
+    config["model"]["init_args"]["backbone"] = backbone
+    once = {"class_path": "tests.recipe.StopInside", "init_args": {"step": 1, "once": str(tmp_path / "once")}}
+    config["trainer"]["callbacks"] = [once]
+    assert train(tmp_path, config, name="first") == 0
+    (tmp_path / "weights").mkdir()
+    file = tmp_path / "weights/published.ckpt"
+    (tmp_path / "first/checkpoints/step-00000001.ckpt").rename(file)
+    (tmp_path / "once").unlink()
+    backbone["init_args"]["checkpoint"] = str(file)
+    assert train(tmp_path, config) == 0
+    assert "tensors of state_dict.backbone used" in caplog.text
+    file.unlink()
+    assert train(tmp_path, config) == 0 and (tmp_path / "run/finished.json").exists()
+    assert main(["knn", "--run", str(tmp_path / "run")]) == 0, capsys.readouterr().err
+    assert main(["export", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0

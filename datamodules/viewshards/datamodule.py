@@ -29,7 +29,7 @@ from viewshards.order import CellBatches, ClusterBatches, EvalBatches, TrainBatc
 from viewshards.pictures import picture
 from viewshards.shards import ShardSet, changes
 from viewshards.text import Captions
-from viewshards.views import CentreCrop, MultiView, PlainViews, PointViews, VideoViews, device
+from viewshards.views import CentreCrop, MultiView, PlainViews, PointViews, Published, VideoViews, device
 from viewshards.views.points import drawn
 
 Batch = dict[str, Any]
@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 PLACE = re.compile(r".*?, sample \d+(?=: )", re.DOTALL)
 """Of a broken sample, in the words in which it is named."""
+
+CROP_MODES = {"shortest": "center", "longest": "border", "squash": "squash"}
+"""Of `Published`, in timm's words."""
 
 
 class ShardDataModule(pl.LightningDataModule):
@@ -59,7 +62,8 @@ class ShardDataModule(pl.LightningDataModule):
         root: folder or URL of the shards, which holds a `manifest.json`.
         global_batch_size: samples a step over all ranks.
         views: the augmented views of training; they say whether the samples are pictures, clouds or clips.
-        eval_view: of pictures, the view of evaluation; default a centre crop of the first training view's size.
+        eval_view: of pictures, the view of evaluation; default a centre crop of the first training view's size. Of
+            published weights `Published`.
         natural_views: which of a sample's own views (`google` of `key.google.png`), in this order; default all.
         missing: train also on samples that lack some of `natural_views`, or captions, with an objective that knows what
             to do with them; needs `natural: ordered` views. Evaluation leaves these samples out.
@@ -88,7 +92,7 @@ class ShardDataModule(pl.LightningDataModule):
         root: str,
         global_batch_size: int,
         views: MultiView | PointViews | VideoViews,
-        eval_view: CentreCrop | None = None,
+        eval_view: CentreCrop | Published | None = None,
         natural_views: list[str] | None = None,
         missing: bool = False,
         label: str = "cls",
@@ -308,6 +312,20 @@ class ShardDataModule(pl.LightningDataModule):
         view = torch.from_numpy(self.plain.transform(picture).copy()).permute(2, 0, 1)[None]
         seen: Tensor = self.on_after_batch_transfer({"image": [view]}, 0)["image"][0]
         return seen
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What evaluation does to a picture, in timm's words; empty if these are no pictures."""
+        if not isinstance(self.plain, PlainViews):
+            return {}
+        view = self.plain.transform
+        return {
+            "input_size": [len(self.mean), view.size, view.size],
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": getattr(view, "interpolation", "bilinear"),
+            "crop_pct": view.size / view.resize,
+            "crop_mode": CROP_MODES[getattr(view, "mode", "shortest")],
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and what it is a position in. Rank-free."""

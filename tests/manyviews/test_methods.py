@@ -219,7 +219,7 @@ def test_backbones_return_encodings():
     ours.model.load_state_dict(plain.state_dict())
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(ours.eval()(images).pooled, plain.eval()(images))
-    with pytest.raises(ValueError, match="timm has no model 'resnet51'; near it"):
+    with pytest.raises(ValueError, match="timm has no model 'resnet51'; did you mean"):
         TimmBackbone("resnet51")
     with pytest.raises(ValueError, match="small_stem is for timm ResNets"):
         TimmBackbone("vit_tiny_patch16_224", small_stem=True)
@@ -244,10 +244,20 @@ def test_a_timm_backbone_is_exported_for_timm(tmp_path):
     how = {"name": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8}
     backbone = TimmBackbone(**how)
     config = {"init_args": {"backbone": {"class_path": "manyviews.backbones.TimmBackbone", "init_args": how}}}
-    lines = list(export_backbone(backbone, config, images, tmp_path))
-    assert "differ by 0.0e+00" in lines[1] and "timm.create_model('vit_tiny_patch16_224'" in lines[2]
-    options = json.loads((tmp_path / "config.json").read_text())["timm_kwargs"]
-    again = timm.create_model("vit_tiny_patch16_224", checkpoint_path=str(tmp_path / "model.safetensors"), **options)
+    seen = {
+        "input_size": [3, 32, 32],
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.5, 0.4, 0.3],
+        "interpolation": "bicubic",
+        "crop_pct": 0.8,
+    }
+    lines = list(export_backbone(backbone, config, images, tmp_path, seen | {"crop_mode": "center"}))
+    assert "differ by 0.0e+00" in lines[1] and "timm.create_model('local-dir:" in lines[2]
+    again = eval(lines[2].partition(", or ")[2], {"timm": timm})
+    wanted = timm.data.resolve_model_data_config(again)  # what plain timm does to a picture
+    assert {
+        name: list(value) if isinstance(value, tuple) else value for name, value in wanted.items()
+    }.items() >= seen.items()
     torch.testing.assert_close(again.eval()(images), backbone.eval()(images).pooled)
     ours = Exported(str(tmp_path)).eval()
     assert torch.equal(ours(images).tokens, backbone(images).tokens) and (ours.width, ours.prefix_tokens) == (192, 1)

@@ -3,6 +3,7 @@
 from viewshards.views.augmentation import Augmentation, Draw
 from viewshards.views.multiview import BYOL, CIFAR, CentreCrop, MoCoV2, MultiCrop, MultiView, PlainViews, SimCLR
 from viewshards.views.points import PlainPoints, PointAugmentation, PointViews
+from viewshards.views.published import Published
 from viewshards.views.video import PlainVideo, VideoViews
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "PlainViews",
     "PointAugmentation",
     "PointViews",
+    "Published",
     "SimCLR",
     "VideoViews",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 from viewshards.decode import Picture
 from viewshards.views import device, opencv, reference
 from viewshards.views.augmentation import Augmentation
+from viewshards.views.published import Published, without_ends
 
 Backend = Literal["cv2", "torchvision", "device"]
 Natural = Literal["across", "within", "ordered"]
@@ -196,12 +197,8 @@ class CentreCrop:
 
     def __call__(self, image: Picture) -> Picture:
         """(H, W, 3) to (size, size, 3)."""
+        image = without_ends(image)
         height, width = image.shape[:2]
-        if max(height, width) > 16 * min(height, width):  # a strip of one pixel would become gigabytes
-            side = min(height, width)
-            high, wide = (max(0, (length - 16 * side) // 2) for length in (height, width))
-            image = np.ascontiguousarray(image[high : height - high, wide : width - wide])
-            height, width = image.shape[:2]
         factor = self.resize / min(height, width)
         image = opencv.resize(image, max(self.resize, round(height * factor)), max(self.resize, round(width * factor)))
         top, left = (image.shape[0] - self.size) // 2, (image.shape[1] - self.size) // 2
@@ -213,7 +210,7 @@ class PlainViews:
 
     modality = "image"
 
-    def __init__(self, transform: CentreCrop) -> None:
+    def __init__(self, transform: CentreCrop | Published) -> None:
         self.transform = transform
 
     def __call__(self, images: Sequence[Picture], rng: np.random.Generator) -> tuple[list[Picture], list[list[float]]]:

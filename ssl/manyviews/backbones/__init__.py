@@ -9,6 +9,7 @@ from manyviews.backbones.regions import RandomBoxes, ShiftedWindows
 from manyviews.backbones.scattering import ScatteringBackbone
 from manyviews.backbones.spacetime import FrameMean, ViT3D, ViViT
 from manyviews.backbones.trajvit import TrajViT
+from manyviews.backbones.weights import load_weights, not_read
 
 __all__ = [
     "Cached",
@@ -28,5 +29,7 @@ __all__ = [
     "TrajViT",
     "ViT3D",
     "ViViT",
+    "load_weights",
+    "not_read",
     "views_of",
 ]

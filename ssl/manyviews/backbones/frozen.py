@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from manyviews import foreign
 from manyviews.backbones.encoding import Encoding
+from manyviews.backbones.weights import not_read
 
 
 class Exported(nn.Module):
@@ -40,7 +41,15 @@ class Exported(nn.Module):
         return Encoding.of(self.backbone(images))
 
 
-EXPORTED = {"class_path": str, "init_args": foreign.Unchecked, "architecture": str, "timm_kwargs": dict[str, Any]}
+EXPORTED = {
+    "class_path": str,
+    "init_args": foreign.Unchecked,
+    "architecture": str,
+    "model_args": foreign.Unchecked,
+    "num_classes": int,
+    "num_features": int,
+    "pretrained_cfg": foreign.Unchecked,
+}
 """The fields of an exported folder's `config.json`; the arguments are checked with their class."""
 
 
@@ -58,7 +67,8 @@ def load_exported(folder: Path) -> nn.Module:
     parser.add_subclass_arguments(nn.Module, "backbone")  # as a recipe is read: a backbone may lie in another
     _loading.add(folder.resolve())
     try:
-        made: nn.Module = parser.instantiate(parser.parse_object({"backbone": wanted})).backbone
+        with not_read():  # its weights lie beside the file
+            made: nn.Module = parser.instantiate(parser.parse_object({"backbone": wanted})).backbone
         inner = made.get_submodule("model") if "architecture" in how else made  # timm's files have timm's names
         inner.load_state_dict(load_file(folder / "model.safetensors"))
     except (foreign.Refused, OSError):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import timm
@@ -13,6 +11,8 @@ from timm.layers import build_sincos2d_pos_embed
 from torch import Tensor, nn
 
 from manyviews.backbones.encoding import Encoding
+from manyviews.backbones.weights import State, load_weights
+from manyviews.names import meant
 
 
 class TimmBackbone(nn.Module):
@@ -21,12 +21,15 @@ class TimmBackbone(nn.Module):
     Args:
         name: timm's model name, such as `resnet50` or `vit_small_patch16_224`.
         small_stem: for ResNets on small images (CIFAR): a 3x3 stride-1 first convolution and no max-pooling.
-        image_size, patch_size: for ViTs; None keeps the model's own.
-        checkpoint: a local weights file that timm can read, without code in it; nothing is ever downloaded.
+        image_size, patch_size: for ViTs; None keeps the model's own. Of a ViT whose positions are a grid or rotations,
+            `image_size` is only that grid: it takes pictures of any size that the patch divides.
+        checkpoint: published weights, or those of a run: see `manyviews.backbones.weights`. At another image or patch
+            size, and for other bands, timm resamples them.
         drop_path: stochastic depth rate.
         frozen_patches: for ViTs, as in MoCo v3: the patch projection stays random and the positions are 2-D sines,
             which keeps gradient spikes away.
         in_chans: bands of the pictures.
+        options: further arguments of timm's model, such as {class_token: false, global_pool: avg, fc_norm: false}.
 
     Attributes:
         width: D of the pooled features.
@@ -42,22 +45,22 @@ class TimmBackbone(nn.Module):
         drop_path: float = 0.0,
         frozen_patches: bool = False,
         in_chans: int = 3,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        options: dict[str, Any] = {"img_size": image_size, "patch_size": patch_size}
-        options |= {"in_chans": in_chans} if in_chans != 3 else {}
-        options = {key: value for key, value in options.items() if value is not None}
+        given: dict[str, Any] = {"img_size": image_size, "patch_size": patch_size}
+        given |= {"in_chans": in_chans} if in_chans != 3 else {}
+        given = {key: value for key, value in given.items() if value is not None} | dict(options or {})
         if drop_path:
-            options["drop_path_rate"] = drop_path
+            given["drop_path_rate"] = drop_path
         if not timm.is_model(name):
-            near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-            raise ValueError(f"timm has no model {name!r}" + (f"; near it: {', '.join(near)}" if near else ""))
-        self.name, self.small_stem, self.options = name, small_stem, options
-        self.model = timm.create_model(name, num_classes=0, **options)
-        if checkpoint:
-            _load(self.model, checkpoint)
+            raise ValueError(f"timm has no model {name!r}" + meant(name, timm.list_models()))
+        self.name, self.small_stem = name, small_stem
+        self.model: Any
+        self.model, self.options = _made(name, given)
         if small_stem:
             _make_small_stem(self.model, name)
+        load_weights(self, checkpoint)
         if frozen_patches:
             _freeze_patches(self.model, name)
         # Some models (MobileNetV3) have a further layer between the feature map and the pooled features.
@@ -65,11 +68,42 @@ class TimmBackbone(nn.Module):
         self.channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"  # Swin
         self.prefix_tokens = int(getattr(self.model, "num_prefix_tokens", 0))
 
+    @property
+    def published_names(self) -> set[str]:
+        """By which a file of this model is known: those of timm."""
+        return set(self.model.state_dict())
+
+    def converted(self, state: State, about: Mapping[str, Any]) -> tuple[State, set[str]]:
+        """Own state for a published one: timm's conversions and resampling, strictly; see `load_weights`."""
+        if about.get("quick_gelu") and "quickgelu" not in self.name:
+            raise ValueError(f"OpenAI's CLIP has another activation than {self.name}: name its quickgelu model")
+        if "register_tokens" in state and "mask_token" not in state:
+            state = {**state, "mask_token": state["cls_token"][:, 0]}  # by which timm knows DINOv2
+        kept, unused = {}, set[str]()
+        stem = state.get("conv1.weight") if self.small_stem else None
+        if stem is not None and stem.shape != self.model.conv1.weight.shape:
+            kept = {"conv1.weight": self.model.conv1.weight}
+            unused = {"conv1.weight"}
+        elif stem is not None:
+            kept = {"conv1.weight": stem}
+            state = {**state, "conv1.weight": self.model.conv1.weight.new_zeros(stem.shape[0], stem.shape[1], 7, 7)}
+        overlay = {"state_dict": dict(state), "num_classes": 0}
+        made = timm.create_model(
+            self.name, num_classes=0, pretrained=True, pretrained_cfg_overlay=overlay, **self.options
+        )
+        if (eps := about.get("layer_norm_eps")) is not None:  # transformers' ViTs have 1e-12, timm's 1e-6
+            for part in self.model.modules():
+                if isinstance(part, nn.LayerNorm):
+                    part.eps = float(eps)
+        return {f"model.{name}": value for name, value in {**made.state_dict(), **kept}.items()}, unused
+
     def forward(self, images: Tensor) -> Encoding:
         """(B, 3, H, W) normalised floats to an Encoding with one token a patch or feature-map place."""
         # Convolutions follow the layout of their input, and tensor cores want channels last: a step of a ResNet-50 in
         # bf16 takes half the time on an H200.
         features = self.model.forward_features(images.contiguous(memory_format=torch.channels_last))
+        if not isinstance(features, Tensor):
+            raise ValueError(f"timm's {self.name} gives several feature maps at once: it can be no backbone here")
         tokens = features
         if features.ndim == 4:
             tokens = features.flatten(1, 2) if self.channels_last else features.flatten(2).transpose(1, 2)
@@ -77,20 +111,21 @@ class TimmBackbone(nn.Module):
         return Encoding(pooled, tokens, prefix_tokens=self.prefix_tokens)
 
 
-def _load(model: nn.Module, checkpoint: str) -> None:
-    """Weights from disk: tensors and plain types only, whatever timm's default is.
+def _made(name: str, given: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """The model, of dynamic size where it can be, and the arguments it was made with.
 
     Raises:
-        FileNotFoundError: without the file. ValueError: for a pickle of anything else.
+        ValueError: for an argument that it does not take.
     """
-    if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"{checkpoint}: no such weights")
     try:
-        timm.models.load_checkpoint(model, checkpoint, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
-        is_pickle = isinstance(error, pickle.UnpicklingError) or isinstance(error.__cause__, pickle.UnpicklingError)
-        what = "holds more than weights, and loading it could run code" if is_pickle else "does not fit"
-        raise ValueError(f"{checkpoint}: {what} ({' '.join(str(error).split())[:500]})") from error
+        dynamic = {"dynamic_img_size": True, **given}
+        return timm.create_model(name, num_classes=0, **dynamic), dynamic
+    except TypeError:
+        pass
+    try:
+        return timm.create_model(name, num_classes=0, **given), given
+    except TypeError as error:
+        raise ValueError(f"timm's {name} does not take all of {', '.join(given)} ({error})") from error
 
 
 def _make_small_stem(model: nn.Module, name: str) -> None:
@@ -124,6 +159,7 @@ class ConvNet(nn.Module):
         widths: channels of each convolution.
         norm: `batch`, or `group` (8 channels a group) where an image must not depend on its batch.
         in_chans: bands of the pictures.
+        checkpoint: as in `TimmBackbone`.
 
     Attributes:
         width: D of the pooled features.
@@ -134,6 +170,7 @@ class ConvNet(nn.Module):
         widths: Sequence[int] = (32, 64, 128, 256, 256),
         norm: Literal["batch", "group"] = "batch",
         in_chans: int = 3,
+        checkpoint: str | None = None,
     ) -> None:
         super().__init__()
         if norm not in ("batch", "group"):
@@ -148,6 +185,7 @@ class ConvNet(nn.Module):
         # Channels last is 1.2 to 1.5 times as fast as channels first for these shapes on a CPU.
         self.body = nn.Sequential(*layers).to(memory_format=torch.channels_last)
         self.width = before
+        load_weights(self, checkpoint)
 
     def forward(self, images: Tensor) -> Encoding:
         """(B, 3, H, W) normalised floats to an Encoding with one token a place of the last feature map."""

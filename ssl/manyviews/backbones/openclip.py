@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import pickle
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +17,9 @@ from torch import Tensor, nn
 
 from manyviews import foreign
 from manyviews.backbones.encoding import Encoding
+from manyviews.backbones.weights import reads
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "local-dir:"
 
@@ -121,7 +126,7 @@ def build(name: str, part: Literal["visual", "text"], checkpoint: str | None, op
     config["vision_cfg"]["timm_model_pretrained"] = False
     model = open_clip.CustomTextCLIP(**{k: v for k, v in config.items() if k != "custom_text"})
     tower: nn.Module = getattr(model, part)
-    if checkpoint is not None:
+    if checkpoint is not None and reads():
         if not Path(checkpoint).is_file():
             raise FileNotFoundError(f"{checkpoint}: no such weights for {name}")
         from open_clip.factory import load_state_dict
@@ -184,15 +189,46 @@ PREPROCESS = dict[str, list[float] | list[int] | int | float | str | None]
 
 
 def preprocessing(name: str) -> dict[str, Any]:
-    """What a `local-dir:` model says of its images: size, mean, deviation; of a model known by name nothing."""
-    if not name.startswith(FOLDER):
-        return {}
-    model_config(name)  # checks the file
-    file = Path(name.removeprefix(FOLDER)) / "open_clip_config.json"
-    said: dict[str, Any] = json.loads(file.read_bytes()).get("preprocess_cfg") or {}
-    for key in ("mean", "std"):
-        foreign.check(said.get(key), tuple[float, float, float] | None, f"{file}: preprocess_cfg.{key}")
-    return said
+    """What a model wants of its pictures: size, mean, std, interpolation, resize_mode, fill_color.
+
+    Of a `local-dir:` model what its folder says; of a model known by name what its published weights have in common.
+    """
+    import open_clip
+    from open_clip.transform import PreprocessCfg
+
+    found = {**asdict(PreprocessCfg()), "size": model_config(name)["vision_cfg"].get("image_size", 224)}
+    if name.startswith(FOLDER):
+        file = Path(name.removeprefix(FOLDER)) / "open_clip_config.json"
+        said: dict[str, Any] = json.loads(file.read_bytes()).get("preprocess_cfg") or {}
+        for key, kind in PREPROCESSED.items():
+            foreign.check(said.get(key), kind | None, f"{file}: preprocess_cfg.{key}")
+    else:
+        tags = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+        said = {}
+        for key in PREPROCESSED:
+            values = [tag[key] for tag in tags if tag.get(key) is not None]
+            if key != "size" and values and all(value == values[0] for value in values):
+                said[key] = values[0]
+            elif key != "size" and values:
+                logger.warning("%s: its published weights differ in %s; taken is %s", name, key, found[key])
+    found |= {key: value for key, value in said.items() if key in PREPROCESSED and value is not None}
+    size = found["size"]
+    if isinstance(size, list | tuple):
+        if len(set(size)) > 1:
+            raise ValueError(f"{name}: its pictures are {size[0]} x {size[1]}, and views here are square")
+        found["size"] = size[0]
+    return found
+
+
+PREPROCESSED: dict[str, Any] = {
+    "size": int | list[int],
+    "mean": tuple[float, float, float],
+    "std": tuple[float, float, float],
+    "interpolation": str,
+    "resize_mode": str,
+    "fill_color": int,
+}
+"""What is used of a model's preprocessing."""
 
 
 def _checked(file: Path) -> dict[str, Any]:

@@ -6,15 +6,16 @@ precision of the rest, in plain torch; a row of NaN in a cloud is no point and i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from manyviews.backbones.encoding import Encoding
+from manyviews.backbones.weights import State, load_weights
 
 CELLS = 2**25
 """Distances held at a time."""
@@ -133,6 +134,21 @@ def through(layers: nn.ModuleList, tokens: Tensor, positions: Tensor) -> Tensor:
     return tokens
 
 
+PUBLISHED = {
+    "tokens.first.": "encoder.first_conv.",
+    "tokens.own.bias": "encoder.second_conv.0.bias",
+    "tokens.second.0.": "encoder.second_conv.1.",
+    "tokens.second.2.": "encoder.second_conv.3.",
+    "position.": "pos_embed.",
+    "blocks.": "blocks.blocks.",
+}
+"""How names begin here, and in the files of Point-MAE and Point-BERT."""
+
+
+def _theirs(name: str) -> str:
+    return next((name.replace(ours, theirs, 1) for ours, theirs in PUBLISHED.items() if name.startswith(ours)), name)
+
+
 class PointTransformer(nn.Module):
     """The encoder of Point-MAE: patches of a cloud as tokens. Its features are mean and maximum of the tokens.
 
@@ -140,6 +156,7 @@ class PointTransformer(nn.Module):
         dim: width of the tokens; paper 384. depth: blocks; paper 12. heads: of each; paper 6.
         groups: patches of a cloud; paper 64 (1,024 points). group_size: points of a patch; paper 32.
         drop_path: stochastic depth of the last block; paper 0.1.
+        checkpoint: weights of Point-MAE or Point-BERT, or of a run: see `manyviews.backbones.weights`.
 
     Attributes:
         width: 2 dim.
@@ -153,6 +170,7 @@ class PointTransformer(nn.Module):
         groups: int = 64,
         group_size: int = 32,
         drop_path: float = 0.1,
+        checkpoint: str | None = None,
     ) -> None:
         super().__init__()
         self.dim, self.heads, self.groups, self.group_size, self.drop_path = dim, heads, groups, group_size, drop_path
@@ -160,6 +178,24 @@ class PointTransformer(nn.Module):
         self.blocks, self.norm = blocks(dim, depth, heads, drop_path), nn.LayerNorm(dim)
         self.width = 2 * dim
         self.apply(_started)
+        load_weights(self, checkpoint)
+
+    @property
+    def published_names(self) -> set[str]:
+        """By which a file is known: ours, and those of Point-MAE."""
+        return {*self.state_dict(), *map(_theirs, self.state_dict())}
+
+    def converted(self, state: State, about: Mapping[str, Any]) -> tuple[State, set[str]]:
+        """Own state for Point-MAE's; see `load_weights`."""
+        if "encoder.first_conv.0.weight" not in state:
+            return state, set()
+        # Their MLPs are convolutions, and the first of the second kind sees the maximum over the patch beside each
+        # point's own features, in this order.
+        plain = {name: value[..., 0] if value.ndim == 3 else value for name, value in state.items()}
+        both = plain.pop("encoder.second_conv.0.weight").chunk(2, 1)
+        plain |= dict(zip(("tokens.patch.weight", "tokens.own.weight"), both, strict=True))
+        found = {name: plain.pop(_theirs(name)) for name in self.state_dict() if _theirs(name) in plain}
+        return found | plain, set()
 
     def group(self, points: Tensor) -> Patches:
         """Points (B, N, 3) to patches."""

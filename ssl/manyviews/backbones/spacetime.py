@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manyviews.backbones.encoding import Encoding
+from manyviews.backbones.weights import load_weights
 
 
 class Attention(nn.Module):
@@ -144,6 +145,7 @@ class ViT3D(nn.Module):
         patch, tubelet: of a tube; paper 16 and 2. dim, depth, heads: of the transformer.
         merge: tokens that ToMe joins in every block; 0: none.
         learner: tokens that TokenLearner leaves after half of the blocks; 0: all.
+        checkpoint: weights, such as those of a run: see `manyviews.backbones.weights`.
 
     Attributes:
         width: dim. prefix_tokens: 1.
@@ -162,6 +164,7 @@ class ViT3D(nn.Module):
         heads: int = 6,
         merge: int = 0,
         learner: int = 0,
+        checkpoint: str | None = None,
     ) -> None:
         super().__init__()
         if image_size % patch or frames % tubelet:
@@ -177,6 +180,7 @@ class ViT3D(nn.Module):
         self.learner, self.learn_at = TokenLearner(dim, learner) if learner else None, depth // 2
         self.norm = nn.LayerNorm(dim)
         self.apply(started)
+        load_weights(self, checkpoint)
 
     def no_weight_decay(self) -> list[str]:
         """Positions and class token."""
@@ -226,7 +230,8 @@ class ViViT(nn.Module):
     Each half ends in a LayerNorm.
 
     Args:
-        image_size, frames, patch, tubelet, dim, heads: as in ViT3D. depth: half of it in space, half in time.
+        image_size, frames, patch, tubelet, dim, heads, checkpoint: as in ViT3D. depth: half of it in space, half in
+            time.
 
     Attributes:
         width: dim.
@@ -243,6 +248,7 @@ class ViViT(nn.Module):
         dim: int = 384,
         depth: int = 12,
         heads: int = 6,
+        checkpoint: str | None = None,
     ) -> None:
         super().__init__()
         self.width = dim
@@ -254,6 +260,7 @@ class ViViT(nn.Module):
         self.temporal = nn.ModuleList(Block(dim, heads) for _ in range(depth // 2))
         self.step_norm, self.norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.apply(started)
+        load_weights(self, checkpoint)
 
     def no_weight_decay(self) -> list[str]:
         """Positions and class tokens."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from manyviews.backbones.encoding import Encoding
 from manyviews.backbones.spacetime import Block, frames_of, in_time, started
+from manyviews.backbones.weights import load_weights
 
 
 class Pyramid(nn.Module):
@@ -110,7 +111,7 @@ class TrajViT(nn.Module):
         dim, depth, heads: of the transformer; paper 512, 24, 16.
         widths: of the feature pyramid's stages. stride: of its map; trajectories are read at that resolution. Paper 4.
         looks: depth of the two resamplers; paper 2 (appearance in the large model: 4).
-        grid: cells a side, for clips without trajectories.
+        grid: cells a side, for clips without trajectories. checkpoint: as in ViT3D.
 
     Attributes:
         width: dim. prefix_tokens: 1.
@@ -128,6 +129,7 @@ class TrajViT(nn.Module):
         stride: int = 4,
         looks: int = 2,
         grid: int = 14,
+        checkpoint: str | None = None,
     ) -> None:
         super().__init__()
         if dim % 4:
@@ -138,6 +140,7 @@ class TrajViT(nn.Module):
         self.class_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
         self.apply(started)
+        load_weights(self, checkpoint)
 
     def no_weight_decay(self) -> list[str]:
         """Class token, latents, positions in time."""

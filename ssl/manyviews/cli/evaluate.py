@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from jsonargparse import ArgumentParser, Namespace
 from PIL import Image
 
 from manyviews import foreign
-from manyviews.backbones import views_of
+from manyviews.backbones import not_read, views_of
 from manyviews.cli.errors import explain
 from manyviews.evaluation import (
     KNN,
@@ -42,6 +41,7 @@ from manyviews.evaluation.features import Features
 from manyviews.evaluation.protocol import about, result_path, save
 from manyviews.methods import ImageText, Method
 from manyviews.monitoring import pictures
+from manyviews.monitoring.board import watch
 from manyviews.runs.files import printable, whole
 from manyviews.runs.folder import CONFIG_KEY, RunFolder
 from manyviews.runs.storage import load, newest_whole
@@ -94,7 +94,7 @@ def bring_up(arguments: argparse.Namespace) -> Trained:
     settings = config["data"].setdefault("init_args", {})
     settings.update({key: value for key, value in changes.items() if value is not None})
     weights = sum(value.nbytes for value in content["state_dict"].values() if isinstance(value, torch.Tensor))
-    with _bounded(ROOM + 8 * weights):
+    with _bounded(ROOM + 8 * weights), not_read():
         method, data = instantiate(config, str(checkpoint))
     try:
         method.load_state_dict(content["state_dict"])
@@ -293,7 +293,7 @@ def embed(arguments: argparse.Namespace) -> None:
             rows = [list(map(printable, row)) for row in zip(features.key, features.file_name, labels, strict=True)]
             header = ["key", "file_name", "label"]
             writer.add_embedding(features.views[0], rows, metadata_header=header, global_step=trained.step)
-        print(f"projector: .venv/bin/tensorboard --logdir {shlex.quote(str(trained.run / 'projector'))}")
+        print(f"projector: {watch(trained.run / 'projector')}")
 
 
 def _write_features(path: Path, features: Features) -> None:
@@ -332,7 +332,8 @@ def export(arguments: argparse.Namespace) -> None:
     batch = next(iter(trained.data.evaluation_loader("val", batch_size=8)))
     images = views_of(trained.data.on_after_batch_transfer(batch, 0))[0]
     if not arguments.open_clip:
-        lines = export_backbone(trained.method.backbone, trained.config["model"], images, Path(arguments.out))
+        seen = trained.data.preprocessing()
+        lines = export_backbone(trained.method.backbone, trained.config["model"], images, Path(arguments.out), seen)
     elif isinstance(trained.method, ImageText):
         lines = export_open_clip(trained.method, trained.data, images, Path(arguments.out))
     else:

@@ -21,14 +21,17 @@ from manyviews.methods import ImageText
 from manyviews.runs.files import whole, write_text
 
 
-def export_backbone(backbone: nn.Module, model_config: dict[str, Any], images: Tensor, out: Path) -> Iterator[str]:
+def export_backbone(
+    backbone: nn.Module, model_config: dict[str, Any], images: Tensor, out: Path, seen: dict[str, Any] | None = None
+) -> Iterator[str]:
     """Writes the files and yields a line for each thing done.
 
-    A timm backbone is saved under timm's own names, so that `timm.create_model` reads it too; not a ResNet with the
-    small stem, which timm cannot build.
+    A timm backbone is saved under timm's own names, so that `timm.create_model` reads it too, with what it was shown;
+    not a ResNet with the small stem, which timm cannot build.
 
     Args:
         backbone: in its trained state. model_config: of the run. images: (B, 3, H, W) to compare on. out: folder.
+        seen: what evaluation does to a picture, in timm's words (`ShardDataModule.preprocessing`).
 
     Raises:
         ValueError: if what was loaded back does not give the same features.
@@ -40,6 +43,7 @@ def export_backbone(backbone: nn.Module, model_config: dict[str, Any], images: T
         is_cached = isinstance(backbone, Cached)
         how = how["init_args"]["backbone"] if is_cached else _origin(Path(how["init_args"]["folder"]))
         backbone = backbone.backbone
+    how["init_args"].pop("checkpoint", None)  # its weights are these now
     out.mkdir(parents=True, exist_ok=True)
     weights = out / "model.safetensors"
     by_timm = isinstance(backbone, TimmBackbone) and not backbone.small_stem
@@ -50,10 +54,14 @@ def export_backbone(backbone: nn.Module, model_config: dict[str, Any], images: T
         save_file({name: tensor.contiguous().cpu() for name, tensor in saved.state_dict().items()}, part)
     use = f"manyviews.backbones.Exported({str(out)!r})"
     if isinstance(backbone, TimmBackbone) and by_timm:
-        how["init_args"].pop("checkpoint", None)
-        how |= {"architecture": backbone.name, "timm_kwargs": {"num_classes": 0, **backbone.options}}
-        options = "".join(f", {key}={value!r}" for key, value in backbone.options.items())
-        use += f", or timm.create_model({backbone.name!r}, num_classes=0{options}, checkpoint_path={str(weights)!r})"
+        how |= {
+            "architecture": backbone.name.partition(".")[0],
+            "num_classes": 0,
+            "num_features": backbone.model.num_features,
+            "model_args": backbone.options,
+            "pretrained_cfg": {"num_classes": 0, **(seen or {})},
+        }
+        use += f", or timm.create_model({f'local-dir:{out}'!r}, pretrained=True, num_classes=0)"
     weights.chmod(0o644)  # safetensors writes for the owner alone
     write_text(out / "config.json", json.dumps(how, indent=1) + "\n")
     yield f"{weights}: {sum(t.numel() for t in saved.state_dict().values()):,} numbers"
@@ -115,7 +123,13 @@ def export_open_clip(method: ImageText, data: Any, images: Tensor, out: Path) ->
     with whole(weights) as part:
         save_file({name: value.detach().contiguous().cpu() for name, value in state.items()}, part)
     weights.chmod(0o644)
-    preprocess = {"mean": list(data.mean), "std": list(data.std), "interpolation": "bicubic", "resize_mode": "shortest"}
+    view = getattr(data.plain, "transform", None)
+    preprocess = {
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "interpolation": getattr(view, "interpolation", "bilinear"),
+        "resize_mode": getattr(view, "mode", "shortest"),
+    }
     content = {"model_cfg": config, "preprocess_cfg": preprocess}
     write_text(out / "open_clip_config.json", json.dumps(content, indent=1) + "\n")
     yield f"{weights}: {sum(value.numel() for value in state.values()):,} numbers"

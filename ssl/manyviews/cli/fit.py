@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
@@ -28,6 +29,7 @@ from lightning.pytorch.utilities import rank_zero_only
 import manyviews.evaluation  # short class names in YAML are those of imported classes
 import manyviews.methods
 from manyviews import foreign, signals
+from manyviews.backbones import not_read
 from manyviews.cli.errors import explain
 from manyviews.monitoring import Board, CollapseAlarm, Monitor
 from manyviews.monitoring.monitor import tensorboards
@@ -47,8 +49,11 @@ from manyviews.runs import (
 from manyviews.runs.files import check_secrets, write_text
 from manyviews.runs.folder import CONFIG_KEY, provenance
 from manyviews.runs.ledger import goodput
+from manyviews.runs.parent import start_from
+from manyviews.runs.sharded import register
 from manyviews.runs.storage import NAME
 
+register()
 set_parsing_settings(config_read_mode_fsspec_enabled=False)  # Lightning lets a configuration be an address
 
 FINISHED = "finished.json"
@@ -68,6 +73,11 @@ class FitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Our arguments beside Lightning's."""
         parser.add_argument("--run", type=str | None, help="folder of the run (default: runs/NAME of the config file)")
+        parser.add_argument(
+            "--from",
+            type=str | None,
+            help="a run or checkpoint whose weights this run begins with; optimiser, schedule and memories begin anew",
+        )
         parser.add_argument("--timeout", type=float, default=900.0, help="seconds that ranks wait for each other")
         parser.add_argument(
             "--startup_timeout", type=float, default=1800.0, help="the same, until the first step has been made"
@@ -99,6 +109,13 @@ class FitCLI(LightningCLI):
             self.folder.lock()  # before it is looked at what is there
         self.resume_from = newest_whole(self.folder.checkpoints)
 
+    def instantiate_classes(self) -> None:
+        """The method's weights are those of the run that goes on, or of its parent, or what its backbone says."""
+        with not_read() if self.resume_from is not None else contextlib.nullcontext():
+            super().instantiate_classes()
+        if self.config["from"] is not None and self.resume_from is None:
+            self.provenance.parent = start_from(self.model, Path(self.config["from"]))
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer with our logger, checkpoint format and remaining callbacks."""
         if self.config.trainer.strategy in FSDPStrategy.get_registered_strategies():  # Lightning wants GPUs for it
@@ -112,7 +129,8 @@ class FitCLI(LightningCLI):
         # Lightning's own requeueing saves inside the handler, and takes the checkpoint of any earlier job.
         environment = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
         self.ledger = Ledger(self.folder.path / "attempts", self.config.monitor.every_n_steps)
-        extra: list[pl.Callback] = [RandomState(), _Config(self.folder, self.resolved), Patience(self.config.timeout)]
+        self.provenance = _Config(self.folder, self.resolved)
+        extra: list[pl.Callback] = [RandomState(), self.provenance, Patience(self.config.timeout)]
         if sys.stderr.isatty() and self.config.trainer.enable_progress_bar is not False:
             extra.append(RichProgressBar(refresh_rate=20))
         with warnings.catch_warnings():
@@ -175,6 +193,8 @@ class _Config(pl.Callback):
 
     def __init__(self, folder: RunFolder, config: dict[str, Any]) -> None:
         self.folder, self.config = folder, config
+        self.parent: dict[str, Any] | None = None
+        """Of the run that this one begins with."""
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -183,7 +203,7 @@ class _Config(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            self.folder.write(self.config)
+            self.folder.write(self.config, self.parent)
         first = trainer.strategy.broadcast(trainer.global_step)
         if first != trainer.global_step:
             raise OSError(
@@ -217,6 +237,7 @@ FIELDS: dict[str, Any] = {
 TOP: dict[str, Any] = {
     "seed_everything": int | bool | None,
     "run": str | None,
+    "from": str | None,
     "timeout": float,
     "startup_timeout": float,
     "trust": None,

@@ -51,9 +51,15 @@ def pretrained(arguments: argparse.Namespace) -> Trained:
     name = arguments.model if path.is_file() else f"local-dir:{path}"
     tower: dict[str, Any] = {"name": name, **({"checkpoint": str(path)} if path.is_file() else {})}
     config = model_config(name)
-    preprocess: dict[str, Any] = {"mean": CLIP_MEAN, "std": CLIP_STD, **preprocessing(name)}
-    side = config["vision_cfg"].get("image_size", 224)
+    preprocess = preprocessing(name)
+    side = preprocess["size"]
     one = {"class_path": "viewshards.views.Augmentation", "init_args": {"size": side}}
+    view = {
+        "size": side,
+        "interpolation": preprocess["interpolation"],
+        "mode": preprocess["resize_mode"],
+        "fill": preprocess["fill_color"],
+    }
     recipe = {
         "model": {
             "class_path": "manyviews.methods.CLIP",
@@ -69,7 +75,7 @@ def pretrained(arguments: argparse.Namespace) -> Trained:
                 "root": arguments.data,
                 "global_batch_size": 1,
                 "views": {"class_path": "viewshards.views.MultiView", "init_args": {"augmentations": [one]}},
-                "eval_view": {"class_path": "viewshards.views.CentreCrop", "init_args": {"size": side, "resize": side}},
+                "eval_view": {"class_path": "viewshards.views.Published", "init_args": view},
                 "text": {
                     "class_path": "viewshards.Captions",
                     "init_args": {"tokenizer": name, "context": config["text_cfg"].get("context_length", 77)},
@@ -84,10 +90,6 @@ def pretrained(arguments: argparse.Namespace) -> Trained:
     run = Path("runs") / f"pretrained-{path.stem}"
     device = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     return Trained(method.to(device), data, path, 0, run, recipe)
-
-
-CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
-CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
 
 def zeroshot(arguments: argparse.Namespace) -> None:

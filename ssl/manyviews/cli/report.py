@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from manyviews.evaluation.features import Features, prepared
 from manyviews.evaluation.linear import COARSE_PROBE
 from manyviews.methods import ImageText, Method
 from manyviews.monitoring import pictures
+from manyviews.monitoring.board import watch
 from manyviews.runs.files import whole, write_text
 
 
@@ -89,7 +89,7 @@ def report(arguments: argparse.Namespace) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
     _print_report(trained, scores)
     print(f"numbers:              {path}\nnearest neighbours:   {picture}")
-    print(f"curves and pictures:  .venv/bin/tensorboard --logdir {shlex.quote(str(trained.run))}")
+    print(f"curves and pictures:  {watch(trained.run)}")
 
 
 UNLEARNT: dict[str, tuple[str, Callable[[], nn.Module]]] = {

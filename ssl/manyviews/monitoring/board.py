@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import logging
+import shlex
+import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
 logger = logging.getLogger(__name__)
+
+
+def watch(folder: Path) -> str:
+    """The command that shows a folder, by the TensorBoard that is there."""
+    beside = Path(sys.executable).with_name("tensorboard")
+    program = "tensorboard" if shutil.which("tensorboard") else str(beside)
+    if program == str(beside) and not beside.exists():
+        program = f"{shlex.quote(sys.executable)} -m tensorboard.main"
+    return f"{program} --logdir {shlex.quote(str(folder))}"
 
 
 class Board(TensorBoardLogger):

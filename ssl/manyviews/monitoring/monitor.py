@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from manyviews.backbones import views_of
 from manyviews.monitoring import diagnostics, pictures
+from manyviews.monitoring.board import watch
 from manyviews.runs.faults import FiniteGuard
 from manyviews.runs.ledger import Ledger
 
@@ -170,7 +172,7 @@ class Monitor(pl.Callback):
         table.add_row("replaced samples", str(self._replaced))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                table.add_row("watch", f"tensorboard --logdir {logger.log_dir}")
+                table.add_row("watch", watch(Path(logger.log_dir)))
         Console(stderr=True).print(table)
 
 

@@ -151,11 +151,15 @@ class RunFolder:
             return None
         return found if isinstance(found, dict) else None
 
-    def write(self, config: dict[str, Any]) -> None:
-        """Writes down the experiment, once; a run that never started leaves nothing behind."""
+    def write(self, config: dict[str, Any], parent: dict[str, Any] | None = None) -> None:
+        """Writes down the experiment, and of which run it has its weights, once.
+
+        A run that never started leaves nothing behind.
+        """
         if self.config_file.exists() and self.config_file.stat().st_size:
             return
-        write_text(self.path / "run.json", json.dumps(provenance(), indent=1) + "\n")
+        about = provenance() | ({"parent": parent} if parent else {})
+        write_text(self.path / "run.json", json.dumps(about, indent=1) + "\n")
         write_text(self.config_file, yaml.safe_dump(config, sort_keys=False))
 
 

@@ -61,7 +61,10 @@ class FullySharded(ModelParallelStrategy):
         return checkpoint
 
 
-StrategyRegistry.register("fsdp2", FullySharded, "weights, gradients and optimiser state cut over all ranks (FSDP2)")
+def register() -> None:
+    """Makes `--trainer.strategy fsdp2` known: ours, also where another library has taken the name."""
+    about = "weights, gradients and optimiser state cut over all ranks (FSDP2)"
+    StrategyRegistry.register("fsdp2", FullySharded, about, override=True)
 
 
 def _joined(value: Any, keep: bool) -> Any:

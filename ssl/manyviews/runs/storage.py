@@ -81,7 +81,7 @@ def alias(path: Path, name: Path) -> None:
     try:
         part.unlink(missing_ok=True)
         os.link(path, part)
-        size, digest = _recorded(path) or (path.stat().st_size, _sha256(path))
+        size, digest = _recorded(path) or (path.stat().st_size, sha256_of(path))
         _place(part, name, size, digest)
     finally:
         part.unlink(missing_ok=True)
@@ -151,7 +151,7 @@ def damage_of(path: Path) -> str | None:
         with zipfile.ZipFile(path) as z:
             if _is_compressed(z):
                 return COMPRESSED
-        return None if _sha256(path) == digest else f"it does not match {sidecar(path).name}"
+        return None if sha256_of(path) == digest else f"it does not match {sidecar(path).name}"
     except Exception as error:  # damaged bytes make the unpacking libraries fail in any way
         return f"cut or damaged: {' '.join(str(error).split()) or type(error).__name__}"
 
@@ -239,6 +239,7 @@ def _recorded(path: Path) -> tuple[int, str] | None:
     return int(match[1]), match[2]
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The checksum of a file."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
