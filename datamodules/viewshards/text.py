@@ -260,12 +260,15 @@ class Captions:
     def all(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """For evaluation: `text`, the first `every` captions as they are, `text_present` (every,), all as `captions`.
 
+        A sample may have none: classes have names, too.
+
         And `cases` where the `.json` has them: the true caption and false ones by kind, as texts.
         """
-        said = list(self.of(fields))
+        said = list(self.of(fields)) if self.has(fields) else []
         captions = said[: self.every]
         ids = np.zeros((self.every, self.context), np.int64)
-        ids[: len(captions)] = self.tokens(captions)
+        if captions:
+            ids[: len(captions)] = self.tokens(captions)
         about = fields.get("json") or {}
         cases = {"cases": about["cases"]} if "cases" in about else {}
         return {"text": list(ids), "text_present": np.arange(self.every) < len(captions), "captions": said, **cases}

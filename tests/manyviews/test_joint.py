@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,11 +14,12 @@ from torch import nn
 from manyviews import distributed
 from manyviews.backbones import Encoding
 from manyviews.distributed import simulate
-from manyviews.evaluation import Accuracy, Composition, TextRetrieval, TextToImage, ZeroShot
+from manyviews.evaluation import KNN, Accuracy, Composition, LinearProbe, Result, TextRetrieval, TextToImage, ZeroShot
 from manyviews.evaluation.close import MeanShift, ModalityGapNoise, _features
 from manyviews.evaluation.composition import ARO, Bigrams, _captions, arranged, verdict
 from manyviews.evaluation.joint import embed_texts
 from manyviews.evaluation.linear import split
+from manyviews.evaluation.protocol import result_path, wilson
 from manyviews.mining import neighbour_cells, owner_cells
 from manyviews.similarity import unit
 
@@ -106,7 +108,7 @@ def bank(tmp_path, templates, **classnames):
 def test_a_class_lies_between_its_prompts(tmp_path):
     data = Told(at(0, 0), classes=["a", "b"])
     zero = ZeroShot(bank(tmp_path, ["1{c}", "5{c}"], a="0", b="00"))  # 10 and 50 degrees; 100 and 500
-    texts = zero._classifier(Plane(), data, *zero.read(data.classes))
+    texts = zero._classifier(Plane(), data, zero.read(data.classes)[1])
     torch.testing.assert_close(texts.pooled, at(30, 120))
 
 
@@ -117,7 +119,7 @@ def test_prompts_are_normalised_before_they_are_averaged(tmp_path):
 
     data = Told(at(0, 0), classes=["x"])
     zero = ZeroShot(bank(tmp_path, ["{c}", "9{c}"], x="0"))
-    texts = zero._classifier(Long(), data, *zero.read(data.classes))
+    texts = zero._classifier(Long(), data, zero.read(data.classes)[1])
     torch.testing.assert_close(texts.pooled, torch.full((1, 2), math.sqrt(0.5)))
 
 
@@ -142,7 +144,7 @@ def test_equal_names_are_counted_as_ties(tmp_path):
 
 
 def test_banks(tmp_path):
-    assert len(ZeroShot("openai").read(["a_b"])[1]) == 80 and len(ZeroShot("simple").read(["a"])[1]) == 7
+    assert len(ZeroShot("openai").read(["a_b"])[1][0]) == 80 and len(ZeroShot("simple").read(["a"])[1][0]) == 7
     assert ZeroShot("openai").read(["a_b"])[0] == ["a b"]
     names, _ = ZeroShot("openai").read([str(i) for i in range(1000)])
     assert names.count("missile") == 2 and len(names) == 1000
@@ -185,16 +187,20 @@ def test_ranks_of_a_dense_reference(monkeypatch, views, chunk):
     texts = [(i, c) for i, own in enumerate(captions) for c in own]
     pictures = [(v * n + i, i) for v in range(views) for i in range(n)]
 
-    def rank(query, items, own):  # wrong items ahead of the best right one; no two scores are equal here
-        scores = [(float(query @ z), i == own or (group[i] == group[own] >= 0)) for z, i in items]
+    def rank(query, items, is_right):  # wrong items ahead of the best right one; no two scores are equal here
+        scores = [(float(query @ z), is_right(item)) for z, item in items]
         best = max(s for s, right in scores if right)
         return sum(s > best for s, right in scores if not right)
 
-    of_text = [(at(c)[0], i) for i, c in texts]
+    def right(image, text):
+        (i, caption) = text
+        return i == image or group[i] == group[image] >= 0 or caption in captions[image]
+
+    of_text = [(at(c)[0], (i, c)) for i, c in texts]
     of_image = [(images[p], i) for p, i in pictures]
     expected = {
-        "i2t": [rank(z, of_text, i) for z, i in of_image],
-        "t2i": [rank(z, of_image, i) for z, i in of_text],
+        "i2t": [rank(z, of_text, lambda text, i=i: right(i, text)) for z, i in of_image],
+        "t2i": [rank(z, of_image, lambda i, text=text: right(i, text)) for z, text in of_text],
     }
     found = TextRetrieval().measure(Plane(), data)
     for way, ranks in expected.items():
@@ -205,9 +211,81 @@ def test_ranks_of_a_dense_reference(monkeypatch, views, chunk):
 
 def test_an_equal_score_counts_where_it_stands_earlier():
     """All at one place: the first sample's query wins, the last one's item has all others before it."""
-    data = Told(at(0, 0, 0), captions=[[0.0], [0.0], [0.0]])
+    data = Told(at(0, 0, 0), captions=[[0.0], [360.0], [720.0]])
     assert TextRetrieval((1, 2, 3)).measure(Plane(), data).scores["t2i_r1"] == pytest.approx(1 / 3)
     assert TextRetrieval((1, 2, 3)).measure(Plane(), data).scores["t2i_r2"] == pytest.approx(2 / 3)
+
+
+def test_equal_captions_are_right_answers():
+    """Images at 0, 4 and 90; the first two read alike: each finds the other's caption, and that caption either image."""
+    data = Told(at(4, 0, 90), captions=[[0.0], [0.0], [90.0]])
+    found = TextRetrieval((1,)).measure(Plane(), data)
+    assert found.scores == {"i2t_r1": 1.0, "t2i_r1": 1.0} and found.details["texts"] == 2
+    assert found.chance == pytest.approx({"i2t_r1": 1 / 3, "t2i_r1": 1 / 3}) and found.trials == 3
+    other = Told(at(4, 0, 90), captions=[[0.0], [1.0], [90.0]])
+    assert TextRetrieval((1,)).measure(Plane(), other).scores["t2i_r1"] == pytest.approx(2 / 3)
+
+
+def test_classes_stand_in_for_captions(tmp_path):
+    """Five images of two classes and one of none, and no captions: each class asks once."""
+    data = Told(at(0, 10, 96, 80, 85, 40), captions=[[0.0]] * 6, label=[0, 0, 0, 1, 1, -1], classes=["zero", "up"])
+    loader = data.evaluation_loader
+    data.evaluation_loader = lambda *a, **k: ({**b, "text_present": b["text_present"] & False} for b in loader(*a, **k))
+    found = TextRetrieval((1, 2, 3), bank(tmp_path, ["{}"], zero="0", up="90")).measure(Plane(), data)
+    assert found.details["captions"] == 2 and found.details["images"] == 6
+    assert found.scores["t2i_r1"] == 1.0  # 0 finds an image at 0; 90 finds one of its own at 85 before that at 96
+    assert found.scores["i2t_r1"] == pytest.approx(4 / 5)  # the image at 96 is nearer to the other class
+    assert found.chance["i2t_r1"] == 1 / 2
+    data.classes = []
+    with pytest.raises(ValueError, match="no sample of val has a caption, and there are no names of classes"):
+        TextRetrieval().measure(Plane(), data)
+
+
+def test_templates(tmp_path):
+    for templates, prompts in (
+        (["a {}.", "one {c}"], [["a cat.", "one cat"], ["a big dog.", "one big dog"]]),
+        ({"cat": ["meow"], "big_dog": ["woof {}"]}, [["meow"], ["woof big dog"]]),
+        (["{c.__class__} {}"], [["{c.__class__} cat"], ["{c.__class__} big dog"]]),
+    ):
+        assert ZeroShot(bank(tmp_path, templates)).read(["cat", "big_dog"])[1] == prompts
+    for templates, message in (
+        (["a photo"], "template 'a photo' has no place for the class: write {} or {c}"),
+        (["{0}"], "has no place for the class"),
+        ([], "every class needs templates"),
+        ({"cat": ["a"], "big_dog": ["b", "c"]}, "as many as the others"),
+        ({"cat": ["a"]}, "no templates for class 'big_dog'"),
+        ({"cat": ["a"], "big_dog": ["b"], "dog": ["c"]}, "no class is called 'dog' here"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            ZeroShot(bank(tmp_path, templates)).ready(Plane(), Told(at(0), classes=["cat", "big_dog"]))
+
+
+def test_every_setting_has_a_file_of_its_own(tmp_path):
+    class Data:
+        root, label = "a/shards", "cls"
+
+    class Others(Data):
+        def shards_of(self, split):
+            return type("Set", (), {"fingerprint": {"samples": 3}})
+
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+    banks = [bank(tmp_path / folder, [f"{folder} {{c}}"]) for folder in "ab"]
+    protocols = [
+        KNN(), KNN((5,), (0.1,)), KNN((6,), (0.1,)), ZeroShot(), ZeroShot("openai"), *map(ZeroShot, banks),
+        Composition(), Composition("test"), TextRetrieval(), LinearProbe(), LinearProbe(epochs=3),
+    ]  # fmt: skip
+    paths = [result_path(tmp_path, protocol, data, 3) for protocol in protocols for data in (Data(), Others())]
+    assert len(set(paths)) == len(paths) == 24
+    assert paths[0].name == "knn-shards-cls-step-00000003.json"
+
+
+def test_intervals():
+    """Wilson's, of 9 right in 10 and of none in 20; and none where a score is no share."""
+    assert wilson(0.9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)
+    assert wilson(0.0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    result = Result({"knn5": 0.9, "other": 3.0}, chance={"knn5": 0.1}, trials=10)
+    assert result.intervals().keys() == {"knn5"}
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])  # with 5 the last rank has padding only

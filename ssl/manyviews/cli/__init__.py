@@ -128,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
         which = made[name].add_mutually_exclusive_group(required=True)
         which.add_argument("--checkpoint", metavar="C", help="a checkpoint file")
         which.add_argument("--run", metavar="FOLDER", help="a run's folder: its newest checkpoint")
-        if name in joint:
+        if name in (*joint, "retrieve"):
             which.add_argument("--pretrained", metavar="P", help="an open_clip folder, or a weights file with --model")
             made[name].add_argument("--model", metavar="NAME", help="open_clip's name of what --pretrained is")
         made[name].add_argument("--device", default="auto", help="cpu, cuda or auto (default)")

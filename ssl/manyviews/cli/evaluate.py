@@ -218,7 +218,12 @@ def cost(arguments: argparse.Namespace) -> None:
 
 def retrieve(arguments: argparse.Namespace) -> None:
     """Retrieval across natural views, or of images and their captions."""
-    trained = bring_up(arguments)
+    if arguments.pretrained:
+        from manyviews.cli.joint import pretrained
+
+        trained = pretrained(arguments)
+    else:
+        trained = bring_up(arguments)
     if isinstance(trained.method, ImageText):
         return show(trained, TextRetrieval(), TextRetrieval().measure(trained.method, trained.data), arguments.json)
     val = trained.features("val")
@@ -249,9 +254,12 @@ def show(trained: Trained, protocol: Protocol, result: Result, target: str | Non
     """Prints the scores; protocol, scores and provenance go to a file, the confusion matrix to a picture."""
     path = Path(target) if target else result_path(trained.run, protocol, trained.data, trained.step)
     save(path, protocol, result, trained.about())
+    intervals, deviation = result.intervals(), result.details.get("std_over_seeds")
     for name, score in result.scores.items():
-        deviation = result.details.get("std_over_seeds")
-        print(f"{name} {score:.4f}" + (f" +- {deviation:.4f}" if deviation is not None else ""))
+        said = [f"{name} {score:.4f}" + (f" +- {deviation:.4f}" if deviation is not None else "")]
+        said += ["[{:.4f}, {:.4f}]".format(*intervals[name])] if name in intervals else []
+        said += [f"chance {result.chance[name]:.4f}"] if name in result.chance else []
+        print("  ".join(said))
     print(f"protocol and number: {path}")
     if result.confusion is not None:
         picture = path.with_suffix(".png")

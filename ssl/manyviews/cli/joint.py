@@ -18,6 +18,7 @@ from manyviews.cli.evaluate import Trained, bring_up, instantiate, pixels_of, sh
 from manyviews.distributed import LOCAL
 from manyviews.evaluation import ARO, Composition, JointProtocol, TextToImage, ZeroShot
 from manyviews.evaluation.features import prepared
+from manyviews.evaluation.protocol import digest
 from manyviews.methods import ImageText
 from manyviews.mining import neighbour_cells, owner_cells
 from manyviews.monitoring import pictures
@@ -87,7 +88,7 @@ def pretrained(arguments: argparse.Namespace) -> Trained:
         },
     }
     method, data = instantiate(recipe)
-    run = Path("runs") / f"pretrained-{path.stem}"
+    run = Path("runs") / f"pretrained-{path.stem}-{digest(str(path.resolve()))}"
     device = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     return Trained(method.to(device), data, path, 0, run, recipe)
 

@@ -38,7 +38,9 @@ class Accuracy(JointProtocol):
 
         right, confusion, ties = classified(module, data, scores, classes, (1,))
         top = (right[0] / confusion.sum()).item()
-        return Result({"accuracy": top}, {"samples": int(confusion.sum()), "ties": int(ties)}, confusion)
+        samples = int(confusion.sum())
+        details = {"samples": samples, "ties": int(ties)}
+        return Result({"accuracy": top}, details, confusion, {"accuracy": 1 / classes}, samples)
 
 
 @torch.no_grad()

@@ -63,7 +63,8 @@ class FewShot(Protocol):
             accuracies.append(((queries @ means.T).argmax(1) == right).float().mean())
         each = torch.stack(accuracies)
         error = (each.std() / self.episodes**0.5).item() if self.episodes > 1 else float("nan")
-        return Result({self.title: each.mean().item()}, {"standard_error": error, "classes": len(fitting)})
+        details = {"standard_error": error, "classes": len(fitting)}
+        return Result({self.title: each.mean().item()}, details, chance={self.title: 1 / self.ways})
 
 
 def transported(means: Tensor, queries: Tensor, epsilon: float) -> Tensor:

@@ -41,7 +41,8 @@ class KNN(Protocol):
         votes = knn_votes(queries, bank, bank_label, classes, self.k, self.temperature)
         scores = {f"knn{k}": (v.argmax(1) == label).float().mean().item() for k, v in zip(self.k, votes, strict=True)}
         confusion = torch.bincount(label * classes + votes[0].argmax(1), minlength=classes**2).view(classes, classes)
-        return Result(scores, {"bank": len(bank), "queries": len(queries), "classes": classes}, confusion)
+        details = {"bank": len(bank), "queries": len(queries), "classes": classes}
+        return Result(scores, details, confusion, dict.fromkeys(scores, 1 / classes), len(val.label))
 
 
 def knn_votes(

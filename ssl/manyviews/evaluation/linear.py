@@ -53,7 +53,7 @@ class LinearProbe(Protocol):
             accuracies.append((final == label).float().mean())
             chosen.append({"seed": seed, "lr": best[0], "weight_decay": best[1], "held_out": scores.max().item()})
             confusion += torch.bincount(label * classes + final, minlength=classes**2).view(classes, classes)
-        return _over_seeds("linear", torch.stack(accuracies), chosen, confusion)
+        return _over_seeds("linear", torch.stack(accuracies), chosen, confusion, len(val.label))
 
     def _predict(
         self, train: Features, test: Features, classes: int, settings: list[tuple[float, float]], seed: int
@@ -129,7 +129,7 @@ class LogisticRegression(Protocol):
             confusion += torch.bincount(label * classes + predictions[best], minlength=classes**2).view(
                 classes, classes
             )
-        return _over_seeds("logistic", torch.stack(accuracies), chosen, confusion)
+        return _over_seeds("logistic", torch.stack(accuracies), chosen, confusion, len(val.label))
 
 
 def split(features: Features, held_out: float, seed: int) -> tuple[Features, Features]:
@@ -151,9 +151,12 @@ def _logistic(train: Features, test: Features, c: float) -> Tensor:
     return torch.from_numpy(model.predict(((test.flat()[0] - mean) / std).numpy()))
 
 
-def _over_seeds(name: str, accuracies: Tensor, chosen: list[dict[str, float]], confusion: Tensor) -> Result:
+def _over_seeds(
+    name: str, accuracies: Tensor, chosen: list[dict[str, float]], confusion: Tensor, samples: int
+) -> Result:
     std = accuracies.std().item() if len(accuracies) > 1 else 0.0
     details = {"std_over_seeds": std, "per_seed": accuracies.tolist(), "chosen": chosen}
     there = confusion.sum(1) > 0
     per_class = (confusion.diagonal() / confusion.sum(1))[there].mean().item()
-    return Result({name: accuracies.mean().item(), f"{name}_per_class": per_class}, details, confusion)
+    scores = {name: accuracies.mean().item(), f"{name}_per_class": per_class}
+    return Result(scores, details, confusion, {name: 1 / len(confusion)}, samples)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,11 +26,27 @@ class Result:
         scores: by name, in [0, 1] unless the name says otherwise.
         details: what stands beside them: chosen hyper-parameters, deviations over seeds, sizes.
         confusion: (C, C) counts, rows true classes, if the protocol classifies.
+        chance: of some scores what guessing reaches.
+        trials: how many samples those scores are shares of; 0: they are not. Views of one sample count once, since they
+            are not independent.
     """
 
     scores: dict[str, float]
     details: dict[str, Any] = field(default_factory=dict)
     confusion: Tensor | None = None
+    chance: dict[str, float] = field(default_factory=dict)
+    trials: int = 0
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Of each score that has a chance level, what 95 of 100 draws of as many samples would cover (Wilson, 1927)."""
+        return {name: wilson(self.scores[name], self.trials) for name in self.chance if self.trials}
+
+
+def wilson(share: float, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """The score interval of a share of independent trials."""
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 class Protocol(ABC):
@@ -66,11 +84,33 @@ class Protocol(ABC):
         assert is_dataclass(self)
         return {"protocol": type(self).__name__, **asdict(self)}
 
+    def settings(self) -> str:
+        """What tells this protocol from the one with all defaults: six hexadecimal digits, empty if nothing does."""
+        assert is_dataclass(self)
+        changed = [each.name for each in fields(self) if _default(each) != getattr(self, each.name)]
+        return digest(self.describe()) if changed else ""
+
+
+def _default(each: Field[Any]) -> Any:
+    return each.default_factory() if callable(each.default_factory) else each.default
+
+
+def digest(value: Any) -> str:
+    """Six hexadecimal digits of plain data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:6]
+
 
 def result_path(run: Path, protocol: Protocol, data: Any, step: int) -> Path:
-    """`RUN/evaluations/TITLE-SHARDS-LABEL-step-N.json`: results on other shards or labels stand beside each other."""
+    """`RUN/evaluations/TITLE-SHARDS-LABEL-step-N.json`; other shards, labels and settings get a file each.
+
+    Behind the title stand six digits of settings that are not the default, behind the shards' folder, of which there
+    may be others of its name, six of what they hold.
+    """
     shards = str(data.root).rstrip("/").rpartition("/")[2]
-    return run / "evaluations" / f"{protocol.title}-{shards}-{data.label}-step-{step:08d}.json"
+    if (holds := fingerprint(data, "val")) is not None:
+        shards += f"-{digest(holds)}"
+    title = "-".join(part for part in (protocol.title, protocol.settings()) if part)
+    return run / "evaluations" / f"{title}-{shards}-{data.label}-step-{step:08d}.json"
 
 
 def about(data: Any, step: int) -> dict[str, Any]:
@@ -97,6 +137,8 @@ def fingerprint(data: Any, split: str) -> Any:
 def save(path: Path, protocol: Protocol, result: Result, about: dict[str, Any]) -> None:
     """Writes scores, details, protocol and provenance to a JSON file."""
     content = {"scores": result.scores, "protocol": protocol.describe(), "details": result.details, **about}
+    if result.chance:
+        content |= {"chance": result.chance, "interval_95": {k: list(v) for k, v in result.intervals().items()}}
     if protocol.joint:
         content["features"] = "the method's own space, eval mode, float32"
     write_text(path, json.dumps(content, indent=1) + "\n")

@@ -41,7 +41,9 @@ class Retrieval(Protocol):
         for k in self.k:
             each = [value for name, value in scores.items() if name.endswith(f"_r{k}") and "to" in name]
             scores[f"retrieval_r{k}"] = sum(each) / len(each)
-        return Result(scores, {"gallery": len(val.index), "chance_r1": 1 / len(val.index)})
+        gallery = len(val.index)
+        chance = {name: min(1.0, int(name.rpartition("_r")[2]) / gallery) for name in scores}
+        return Result(scores, {"gallery": gallery, "chance_r1": 1 / gallery}, chance=chance, trials=gallery)
 
 
 def retrieval_ranks(queries: Tensor, gallery: Tensor, group: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ class LinearSVM(Protocol):
         classes = int(torch.cat([train.label, label]).max()) + 1
         confusion = torch.bincount(label * classes + predicted, minlength=classes**2).view(classes, classes)
         details = {"converged": machine.converged}
-        return Result({"svm": (predicted == label).double().mean().item()}, details, confusion)
+        score = {"svm": (predicted == label).double().mean().item()}
+        return Result(score, details, confusion, {"svm": 1 / classes}, len(val.label))
 
 
 @dataclass
@@ -89,7 +90,7 @@ class FewShotSVM(Protocol):
             "std_over_folds": each.std().item() if len(each) > 1 else 0.0, "per_fold": each.tolist(),
             "converged": converged, "folds": folds,
         }  # fmt: skip
-        return Result({self.title: each.mean().item()}, details)
+        return Result({self.title: each.mean().item()}, details, chance={self.title: 1 / self.ways})
 
     def _check(self, fold: dict[str, list[int]], places: list[dict[int, int]], number: int) -> None:
         """A fold from a file is what is asked for, and of these shards."""

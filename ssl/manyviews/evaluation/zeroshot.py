@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +16,10 @@ from manyviews.backbones import Encoding
 from manyviews.evaluation.accuracy import classified
 from manyviews.evaluation.joint import JointProtocol, embed_texts
 from manyviews.evaluation.protocol import Result
+from manyviews.names import meant
+
+SLOT = re.compile(r"\{c?\}")
+"""Where a template has the name of the class."""
 
 
 @dataclass
@@ -26,8 +32,9 @@ class ZeroShot(JointProtocol):
     Attributes:
         bank: `plain` (the templates below), `openai` (80) or `simple` (7), both for photos, or a JSON file
             {"templates": ["a photo of a {c}", ...], "classnames": {"label": "words"}}, of which either may be missing.
-            Without a name of its own a class is called by its label, underscores as spaces; `imagenet` numbers by
-            open_clip's names.
+            The class stands where a template has `{}` or `{c}`; templates may also be {"label": [...]}, for each class
+            its own, and need no place for its name then. Without a name of its own a class is called by its label,
+            underscores as spaces; `imagenet` numbers by open_clip's names.
         k: an image counts as right if its class is among the k best.
     """
 
@@ -35,15 +42,16 @@ class ZeroShot(JointProtocol):
     k: tuple[int, ...] = (1, 5)
     name = "zeroshot"
     labels = True
+    texts: ClassVar[bool] = False  # the samples need none
 
     @torch.no_grad()
     def measure(self, module: Any, data: Any) -> Result:  # noqa: D102
-        names, templates = self.read(data.classes)
+        names, prompts = self.read(data.classes)
         if not names:
             raise ValueError("zero-shot needs names of the classes: data with a label field that names them")
         texts = None  # a method may bring a classifier of its own: learned prompts
         if not hasattr(module, "class_scores"):
-            texts = self._classifier(module, data, names, templates)
+            texts = self._classifier(module, data, prompts)
         classes = len(names)
         right, confusion, ties = classified(
             module, data, lambda view: self._scores(module, module.embed_image(view), texts, classes), classes, self.k
@@ -55,21 +63,31 @@ class ZeroShot(JointProtocol):
         }
         found = {f"zeroshot_top{k}": (right[i] / images).item() for i, k in enumerate(self.k) if k < classes or i == 0}
         details = {
-            "images": images, "classes": classes, "templates": templates, "ties": int(ties), "per_class": per_class,
+            "images": images, "classes": classes, "prompts": prompts[0], "ties": int(ties), "per_class": per_class,
             "largest_class": (of_class.max() / images).item(),
         }  # fmt: skip
-        return Result(found, details, confusion)
+        chance = {f"zeroshot_top{k}": k / classes for k in self.k if f"zeroshot_top{k}" in found}
+        return Result(found, details, confusion, chance, images)
+
+    @property
+    def title(self) -> str:  # noqa: D102
+        return self.name if self.bank == "plain" else f"{self.name}_{Path(self.bank).stem}"
+
+    def describe(self) -> dict[str, Any]:  # noqa: D102
+        file = Path(self.bank)
+        known = {"bank_sha256": hashlib.sha256(file.read_bytes()).hexdigest()} if file.is_file() else {}
+        return super().describe() | known
 
     def ready(self, module: Any, data: Any) -> None:  # noqa: D102
         super().ready(module, data)
         if not self.read(data.classes)[0]:
             raise ValueError("zero-shot needs names of the classes: data with a label field that names them")
 
-    def read(self, labels: list[str]) -> tuple[list[str], list[str]]:
-        """Class names and templates of the bank.
+    def read(self, labels: list[str]) -> tuple[list[str], list[list[str]]]:
+        """Names of the classes, and the prompts of each, as many for every class.
 
         Raises:
-            ValueError: if it cannot be read, naming what is missing.
+            ValueError: if the bank cannot be read, naming what is missing.
         """
         if self.bank in ("openai", "simple"):
             import open_clip
@@ -77,26 +95,44 @@ class ZeroShot(JointProtocol):
             made = open_clip.OPENAI_IMAGENET_TEMPLATES if self.bank == "openai" else open_clip.SIMPLE_IMAGENET_TEMPLATES
             numbers = len(labels) == 1000 and all(label.isdecimal() for label in labels)
             names = [open_clip.IMAGENET_CLASSNAMES[int(label)] for label in labels] if numbers else labels
-            return [name.replace("_", " ") for name in names], [template("{c}") for template in made]
+            names = [name.replace("_", " ") for name in names]
+            return names, [[template(name) for template in made] for name in names]
         bank: dict[str, Any] = {}
         if self.bank != "plain":
             if not Path(self.bank).is_file():
                 raise ValueError(f"zero-shot bank {self.bank!r}: expected plain, openai, simple, or a JSON file")
-            bank = foreign.read_json(Path(self.bank), {"templates": list[str], "classnames": dict[str, str]})
-            strange = bank.get("classnames", {}).keys() - set(labels) if labels else set()
-            if strange:
-                raise ValueError(f"{self.bank}: no class is called {sorted(strange)[0]!r} here")
-        templates = bank.get("templates", ["{c}", "a {c}", "a picture of a {c}"])
+            kinds = {"templates": list[str] | dict[str, list[str]], "classnames": dict[str, str]}
+            bank = foreign.read_json(Path(self.bank), kinds)
         named = bank.get("classnames", {})
-        return [named.get(label, label.replace("_", " ")) for label in labels], list(templates)
+        templates: list[str] | dict[str, list[str]] = bank.get("templates", ["{c}", "a {c}", "a picture of a {c}"])
+        of_class = templates if isinstance(templates, dict) else dict.fromkeys(labels, templates)
+        for given in (named, templates if isinstance(templates, dict) else {}):
+            if labels and (strange := sorted(given.keys() - set(labels))):
+                raise ValueError(f"{self.bank}: no class is called {strange[0]!r} here" + meant(strange[0], labels))
+        if missing := [label for label in labels if label not in of_class]:
+            raise ValueError(f"{self.bank}: no templates for class {missing[0]!r}")
+        if not templates or len({len(of_class[label]) for label in labels} | {0}) > 2 or not all(of_class.values()):
+            raise ValueError(f"{self.bank}: every class needs templates, and as many as the others")
+        if isinstance(templates, list):
+            for template in templates:
+                if not SLOT.search(template):
+                    raise ValueError(
+                        f"{self.bank}: template {template!r} has no place for the class: write {{}} or {{c}}"
+                    )
+        names = [named.get(label, label.replace("_", " ")) for label in labels]
+        prompts = [
+            [name.join(SLOT.split(template)) for template in of_class[label]]
+            for label, name in zip(labels, names, strict=True)
+        ]
+        return names, prompts
 
     @staticmethod
-    def _classifier(module: Any, data: Any, names: list[str], templates: list[str]) -> Encoding:
-        """One text a class, or where tokens are compared every template of every class."""
-        texts = embed_texts(module, data, [template.replace("{c}", name) for name in names for template in templates])
+    def _classifier(module: Any, data: Any, prompts: list[list[str]]) -> Encoding:
+        """One text a class, or where tokens are compared every prompt of every class."""
+        texts = embed_texts(module, data, [prompt for of_class in prompts for prompt in of_class])
         if texts.tokens is not None:
             return texts
-        pooled = texts.pooled.view(len(names), len(templates), -1).mean(1)
+        pooled = texts.pooled.view(len(prompts), len(prompts[0]), -1).mean(1)
         return Encoding(torch.nn.functional.normalize(pooled, dim=1))
 
     @staticmethod
