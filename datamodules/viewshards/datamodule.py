@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from viewshards.cache import ShardCache, is_remote, read
-from viewshards.dataset import Sample, ShardDataset
+from viewshards.dataset import Sample, ShardDataset, collate
 from viewshards.decode import Arrays, array
 from viewshards.index import BrokenShard, atomic_write
 from viewshards.limits import DEFAULT, Limits
@@ -208,6 +208,12 @@ class ShardDataModule(pl.LightningDataModule):
         if workers and not self.train_set.remote:  # of which no shard should be fetched for a look
             check_room(dataset, self.global_batch_size // world, workers, ranks)
         return Loader(dataset, batches, workers, keep=True, timeout=self.timeout)
+
+    def example(self) -> Sample:
+        """A batch of the first training sample, by the views of training, read here and now."""
+        names = self.natural_views, self.label, self.fields
+        dataset = ShardDataset(self.train_set, self.views, self.seed, *names, self.text, self.missing)
+        return collate([dataset[(0, 0)]])
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """The validation batches of this rank; padding has weight 0."""

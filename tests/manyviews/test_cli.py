@@ -68,6 +68,7 @@ def test_missing_things(tmp_path, capsys):
     assert "missing; give --config RECIPE.yaml" in capsys.readouterr().err
     assert main(["knn", "--checkpoint", str(tmp_path / "x.ckpt")]) == 2
     assert "x.ckpt: no such checkpoint" in capsys.readouterr().err
+    write(tmp_path / "checkpoints/step-00000001.ckpt", {})
     assert main(["embed", "--run", str(tmp_path), "--out", "x.csv"]) == 2
     assert "ends in .npz or .parquet" in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -1,5 +1,8 @@
 """The collapse alarm, and the bookkeeping of readings."""
 
+import copy
+
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
@@ -69,10 +72,16 @@ def test_it_stops_the_run_on_demand():
 
 
 def test_readings_not_yet_written_are_in_the_state():
-    monitor = Monitor(every_n_steps=10, pictures_every_n_steps=0)
-    fit(simclr(), 14, [monitor])
-    state = monitor.state_dict()
+    class At14(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 14:
+                states.append(copy.deepcopy(monitor.state_dict()))
+
+    monitor, states = Monitor(every_n_steps=10, pictures_every_n_steps=0), []
+    fit(simclr(), 100, [monitor, At14()])
+    (state,) = states
     assert len(state["buffer"]["train/loss"]) == 4  # steps 11 to 14
+    assert not monitor.state_dict()["buffer"]  # the last step is read
     other = Monitor()
     other.load_state_dict(state)
     assert other.state_dict() == state

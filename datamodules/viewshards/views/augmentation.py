@@ -61,6 +61,8 @@ class Augmentation:
     solarize: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size must be at least 1, got {self.size}")
         for name in ("flip", "jitter_p", "grey", "blur", "solarize"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability, got {getattr(self, name)}")

@@ -192,6 +192,8 @@ class CentreCrop:
     def __init__(self, size: int, resize: int | None = None) -> None:
         self.size = size
         self.resize = resize if resize is not None else (round(size * 256 / 224) if size >= 64 else size)
+        if size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
         if self.resize < size:
             raise ValueError(f"resize ({self.resize}) must not be smaller than size ({size})")
 

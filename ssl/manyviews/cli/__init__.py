@@ -7,6 +7,7 @@ import signal
 import sys
 
 from manyviews import signals
+from manyviews.names import meant
 
 COMMANDS = {
     "fit": "train, or go on with a run: fit --config RECIPE.yaml [--run FOLDER] [--model.temperature 0.2 ...]",
@@ -39,7 +40,20 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns the exit code: 0 fine, 2 bad input, 128 + n after signal n."""
     program, argv = argv is None, sys.argv[1:] if argv is None else argv
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        print(f"manyviews: no command {argv[0]!r}" + meant(argv[0], COMMANDS), file=sys.stderr)
+        raise SystemExit(2)
     if argv[:1] == ["fit"]:
+        from manyviews.cli import early
+
+        try:
+            if (shown := early.help_of(argv[1:])) is not None:
+                print(shown)
+                return 0
+            early.check_fit(argv[1:])
+        except (ValueError, OSError) as error:
+            print(f"manyviews fit: {error}", file=sys.stderr)
+            return 2
         before = signals.listen(signal.SIGTERM, signals.WARNING)  # importing takes seconds
         code = 1
         try:
@@ -60,6 +74,10 @@ def main(argv: list[str] | None = None) -> int:
         print(catalogue())
         return 0
     try:
+        if arguments.command not in ("multistage", "doctor", "submit"):  # whose run is one to come
+            from manyviews.cli import early
+
+            early.check_run(arguments)
         return _call(arguments, rest)
     except KeyboardInterrupt:
         return 130

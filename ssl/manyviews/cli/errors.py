@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable
 
+from manyviews.cli.early import INSTEAD
 from manyviews.foreign import shortened
 from manyviews.names import meant
 
@@ -18,10 +19,10 @@ UNRECOGNIZED = re.compile(r"unrecognized arguments: (.+)", re.IGNORECASE)
 GROUP_OPTION = re.compile(r"Group '(\w+)' does not accept option '([\w.]+)'")
 NO_FILE = re.compile(r"File does not exist: '(.+)'")
 NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
+UNION = re.compile(r'Parser key "([\w.]+)":\s+Does not validate against any of the Union subtypes\s+Subtypes: (.+)')
+LITERAL = re.compile(r"Literal\[([^\]]+)\]")
+GIVEN = re.compile(r"Given value: (.+)")
 REQUIRED = re.compile(r"following arguments are required: (.+)")
-
-INSTEAD = {"optimizer": "model.optimizer", "lr_scheduler": "model.schedule"}
-"""Sections of Lightning's command that are options of the method here: a rate without its warm-up is another run."""
 
 
 def explain(error: BaseException, options: Iterable[str] = ()) -> str:
@@ -46,6 +47,14 @@ def explain(error: BaseException, options: Iterable[str] = ()) -> str:
         name = found[1].rpartition(".")[2] if classes else found[1]
         owner = f"{classes[-1]} has no argument" if classes else "no key"
         return f"{owner} {name!r}" + meant(name, _arguments(classes[-1]) if classes else known)
+    if (found := UNION.search(text)) and (value := GIVEN.search(text)):
+        words = [word for block in LITERAL.findall(found[2]) for word in re.findall(r"[\w.+-]+", block)]
+        if words:
+            what = value[1].strip()
+            return f"{found[1]}: expected one of {', '.join(dict.fromkeys(words))}, got {what}" + meant(what, words)
+    if "has no attribute 'width'" in text:
+        who = text.partition("'")[2].partition("'")[0]
+        return f"{who} is no backbone: one needs an attribute `width`, the D of its pooled features (B, D)"
     if found := EXPECTED.search(text):
         kind = re.sub(r"<class '([\w.]+)'>", r"\1", found[1])
         return f"{'.'.join(KEY.findall(text))}: expected {kind}, got {found[2].splitlines()[0].strip()}"

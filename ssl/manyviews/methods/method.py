@@ -148,7 +148,7 @@ class Method(pl.LightningModule):
         if dist.is_available() and dist.is_initialized():
             for buffer in self.objective.buffers():
                 dist.broadcast(buffer, 0)
-        data = getattr(getattr(self.trainer, "datamodule", None), "train_set", None)
+        data = getattr(self._data, "train_set", None)
         there = len(data) if isinstance(data, Sized) else 0
         for part in self.objective.modules():
             if there > getattr(part, "samples", there):  # on a GPU an index beyond the end is an error without words
@@ -156,6 +156,12 @@ class Method(pl.LightningModule):
                     f"the training set has {there} samples, but the objective was made for samples={part.samples}: set "
                     "it to the size of the training set"
                 )
+        if self.objective.batch_coupled and getattr(self._data, "global_batch_size", 2) < 2:
+            raise ValueError(
+                f"data.global_batch_size is 1, and {type(self.objective).__name__} compares the samples of a batch: "
+                "give two or more"
+            )
+        self._try_views()
         k = self.trainer.accumulate_grad_batches
         if k > 1 and self.objective.batch_coupled:
             raise ValueError(
@@ -163,6 +169,37 @@ class Method(pl.LightningModule):
                 f"negatives: another loss, not a larger batch. Make data.global_batch_size {k} times larger and set "
                 "model.grad_cache to the number of images that fit at once: the exact large batch"
             )
+
+    @property
+    def _data(self) -> Any:
+        return getattr(self.trainer, "datamodule", None)
+
+    @torch.no_grad()
+    def _try_views(self) -> None:
+        """Shows the backbone one sample of each view, so that sizes that do not fit are told before anything trains."""
+        example = getattr(self._data, "example", None)
+        if example is None:
+            return
+        batch = self._data.on_after_batch_transfer(self._data.transfer_batch_to_device(example(), self.device, 0), 0)
+        modes = [(part, part.training) for part in self.backbone.modules()]
+        self.backbone.eval()
+        try:
+            with torch.random.fork_rng(devices=[]), self.trainer.precision_plugin.forward_context():
+                for view in views_of(batch):
+                    self._try_view(view)
+        finally:
+            for part, mode in modes:
+                part.training = mode
+
+    def _try_view(self, view: Tensor) -> None:
+        try:
+            Encoding.of(self.backbone(view))
+        except (AssertionError, RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"the backbone cannot take views of {' x '.join(map(str, view.shape[1:]))} "
+                f"({' '.join(str(error).split())[:300]}): sizes of views are options of data.views, those of the "
+                "backbone of model.backbone (image_size, patch_size; frames and tubelet of clips; groups of clouds)"
+            ) from error
 
     def configure_model(self) -> None:
         """Cuts the parameters over the ranks where the strategy is `fsdp2`."""
@@ -187,7 +224,7 @@ class Method(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over decay groups, its rate scaled by the batch and scheduled over the run's steps."""
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = self._data
         per_epoch = self._steps_per_epoch(data)
         total = self._total_steps(per_epoch)
         if self.schedule.warmup(total, per_epoch) >= total:

@@ -41,7 +41,8 @@ class Monitor(pl.Callback):
     """Loss, lr, gradient norm, temperature, similarities, alignment, uniformity, RankMe, spread, throughput, pictures.
 
     Args:
-        every_n_steps: steps between readings; the first step and the last are always read.
+        every_n_steps: steps between readings, at most; a run of fewer than ten times as many is read ten times. The
+            first step and the last are always read.
         pictures_every_n_steps: steps between pictures (views, similarity matrix, neighbours); 0: only the first.
     """
 
@@ -71,7 +72,7 @@ class Monitor(pl.Callback):
     ) -> None:
         step = trainer.global_step
         self._replaced += len(batch["replaced"])
-        due = step == 1 or step % self.every_n_steps == 0
+        due = step == 1 or step % self._between(pl_module) == 0 or step == getattr(pl_module, "total_steps", 0)
         if due:
             replaced = torch.tensor(self._replaced, device=pl_module.device)
             self._replaced_everywhere = int(trainer.strategy.reduce(replaced, reduce_op="sum"))
@@ -86,6 +87,11 @@ class Monitor(pl.Callback):
         n = self.pictures_every_n_steps
         if step == 1 or (n and step % n == 0):
             self._draw(trainer, pl_module, outputs, batch)
+
+    def _between(self, module: pl.LightningModule) -> int:
+        """Steps between readings of this run."""
+        total: int = getattr(module, "total_steps", 0)
+        return max(1, min(self.every_n_steps, total // 10)) if total > 1 else self.every_n_steps
 
     def _flush(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any) -> None:
         metrics = {name: sum(values) / len(values) for name, values in self._fetched().items()}

@@ -62,6 +62,7 @@ class Ledger(pl.Callback):
         self._file = self.folder / f"{len(list(self.folder.glob('*.json'))) + 1:04d}.json"
         self._started = self._batch_end = time.perf_counter()
         self._cpu_before = sum(os.times()[:4])
+        self._write(trainer)  # a start that is killed before its first reading was one, too
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What came since the last batch was evaluation."""

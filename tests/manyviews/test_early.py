@@ -1,0 +1,113 @@
+"""What is mistaken in names and files is told before anything heavy is imported."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from manyviews.cli import early, main, source
+from tests.process import environment
+from tests.recipe import recipe, write
+
+HEAVY = ("torch", "lightning", "torchvision", "sklearn", "matplotlib", "scipy", "timm", "open_clip", "numpy")
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+def imported(*arguments):
+    """What a command imported of the heavy ones, its exit code and what it said."""
+    code = (
+        "import sys, json\nfrom manyviews.cli import main\n"
+        "try: code = main(sys.argv[1:])\nexcept SystemExit as stop: code = stop.code\n"
+        f"print(json.dumps([code, [m for m in {HEAVY} if m in sys.modules]]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, env=environment()
+    )
+    return *json.loads(done.stdout.splitlines()[-1]), done.stderr, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prob"], "no command 'prob'; did you mean probe?"),
+        (["knn", "--run", "nowhere"], "nowhere: no such run"),
+        (["embed", "--checkpoint", "none.ckpt", "--out", "x.npz"], "none.ckpt: no such checkpoint"),
+        (["fit", "--config", "none.yaml"], "none.yaml: no such file"),
+        (["fit", "--config", "{recipe}", "--modl.temperature", "3"], "no argument --modl.temperature; did you mean --model"),
+        (["fit", "--config", "{recipe}", "--trainer.max_step", "3"], "no argument --trainer.max_step; did you mean --trainer.max_steps"),
+        (["fit", "--config", "{recipe}", "--model.temprature", "3"], "manyviews.methods.SimCLR has no argument 'temprature'; did you mean temperature?"),
+        (["fit", "--config", "{recipe}", "--model.temperature", "abc"], "model.temperature: expected float, got abc"),
+        (["fit", "--config", "{recipe}", "--model", "SimCLRR"], "model: no class 'SimCLRR' in manyviews.methods; did you mean SimCLR"),
+        (["fit", "--config", "{recipe}", "--model.backbone", "manyviews.backbones.ConvNt"], "manyviews.backbones has no 'ConvNt'; did you mean ConvNet"),
+        (["fit", "--config", "{recipe}", "--data.views.strenght", "3"], "viewshards.views.SimCLR has no argument 'strenght'; did you mean strength?"),
+        (["fit", "--config", "{recipe}", "--checkpoints.keep", "3"], "no argument --checkpoints.keep; did you mean --checkpoints.keep_last"),
+        (["fit", "--config", "{recipe}", "--optimizer", "SGD"], "give model.optimizer"),
+    ],
+    ids=lambda x: "-".join(x[-2:]) if isinstance(x, list) else "",
+)  # fmt: skip
+def test_nothing_heavy_is_imported_for_a_mistake(tmp_path, arguments, message):
+    file = write(tmp_path / "recipe.yaml", recipe(tmp_path))
+    code, heavy, said, _ = imported(*(str(file) if a == "{recipe}" else a for a in arguments))
+    assert code == 2 and message in said and len(said.strip().splitlines()) == 1
+    assert heavy == []
+
+
+@pytest.mark.slow
+def test_help_of_a_class_is_its_own(tmp_path):
+    code, heavy, _, shown = imported("fit", "--model.help", "manyviews.methods.SimCLR")
+    assert code == 0 and heavy == []
+    lines = shown.splitlines()
+    assert "  --model.temperature: float = 0.1" in lines and len(lines) < 40
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_no_recipe_is_refused(path):
+    if path.parent.name not in ("claims", "leaderboard", "sweeps"):
+        early.check_fit(["--config", str(path)])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--model.backbone", "timm.create_model", "--model.backbone.x", "3"],  # only an import can tell
+        ["--model.backbone={class_path: tests.recipe.Backbone, init_args: {dropout: 0.2}}"],
+        ["--trainer.callbacks+={class_path: manyviews.evaluation.Evaluation}"],
+        ["--trainer.callbacks.every_n_epochs", "3"],
+        ["--model.init_args.temperature", "3e-1"],
+        ["--model.optimizer.lr", "3"],
+        ["--seed_everything=3", "--print_config"],
+        ["--model", "manyviews.methods.BYOL"],
+    ],
+)
+def test_what_may_be_right_is_left_to_the_parser(tmp_path, arguments):
+    early.check_fit(["--config", str(write(tmp_path / "r.yaml", recipe(tmp_path))), *arguments])
+
+
+def test_arguments_are_those_of_the_classes():
+    """Of every exported class whose source tells them."""
+    import importlib
+    from inspect import signature
+
+    told = 0
+    for package in source.PACKAGES:
+        for name, path in source.exported(package).items():
+            found = source.known(path)
+            made = getattr(importlib.import_module(package), name, None)
+            if found is not None and found.arguments is not None and isinstance(made, type):
+                assert list(found.arguments) == list(signature(made).parameters), path
+                told += 1
+    assert told > 120
+
+
+def test_a_file_of_two_sections_and_one_mistake(tmp_path, capsys):
+    config = recipe(tmp_path)
+    config["trainer"]["max_step"] = 3
+    assert main(["fit", "--config", str(write(tmp_path / "r.yaml", config))]) == 2
+    assert "no key 'trainer.max_step'; did you mean trainer.max_steps" in capsys.readouterr().err
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"trainr": {"max_steps": 1}}))
+    assert main(["fit", "--config", str(tmp_path / "r.yaml")]) == 2
+    assert "no key 'trainr.max_steps'; did you mean trainer.max_steps" in capsys.readouterr().err
