@@ -75,9 +75,9 @@ class Started:
         return subprocess.CompletedProcess(self.arguments, self.process.exitcode, out, err)
 
 
-def program(*arguments: object) -> subprocess.CompletedProcess:
+def program(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
     """The same by an interpreter of its own: for what must not depend on what forks share, such as hashes of texts."""
-    return subprocess.run(command(*arguments), env=environment(), capture_output=True, text=True, timeout=300)
+    return subprocess.run(command(*arguments), env=environment(), cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:

@@ -27,11 +27,14 @@ from manyviews.methods import BYOL
 from manyviews.methods.pointmae import MaskedPoints
 from manyviews.optim import LARS
 from manyviews.runs import AtomicCheckpointIO, Checkpoints, FiniteGuard, RandomState
+from manyviews.runs.sharded import register
 from manyviews.runs.storage import load
 from tests.manyviews import test_image_methods, test_points, test_text_methods, test_video
 from tests.manyviews.test_image_methods import SMALL
 from tests.manyviews.test_methods import FAST, Batches
 from tests.recipe import Backbone
+
+register()  # as the command does
 
 
 def many_views(name):

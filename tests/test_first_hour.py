@@ -175,3 +175,93 @@ def test_a_run_with_published_weights_is_evaluated_and_resumed_without_their_fil
     assert train(tmp_path, config) == 0 and (tmp_path / "run/finished.json").exists()
     assert main(["knn", "--run", str(tmp_path / "run")]) == 0, capsys.readouterr().err
     assert main(["export", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+
+
+OWN = """
+import torch
+from torch import nn
+
+class Mine(nn.Module):
+    def __init__(self, width: int = 8):
+        super().__init__()
+        self.width, self.body = width, nn.Linear(192, width)
+
+    def forward(self, images):
+        return self.body(images.flatten(1))
+
+class Widthless(nn.Module):
+    def forward(self, images):
+        return images.flatten(1)
+"""
+
+
+def test_a_module_beside_the_recipe_or_here_is_found_and_shadows_nothing(digits, tmp_path):
+    """By a process that starts elsewhere; the same name out of the run needs --trust."""
+    from tests.process import program
+
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "recipes/mymodels.py").write_text(OWN)
+    (tmp_path / "recipes/json.py").write_text("raise SystemExit('shadowed')")
+    (tmp_path / "recipes/torch.py").write_text("raise SystemExit('shadowed')")
+    config = recipe(digits, trainer__max_steps=2)
+    config["model"]["init_args"]["backbone"] = {"class_path": "mymodels.Mine"}
+    file = write(tmp_path / "recipes/recipe.yaml", config)
+    done = program("fit", "--config", file, "--run", tmp_path / "run", cwd=tmp_path / "elsewhere")
+    assert done.returncode == 0, done.stderr
+    refused = program("knn", "--run", tmp_path / "run", cwd=tmp_path / "recipes")
+    assert refused.returncode == 2 and "--trust mymodels" in refused.stderr
+    (tmp_path / "recipes/json.py").unlink(), (tmp_path / "recipes/torch.py").unlink()
+    trusted = program("knn", "--run", tmp_path / "run", "--trust", "mymodels", cwd=tmp_path / "recipes")
+    assert trusted.returncode == 0, trusted.stderr
+    lost = program(
+        "fit",
+        "--config",
+        file,
+        "--run",
+        tmp_path / "b",
+        "--model.backbone",
+        "mymodels.Widthless",
+        cwd=tmp_path / "elsewhere",
+    )
+    assert lost.returncode == 2 and "Widthless is no backbone: one needs an attribute `width`" in lost.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trainer.precision", "fp16"], "trainer.precision: expected one of"),
+        (["--data.views.size", "-3"], "size must be at least 1, got -3"),
+        (["--data.global_batch_size", "1", "--data.lanes", "1"], "global_batch_size is 1, and NTXent compares the samples of a batch"),
+        (["--model.backbone", "manyviews.backbones.TimmBackbone", "--model.backbone.name", "vit_tiny_patch16_224"], "cannot take views of 3 x 8 x 8"),
+        (["--model.backbone", "manyviews.backbones.TimmBackbone", "--model.backbone.name", "beit_base_patch16_224"], "data.views, those of the backbone of model.backbone (image_size, patch_size"),
+    ],
+    ids=lambda x: x[1] if isinstance(x, list) else "",
+)  # fmt: skip
+def test_what_does_not_fit_is_told_at_the_start(digits, tmp_path, capsys, arguments, message):
+    assert train(tmp_path, recipe(digits), *arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said and "step " not in said and not (tmp_path / "run/config.yaml").exists()
+
+
+def test_a_short_run_is_read_and_ends_with_a_reading(digits, tmp_path):
+    config = recipe(digits, trainer__max_steps=7, monitor__every_n_steps=50)
+    assert train(tmp_path, config) == 0
+    curves = scalars(tmp_path / "run")
+    assert [step for step, _ in curves["representation/rankme_features"]] == [1, 2, 3, 4, 5, 6, 7]
+    assert train(tmp_path, recipe(digits, trainer__max_steps=33, monitor__every_n_steps=50), name="other") == 0
+    assert [step for step, _ in scalars(tmp_path / "other")["train/lr"]][-2:] == [30, 33]
+
+
+def test_a_start_killed_before_its_first_reading_counts(digits, tmp_path):
+    from tests.process import Started, program
+
+    slow = {"class_path": "tests.recipe.Slow", "init_args": {"seconds": 0.5}}
+    config = recipe(digits, trainer__max_steps=3, monitor__every_n_steps=1000)
+    file = write(tmp_path / "recipe.yaml", config | {"trainer": config["trainer"] | {"callbacks": [slow]}})
+    process = Started("fit", "--config", file, "--run", tmp_path / "run")
+    process.await_((tmp_path / "run/attempts/0001.json").exists)
+    process.send(9)
+    process.end()
+    done = program("fit", "--config", file, "--run", tmp_path / "run", "--trust", "tests.recipe")
+    assert done.returncode == 0 and "starts: 2" in done.stderr, done.stderr

@@ -77,12 +77,14 @@ def test_the_wheel_works_outside_the_repository(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split("/")[0] for n in names if "dist-info" not in n} == {"manyviews", "viewshards"}
+    assert {"manyviews/recipes/quickstart.yaml", "manyviews/recipes/simclr/photos.yaml"} <= set(names)
     assert "viewshards/builtin/emoji.zip" in names and any("licenses/" in n for n in names)
     target = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(target)
     code = (
         f"import sys; sys.path.insert(0, {str(target)!r})\n"
-        "import manyviews.cli.fit, manyviews.cli.evaluate, viewshards.sources.bundled\n"
+        "import manyviews.cli.fit, manyviews.cli.evaluate, manyviews.cli.recipes, viewshards.sources.bundled\n"
+        "assert 'simclr/photos' in manyviews.cli.recipes.recipe(None)\n"
         f"assert manyviews.__file__.startswith({str(target)!r}), manyviews.__file__\n"
         "assert len(viewshards.sources.bundled.Emoji().samples) == 1905"
     )

@@ -103,6 +103,16 @@ def test_arguments_are_those_of_the_classes():
     assert told > 120
 
 
+def test_recipes_are_listed_and_printed(capsys):
+    assert main(["recipe"]) == 0
+    listed = capsys.readouterr().out
+    assert "simclr/photos" in listed and "claims" not in listed
+    assert main(["recipe", "simclr/photos"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"].endswith("SimCLR")
+    assert main(["recipe", "simclr/photo"]) == 2
+    assert "no recipe 'simclr/photo'; did you mean simclr/photos" in capsys.readouterr().err
+
+
 def test_a_file_of_two_sections_and_one_mistake(tmp_path, capsys):
     config = recipe(tmp_path)
     config["trainer"]["max_step"] = 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from pathlib import Path
 
 from manyviews import signals
 from manyviews.names import meant
@@ -33,6 +34,7 @@ COMMANDS = {
     "submit": "queue a job of slurm/: submit pretrain RECIPE.yaml [--nodes 4 --gpus-per-node 8 --then probe zeroshot]",
     "grid": "the points of a sweep's grid, or one point's arguments",
     "doctor": "what would break before a long job is queued: GPUs, NCCL, file system, shards, Slurm, versions",
+    "recipe": "the recipes that came along; with a NAME its text, for a file of your own",
     "list": "methods, objectives, backbones, protocols, views and data sets, a line each",
 }
 
@@ -72,6 +74,15 @@ def main(argv: list[str] | None = None) -> int:
         from manyviews.cli.catalogue import catalogue
 
         print(catalogue())
+        return 0
+    if arguments.command == "recipe":
+        from manyviews.cli.recipes import recipe
+
+        try:
+            print(recipe(arguments.name))
+        except (ValueError, OSError) as error:
+            print(f"manyviews recipe: {error}", file=sys.stderr)
+            return 2
         return 0
     try:
         if arguments.command not in ("multistage", "doctor", "submit"):  # whose run is one to come
@@ -113,7 +124,9 @@ def _call(arguments: argparse.Namespace, rest: list[str]) -> int:
         multistage.command(arguments, rest)
     else:
         from manyviews import foreign
+        from manyviews.cli import source
 
+        source.search_beside(arguments.trust, Path())
         with foreign.trusting(arguments.trust):
             if arguments.command == "report":
                 from manyviews.cli.report import report
@@ -218,6 +231,7 @@ def parser() -> argparse.ArgumentParser:
     made["submit"].add_argument("--dry-run", action="store_true", help="print the commands, submit nothing")
     made["grid"].add_argument("grid", metavar="GRID.yaml", help="recipe, and lists of values by dotted key")
     made["grid"].add_argument("--task", type=int, help="only this point, each argument ended by a NUL")
+    made["recipe"].add_argument("name", nargs="?", metavar="NAME", help="such as simclr/photos (default: list them)")
     made["doctor"].add_argument("--data", metavar="FOLDER", help="shards to try")
     made["doctor"].add_argument("--run", default="runs", metavar="FOLDER", help="where runs go (default: %(default)s)")
     for name, folder in (("claims", "experiments/claims"), ("leaderboard", "experiments/leaderboard")):

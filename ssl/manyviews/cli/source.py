@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import util
@@ -129,3 +132,19 @@ def _file(module: str) -> Path:
             if file.is_file():
                 return file
     raise FileNotFoundError(module)
+
+
+def search_beside(paths: Iterable[str], *folders: Path) -> None:
+    """Makes modules findable that the user named and that lie in one of these folders, as last and in no one's place.
+
+    Args:
+        paths: import paths, of classes or modules. folders: that of a configuration file, the working directory.
+    """
+    for top in {path.partition(".")[0] for path in paths if "." in path or path.isidentifier()}:
+        if not top.isidentifier() or util.find_spec(top) is not None:
+            continue
+        for folder in map(Path.absolute, folders):
+            if (folder / f"{top}.py").is_file() or (folder / top).is_dir():
+                sys.path.append(str(folder))
+                importlib.invalidate_caches()
+                break
