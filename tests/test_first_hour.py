@@ -241,7 +241,7 @@ def test_a_module_beside_the_recipe_or_here_is_found_and_shadows_nothing(digits,
 def test_what_does_not_fit_is_told_at_the_start(digits, tmp_path, capsys, arguments, message):
     assert train(tmp_path, recipe(digits), *arguments) == 2
     said = capsys.readouterr().err
-    assert message in said and "step " not in said and not (tmp_path / "run/config.yaml").exists()
+    assert message in said and "step " not in said and not (tmp_path / "run").exists()
 
 
 def test_a_short_run_is_read_and_ends_with_a_reading(digits, tmp_path):

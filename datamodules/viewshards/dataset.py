@@ -255,7 +255,19 @@ def _view(extension: str) -> str:
 
 def collate(samples: list[Sample]) -> dict[str, Any]:
     """Samples to a batch: views view-major, pictures each (B, 3, H, W) uint8, clouds (B, N, 3) float32, clips
-    (B, T, 3, H, W) uint8, their trajectories (B, T, h, w) int64."""
+    (B, T, 3, H, W) uint8, their trajectories (B, T, h, w) int64.
+
+    Raises:
+        ValueError: for samples with different numbers of views.
+    """
+    for name in STACKS.keys() & samples[0].keys():
+        few, many = (pick(samples, key=lambda sample: len(sample[name])) for pick in (min, max))
+        if len(few[name]) < len(many[name]):
+            raise ValueError(
+                f"{few['key']} has {len(few[name])} natural views, {many['key']} has {len(many[name])}: name those "
+                "that every sample has by data.natural_views, or add --data.missing true for an objective that knows "
+                "of missing views"
+            )
     batch: dict[str, Any] = {
         **{
             name: [stack(views) for views in zip(*(s[name] for s in samples), strict=True)]

@@ -329,3 +329,14 @@ def test_the_long_tail_is_long_in_train_only():
         counts[split][int(source.files(sample)["cls"])] += 1
     assert counts["train"][0] > 20 * counts["train"][8] and min(counts["train"]) >= 1
     assert min(counts["val"]) > 0.5 * max(counts["val"])
+
+
+def test_samples_with_different_numbers_of_views_are_named():
+    from viewshards.dataset import collate
+
+    one = {"image": [np.zeros((4, 4, 3), np.uint8)], "key": "a"}
+    two = {"image": [np.zeros((4, 4, 3), np.uint8)] * 2, "key": "b"}
+    with pytest.raises(
+        ValueError, match=r"a has 1 natural views, b has 2: name those .*data.natural_views.*data.missing"
+    ):
+        collate([two, one])

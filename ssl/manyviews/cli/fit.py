@@ -453,6 +453,7 @@ def _failed(cli: FitCLI, error: Exception) -> None:
     print(f"manyviews fit: {who}{error if str(error) else repr(error)}", file=sys.stderr)
     trace = cli.folder.path / ERROR
     if not cli.folder.config_file.exists():  # it never started
+        cli.folder.abandon()
         if not isinstance(error, ValueError | OSError):
             traceback.print_exc()
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -106,6 +107,19 @@ class RunFolder:
         lock.write(f"process {os.getpid()} on {platform.node()}{job}\n")
         lock.flush()
         self._lock = lock
+
+    def abandon(self) -> None:
+        """Leaves nothing behind of a run that never started."""
+        if self._lock is None or self.config_file.exists():
+            return
+        self._lock.close()
+        self._lock = None
+        (self.path / "lock").unlink(missing_ok=True)
+        for events in self.path.glob(f"events.out.tfevents.*.{os.getpid()}.*"):  # of this process, and empty
+            events.unlink()
+        for folder in (self.path / "attempts", self.checkpoints, self.path):
+            with contextlib.suppress(OSError):  # not empty, or not there
+                folder.rmdir()
 
     def check(self, config: dict[str, Any]) -> None:
         """Checks that the folder is new or holds this experiment.
