@@ -1,4 +1,7 @@
-"""SupReMix-style contrastive regression (after Wu et al., 2023; abstract only, the rest is our reading)."""
+"""SupReMix-style contrastive regression (after Wu et al., 2023).
+
+Our reading of the abstract: the repository that the paper links, `yilei-wu/SupReMix`, holds no code.
+"""
 
 from __future__ import annotations
 
