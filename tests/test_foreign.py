@@ -555,7 +555,7 @@ def test_a_bank_is_checked(tmp_path, text):
 def test_a_banks_templates_are_texts_and_no_programs(tmp_path):
     secret = "{c.__class__.__mro__} {0} {x} a {c}: thing"
     (tmp_path / "bank.json").write_text(json.dumps({"templates": [secret]}))
-    names, templates = ZeroShot(str(tmp_path / "bank.json")).read(["cat"])
+    _, prompts = ZeroShot(str(tmp_path / "bank.json")).read(["cat"])
     seen = []
 
     class Data:
@@ -571,7 +571,7 @@ def test_a_banks_templates_are_texts_and_no_programs(tmp_path):
 
             return Encoding(torch.ones(len(ids), 2))
 
-    ZeroShot._classifier(Module(), Data(), names, templates)
+    ZeroShot._classifier(Module(), Data(), prompts)
     assert seen == ["{c.__class__.__mro__} {0} {x} a cat: thing"]
 
 

@@ -91,7 +91,7 @@ def test_zero_shot_and_retrieval_are_in_tensorboard(trained):
     assert steps == [60, 120]
     events = EventAccumulator(str(run))
     events.Reload()
-    assert "pictures/confusion_zeroshot" in events.Tags()["images"]
+    assert "pictures/confusion_zeroshot_bank" in events.Tags()["images"]
     losses = [value for _, value in curves["train/loss"]]
     assert losses[-1] < 0.7 * losses[0]
     for way in ("i2t", "t2i"):  # unseen combinations, chance 1 in 60; 0.7 and 0.8 when this was written
@@ -106,8 +106,10 @@ def test_the_numbers_of_the_run_and_of_the_commands_are_one(trained, capsys):
     for scores in (shot, found):
         for name, value in scores.items():
             assert value == pytest.approx(curves[f"val/{name}"][-1][1], abs=1e-4), name
-    stored = json.loads((run / "evaluations" / "zeroshot-shards-cls-step-00000120.json").read_text())
-    assert stored["protocol"]["bank"] == str(bank) and stored["details"]["templates"] == BANK["templates"]
+    (file,) = (run / "evaluations").glob("zeroshot_bank-*-shards-*-cls-step-00000120.json")
+    stored = json.loads(file.read_text())
+    assert stored["protocol"]["bank"] == str(bank) and len(stored["details"]["prompts"]) == len(BANK["templates"])
+    assert stored["chance"]["zeroshot_top1"] == 1 / 4 and len(stored["interval_95"]["zeroshot_top1"]) == 2
     assert stored["details"]["per_class"].keys() == {"circle", "square", "triangle", "star"}
 
 

@@ -81,6 +81,8 @@ class Evaluation(pl.Callback):
     def _write(self, trainer: pl.Trainer, found: dict[str, Any], scores: dict[str, float]) -> None:
         for board in trainer.loggers:
             board.log_metrics(scores, step=trainer.global_step)
+        if self.folder is None and not trainer.loggers:
+            return
         folder = Path(self.folder or trainer.log_dir or trainer.default_root_dir)
         data: Any = getattr(trainer, "datamodule", None)
         for name, (protocol, result) in found.items():

@@ -178,7 +178,7 @@ class Method(pl.LightningModule):
     def _try_views(self) -> None:
         """Shows the backbone one sample of each view, so that sizes that do not fit are told before anything trains."""
         example = getattr(self._data, "example", None)
-        if example is None:
+        if example is None or isinstance(self, FSDPModule):  # whose parts run inside the whole only
             return
         batch = self._data.on_after_batch_transfer(self._data.transfer_batch_to_device(example(), self.device, 0), 0)
         modes = [(part, part.training) for part in self.backbone.modules()]
