@@ -53,7 +53,7 @@ def test_the_best_is_the_best(digits, tmp_path, mode):
     for number, monitor in enumerate(("val/knn5", "representation/rankme_features")):
         config = recipe(
             digits, trainer__callbacks=[evaluation()], trainer__max_steps=66, checkpoints__keep_last=20,
-            checkpoints__every_n_steps=22, checkpoints__monitor=monitor, checkpoints__mode=mode, monitor__every_n_steps=11,
+            checkpoints__every_n_steps=22, checkpoints__monitor=monitor, checkpoints__mode=mode, monitor__every_n_steps=1,
         )  # fmt: skip
         assert train(tmp_path, config, name=f"run{number}") == 0
         run = tmp_path / f"run{number}"

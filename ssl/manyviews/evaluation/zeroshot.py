@@ -66,7 +66,7 @@ class ZeroShot(JointProtocol):
             "images": images, "classes": classes, "prompts": prompts[0], "ties": int(ties), "per_class": per_class,
             "largest_class": (of_class.max() / images).item(),
         }  # fmt: skip
-        chance = {f"zeroshot_top{k}": k / classes for k in self.k if f"zeroshot_top{k}" in found}
+        chance = {f"zeroshot_top{k}": min(1.0, k / classes) for k in self.k if f"zeroshot_top{k}" in found}
         return Result(found, details, confusion, chance, images)
 
     @property
