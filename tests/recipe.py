@@ -230,7 +230,7 @@ def scalars(run_folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 class Heard(pl.loggers.Logger):
-    """A logger without a folder: the names that it was told of."""
+    """A logger without a folder: it keeps the names of the metrics it was given."""
 
     name, version = "heard", 0
 

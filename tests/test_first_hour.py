@@ -41,6 +41,16 @@ def test_refused_at_the_start(digits, tmp_path, capsys, arguments, message):
     assert not list((tmp_path / "run").glob("checkpoints/*.ckpt"))
 
 
+def test_a_mistaken_metric_costs_no_training(digits, tmp_path, capsys):
+    """The word of the printed lines is told at the first step; what can only be told later leaves a checkpoint."""
+    assert train(tmp_path, recipe(digits, checkpoints__monitor="loss")) == 2
+    assert "there is no 'loss'; did you mean train/loss" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("checkpoints/*.ckpt"))
+    config = recipe(digits, checkpoints__monitor="train/los", checkpoints__every_n_steps=0)
+    assert train(tmp_path, config, name="later") == 2
+    assert [p.name for p in (tmp_path / "later/checkpoints").glob("*.ckpt")] == ["step-00000022.ckpt"]
+
+
 def test_a_metric_that_no_protocol_gives_is_refused_at_the_first_evaluation(digits, tmp_path, capsys):
     config = recipe(digits, trainer__callbacks=[evaluation()], checkpoints__monitor="knn5/val")
     assert train(tmp_path, config) == 2
@@ -146,6 +156,8 @@ def test_a_run_begins_with_another_ones_weights_and_says_so(digits, tmp_path, ca
     parent = json.loads((tmp_path / "child/run.json").read_text())["parent"]
     assert parent["step"] == 3 and parent["run"] == str(tmp_path / "parent") and len(parent["sha256"]) == 64
     assert parent["sha256"] in (tmp_path / "parent/checkpoints/step-00000003.ckpt.sha256").read_text()
+    assert train(tmp_path, config, "--from", str(tmp_path / "parent/checkpoints"), name="same") == 0
+    capsys.readouterr()
     for value, message in ((tmp_path / "none", "no such run or checkpoint"), (tmp_path, "no whole checkpoint")):
         assert train(tmp_path, config, "--from", str(value), name="other") == 2
         assert message in capsys.readouterr().err

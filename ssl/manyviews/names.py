@@ -8,10 +8,11 @@ from difflib import get_close_matches
 
 
 def nearest(given: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """The known names nearest to a given one: of the same words, beginning with it, or alike; none if none is near."""
+    """The known names nearest to a given one: with its words, beginning with it, or alike; none if none is near."""
     alike = {name.lower(): name for name in sorted(set(known))}
     name, words = given.lower(), _words(given)
     same = [other for other in alike if words and _words(other) == words]
+    same += [other for other in alike if words and set(words) < set(_words(other))]
     begin = [other for other in alike if name and other.startswith(name)]
     close = get_close_matches(name, alike, most, 0.6)
     return [alike[other] for other in dict.fromkeys([*same, *begin, *close])][:most]

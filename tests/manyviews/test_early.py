@@ -64,10 +64,12 @@ def test_help_of_a_class_is_its_own(tmp_path):
     assert "  --model.temperature: float = 0.1" in lines and len(lines) < 40
 
 
-@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+RECIPES = [p for p in sorted(EXPERIMENTS.glob("*/*.yaml")) if p.parent.name not in ("claims", "leaderboard", "sweeps")]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_no_recipe_is_refused(path):
-    if path.parent.name not in ("claims", "leaderboard", "sweeps"):
-        early.check_fit(["--config", str(path)])
+    early.check_fit(["--config", str(path)])
 
 
 @pytest.mark.parametrize(
@@ -81,10 +83,60 @@ def test_no_recipe_is_refused(path):
         ["--model.optimizer.lr", "3"],
         ["--seed_everything=3", "--print_config"],
         ["--model", "manyviews.methods.BYOL"],
+        ["--model.class_path", "manyviews.methods.BYOL"],  # the old one's arguments go
+        ["--model.backbone.class_path", "manyviews.backbones.ConvNet", "--model.backbone.widths", "[4, 8]"],
+        ["--trainer.max_steps", "0x10"],
+        ["--model.temperature", ".inf"],
+        ["--model.temperature", "0.2 # as in the paper"],
+        ["--model", "class_path: SimCLR"],
+        ["--model", " {class_path: SimCLR}"],
+        ["--model.backbone", "itertools.count", "--model.backbone.start", "3"],
+        ["--model.backbone", "__main__.X", "--model.backbone.start", "3"],
+        ["--model.backbone", "_json.Scanner", "--model.backbone.x", "3"],  # of a library that is no source
     ],
 )
 def test_what_may_be_right_is_left_to_the_parser(tmp_path, arguments):
     early.check_fit(["--config", str(write(tmp_path / "r.yaml", recipe(tmp_path))), *arguments])
+
+
+def test_dotted_keys_of_a_file_are_nested_ones(tmp_path):
+    config = recipe(tmp_path)
+    config["trainer.max_epochs"] = 3
+    config["model"]["init_args"] |= {
+        "backbone.class_path": "manyviews.backbones.ConvNet",
+        "backbone.init_args": {"widths": [4]},
+    }
+    early.check_fit(["--config", str(write(tmp_path / "r.yaml", config))])
+    config["trainer.max_epoch"] = 3
+    with pytest.raises(ValueError, match="no key 'trainer.max_epoch'; did you mean trainer.max_epochs"):
+        early.check_fit(["--config", str(write(tmp_path / "r.yaml", config))])
+
+
+OWN = {
+    "latin": "# -*- coding: latin-1 -*-\nclass Mine:\n    def __init__(self, depth: int = 1): '\u00e9'\n".encode(
+        "latin-1"
+    ),
+    "broken": b"class Mine:\n    def __init__(self, widths\n",
+    "over": (
+        b"from typing import overload\nclass Mine:\n    @overload\n    def __init__(self, widths: int): ...\n"
+        b"    def __init__(self, depth: int = 1, widths: int = 2): pass\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_modules_of_any_kind_are_left_to_the_import(tmp_path, monkeypatch, name):
+    (tmp_path / f"{name}_own.py").write_bytes(OWN[name])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = ["--model.backbone", f"{name}_own.Mine", "--model.backbone.depth", "3"]
+    early.check_fit(["--config", str(write(tmp_path / "r.yaml", recipe(tmp_path))), *arguments])
+
+
+def test_sections_are_those_of_the_command():
+    from manyviews.cli import fit
+
+    assert {name: f"{made.__module__}.{made.__name__}" for name, made in fit.SECTIONS.items()} == early.SECTIONS
+    assert set(fit.FIELDS) == set(early.CLASSES) and set(fit.TOP) <= set(early.SINGLE)
 
 
 def test_arguments_are_those_of_the_classes():

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +20,7 @@ from manyviews.evaluation.close import MeanShift, ModalityGapNoise, _features
 from manyviews.evaluation.composition import ARO, Bigrams, _captions, arranged, verdict
 from manyviews.evaluation.joint import embed_texts
 from manyviews.evaluation.linear import split
-from manyviews.evaluation.protocol import result_path, wilson
+from manyviews.evaluation.protocol import chance_at, result_path, wilson
 from manyviews.mining import neighbour_cells, owner_cells
 from manyviews.similarity import unit
 
@@ -221,7 +222,9 @@ def test_equal_captions_are_right_answers():
     data = Told(at(4, 0, 90), captions=[[0.0], [0.0], [90.0]])
     found = TextRetrieval((1,)).measure(Plane(), data)
     assert found.scores == {"i2t_r1": 1.0, "t2i_r1": 1.0} and found.details["texts"] == 2
-    assert found.chance == pytest.approx({"i2t_r1": 1 / 3, "t2i_r1": 1 / 3}) and found.trials == 3
+    # Two of three captions are right for two of the images, and one for the third; the other way round alike.
+    assert found.chance == pytest.approx({"i2t_r1": 5 / 9, "t2i_r1": 5 / 9})
+    assert found.trials == {"i2t_r1": 3, "t2i_r1": 3}
     other = Told(at(4, 0, 90), captions=[[0.0], [1.0], [90.0]])
     assert TextRetrieval((1,)).measure(Plane(), other).scores["t2i_r1"] == pytest.approx(2 / 3)
 
@@ -235,7 +238,8 @@ def test_classes_stand_in_for_captions(tmp_path):
     assert found.details["captions"] == 2 and found.details["images"] == 6
     assert found.scores["t2i_r1"] == 1.0  # 0 finds an image at 0; 90 finds one of its own at 85 before that at 96
     assert found.scores["i2t_r1"] == pytest.approx(4 / 5)  # the image at 96 is nearer to the other class
-    assert found.chance["i2t_r1"] == 1 / 2
+    assert found.chance["i2t_r1"] == 1 / 2 and found.chance["t2i_r1"] == pytest.approx((3 / 6 + 2 / 6) / 2)
+    assert found.trials["i2t_r1"] == 5 and found.trials["t2i_r1"] == 2
     data.classes = []
     with pytest.raises(ValueError, match="no sample of val has a caption, and there are no names of classes"):
         TextRetrieval().measure(Plane(), data)
@@ -284,8 +288,23 @@ def test_intervals():
     """Wilson's, of 9 right in 10 and of none in 20; and none where a score is no share."""
     assert wilson(0.9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)
     assert wilson(0.0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
-    result = Result({"knn5": 0.9, "other": 3.0}, chance={"knn5": 0.1}, trials=10)
-    assert result.intervals().keys() == {"knn5"}
+    result = Result({"knn5": 0.9, "other": 3.0}, chance={"knn5": 0.1}, trials={"knn5": 10})
+    assert result.intervals() == {"knn5": wilson(0.9, 10)}
+
+
+def test_chance_with_several_right_items():
+    """By counting all draws of k of 6 items: of one query 2 are right, of the other 5."""
+    for k in (1, 2, 3, 7):
+        draws = list(combinations(range(6), min(k, 6)))
+        dense = [sum(any(item < right for item in draw) for draw in draws) / len(draws) for right in (2, 5)]
+        assert chance_at(torch.tensor([2, 5]), 6, k) == pytest.approx(sum(dense) / 2)
+
+
+def test_views_of_a_sample_are_one_trial(tmp_path):
+    data = Told(at(0, 80, 10, 100), label=[0, 1], classes=["zero", "up"], views=2)
+    result = ZeroShot(bank(tmp_path, ["{}"], zero="0", up="90"), (1, 5)).measure(Plane(), data)
+    assert result.confusion.sum() == 4 and result.trials["zeroshot_top1"] == 2
+    assert result.chance["zeroshot_top1"] == 0.5
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])  # with 5 the last rank has padding only

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from manyviews.backbones import ConvNet, PointTransformer, TimmBackbone, load_weights, not_read
-from manyviews.backbones.weights import of_transformers
+from manyviews.backbones.published import of_transformers
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,6 +60,7 @@ def of_resnet(kind):
         "SwAV": named("module.", body | {"projection_head.0.weight": torch.zeros(2, 2), "prototypes.weight": torch.zeros(2, 2)}),
         "Barlow Twins": {"model": named("module.backbone.", body) | {"module.projector.0.weight": torch.zeros(2, 2), "module.bn.running_mean": torch.zeros(2)}, "optimizer": optimizer},
         "solo-learn": {"state_dict": named("backbone.", body) | named("momentum_backbone.", others(body)) | {"projector.0.weight": torch.zeros(2, 2), "classifier.weight": torch.zeros(2, 2)}},
+        "BYOL": {"online_encoder": named("net.", body), "target_encoder": named("net.", others(body)), "online_predictor": {"0.weight": torch.zeros(2, 2)}},
         "lightly's BYOL": {"state_dict": named("backbone.", body) | named("teacher_backbone.", others(body)) | {"prediction_head.0.weight": torch.zeros(2, 2)}, "hyper_parameters": {"lr": 0.1}, "loops": {"fit_loop": {}}},
         "lightly's DINO": {"state_dict": named("teacher_backbone.", body) | named("student_backbone.", others(body))},
         "stable-pretraining": {"state_dict": named("backbone.teacher.", body) | named("backbone.student.", others(body)) | {"callbacks_metrics.x": torch.zeros(2)}},
@@ -91,7 +92,7 @@ def of_vit(kind):
 CONTAINERS = [
     *(("resnet10t", kind, of_resnet) for kind in (
         "timm with its head", "timm's training", "DataParallel", "compiled", "MoCo v2", "MoCo v3", "SimSiam", "SwAV", "Barlow Twins",
-        "solo-learn", "lightly's BYOL", "lightly's DINO", "stable-pretraining", "a run of ours",
+        "solo-learn", "BYOL", "lightly's BYOL", "lightly's DINO", "stable-pretraining", "a run of ours",
     )),
     *(("vit_tiny_patch16_224", kind, of_vit) for kind in (
         "timm with its head", "DINO", "DINO's training", "iBOT's training", "DINOv2's training", "MAE", "MAE with its decoder", "I-JEPA",
@@ -137,6 +138,66 @@ def test_what_does_not_fit_is_named(change, message, tmp_path):
     torch.save(change(dict(headless(VIT))), tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=message):
         TimmBackbone("vit_tiny_patch16_224", image_size=64, checkpoint=str(tmp_path / "weights.pth"))
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"num_attention_heads": 6}, "it has 6 heads of attention, vit_tiny_patch16_224 has 3"),
+        ({"hidden_act": "quick_gelu"}, "its activation is 'quick_gelu'"),
+    ],
+)
+def test_what_the_tensors_do_not_show_is_compared(about, message, tmp_path):
+    save_file(headless(VIT), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", **about}))
+    with pytest.raises(ValueError, match=message):
+        TimmBackbone("vit_tiny_patch16_224", image_size=64, checkpoint=str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 3, "hidden_act": "gelu"}))
+    TimmBackbone("vit_tiny_patch16_224", image_size=64, checkpoint=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x * float("nan"), "holds values that are not finite"),
+        (lambda x: (100 * x).to(torch.int8), "is of torch.int8: quantised and complex"),
+        (lambda x: x.to(torch.complex64), "is of torch.complex64"),
+    ],
+    ids=["nan", "int8", "complex"],
+)
+def test_values_that_are_no_weights_are_refused(change, message, tmp_path):
+    state = {k: change(v) if k == "norm.weight" else v for k, v in headless(VIT).items()}
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=message):
+        TimmBackbone("vit_tiny_patch16_224", image_size=64, checkpoint=str(tmp_path / "weights.pth"))
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.pth", "model.safetensors"])
+def test_first_bytes_tell_the_kind_of_a_file(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for write in (save_file, torch.save):
+        write(headless(VIT), tmp_path / name)
+        backbone = TimmBackbone("vit_tiny_patch16_224", image_size=64, checkpoint=f"~/{name}")
+        assert torch.equal(backbone.model.norm.weight, VIT.norm.weight)
+    (tmp_path / "noise.pth").write_bytes(b"no weights at all")
+    with pytest.raises(ValueError, match="no file of weights") as caught:
+        TimmBackbone("vit_tiny_patch16_224", image_size=64, checkpoint="~/noise.pth")
+    assert "weights_only" not in str(caught.value)
+
+
+def test_an_average_without_counters_is_taken_all_the_same(tmp_path):
+    """Raw weights beside it have more names."""
+    average = {k: v for k, v in headless(RESNET).items() if not k.endswith("num_batches_tracked")}
+    torch.save({"state_dict": others(headless(RESNET)), "state_dict_ema": average}, tmp_path / "w.pth")
+    backbone = TimmBackbone("resnet10t", checkpoint=str(tmp_path / "w.pth"))
+    for name, value in average.items():
+        assert torch.equal(backbone.model.state_dict()[name], value), name
+
+
+def test_a_folder_of_open_clip(tmp_path):
+    save_file(named("visual.trunk.", headless(VIT)), tmp_path / "open_clip_model.safetensors")
+    backbone = TimmBackbone("vit_tiny_patch16_224", image_size=64, checkpoint=str(tmp_path))
+    assert torch.equal(backbone.model.norm.weight, VIT.norm.weight)
 
 
 def test_only_weights_are_read(tmp_path):
@@ -259,8 +320,14 @@ def test_a_folder_of_hugging_face(kind, tmp_path):
     where = {name: f"model-{number}.safetensors" for number, part in enumerate(parts) for name in part}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "layer_norm_eps": 1e-12}))
-    backbone = TimmBackbone("vit_tiny_patch16_224", image_size=64, checkpoint=str(tmp_path)).eval()
-    assert backbone.model.norm.eps == 1e-12
+    with pytest.raises(ValueError, match="its LayerNorms have eps 1e-12, those here 1e-06: give norm_eps 1e-12"):
+        TimmBackbone("vit_tiny_patch16_224", image_size=64, checkpoint=str(tmp_path))
+    how = {"name": "vit_tiny_patch16_224", "image_size": 64, "norm_eps": 1e-12, "checkpoint": str(tmp_path)}
+    backbone = TimmBackbone(**how).eval()
+    with not_read():  # as a run is resumed: the same function of the same state
+        again = TimmBackbone(**how).eval()
+    again.load_state_dict(backbone.state_dict())
+    assert torch.equal(again(IMAGES).pooled, backbone(IMAGES).pooled)
     reference = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0).eval()
     reference.load_state_dict(headless(VIT))
     for part in reference.modules():

@@ -1,4 +1,7 @@
-"""The view of evaluation of a published model: pixel by pixel what timm, torchvision and open_clip make of it."""
+"""The view of evaluation of a published model: pixel by pixel what timm, torchvision and open_clip make of it.
+
+But for strips beyond 16:1, whose ends are cut off first where the shorter side is resized.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from viewshards.decode import Picture
 
 
 def without_ends(image: Picture) -> Picture:
-    """The middle of a strip more than 16 times as long as it is high: one pixel high, it would become gigabytes."""
+    """The middle of a picture with one side more than 16 times the other: one pixel high, it would become gigabytes."""
     height, width = image.shape[:2]
     side = min(height, width)
     if max(height, width) <= 16 * side:
@@ -38,6 +41,9 @@ class Published:
         mode: `shortest`: the shorter side becomes `resize`, what lies beyond the square is cut off; `longest`: the
             longer side does, what is missing is filled; `squash`: both do, whatever the shape was.
         fill: the value of what is filled, 0 to 255.
+
+    Raises:
+        ValueError: for an unknown interpolation or mode, or sizes that no square has.
     """
 
     def __init__(

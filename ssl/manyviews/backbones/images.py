@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,7 +12,8 @@ from timm.layers import build_sincos2d_pos_embed
 from torch import Tensor, nn
 
 from manyviews.backbones.encoding import Encoding
-from manyviews.backbones.weights import State, load_weights
+from manyviews.backbones.published import State
+from manyviews.backbones.weights import load_weights
 from manyviews.names import meant
 
 
@@ -30,6 +32,7 @@ class TimmBackbone(nn.Module):
             which keeps gradient spikes away.
         in_chans: bands of the pictures.
         options: further arguments of timm's model, such as {class_token: false, global_pool: avg, fc_norm: false}.
+        norm_eps: of the LayerNorms; None keeps the model's own. transformers' ViT and ViT-MAE have 1e-12, timm's 1e-6.
 
     Attributes:
         width: D of the pooled features.
@@ -46,6 +49,7 @@ class TimmBackbone(nn.Module):
         frozen_patches: bool = False,
         in_chans: int = 3,
         options: Mapping[str, Any] | None = None,
+        norm_eps: float | None = None,
     ) -> None:
         super().__init__()
         given: dict[str, Any] = {"img_size": image_size, "patch_size": patch_size}
@@ -60,6 +64,9 @@ class TimmBackbone(nn.Module):
         self.model, self.options = _made(name, given)
         if small_stem:
             _make_small_stem(self.model, name)
+        self.norm_eps = norm_eps
+        for norm in self._norms() if norm_eps is not None else ():
+            norm.eps = norm_eps
         load_weights(self, checkpoint)
         if frozen_patches:
             _freeze_patches(self.model, name)
@@ -68,6 +75,23 @@ class TimmBackbone(nn.Module):
         self.channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"  # Swin
         self.prefix_tokens = int(getattr(self.model, "num_prefix_tokens", 0))
 
+    def _norms(self) -> list[Any]:
+        return [part for part in self.model.modules() if isinstance(part, nn.LayerNorm)]
+
+    def _check(self, about: Mapping[str, Any]) -> None:
+        """Holds what a file says of its network, and its tensors do not show, against this one."""
+        if about.get("quick_gelu") and "quickgelu" not in self.name:
+            raise ValueError(f"OpenAI's CLIP has another activation than {self.name}: name its quickgelu model")
+        if about.get("hidden_act") not in (None, "gelu", "silu"):
+            raise ValueError(f"its activation is {about['hidden_act']!r}, which {self.name} has not")
+        blocks = getattr(self.model, "blocks", None)
+        heads = getattr(getattr(blocks[0], "attn", None), "num_heads", None) if blocks else None
+        if None not in (heads, about.get("num_attention_heads")) and heads != about["num_attention_heads"]:
+            raise ValueError(f"it has {about['num_attention_heads']} heads of attention, {self.name} has {heads}")
+        eps, norms = about.get("layer_norm_eps"), self._norms()
+        if eps is not None and norms and not math.isclose(norms[0].eps, eps):
+            raise ValueError(f"its LayerNorms have eps {eps:g}, those here {norms[0].eps:g}: give norm_eps {eps:g}")
+
     @property
     def published_names(self) -> set[str]:
         """By which a file of this model is known: those of timm."""
@@ -75,8 +99,7 @@ class TimmBackbone(nn.Module):
 
     def converted(self, state: State, about: Mapping[str, Any]) -> tuple[State, set[str]]:
         """Own state for a published one: timm's conversions and resampling, strictly; see `load_weights`."""
-        if about.get("quick_gelu") and "quickgelu" not in self.name:
-            raise ValueError(f"OpenAI's CLIP has another activation than {self.name}: name its quickgelu model")
+        self._check(about)
         if "register_tokens" in state and "mask_token" not in state:
             state = {**state, "mask_token": state["cls_token"][:, 0]}  # by which timm knows DINOv2
         kept, unused = {}, set[str]()
@@ -91,10 +114,6 @@ class TimmBackbone(nn.Module):
         made = timm.create_model(
             self.name, num_classes=0, pretrained=True, pretrained_cfg_overlay=overlay, **self.options
         )
-        if (eps := about.get("layer_norm_eps")) is not None:  # transformers' ViTs have 1e-12, timm's 1e-6
-            for part in self.model.modules():
-                if isinstance(part, nn.LayerNorm):
-                    part.eps = float(eps)
         return {f"model.{name}": value for name, value in {**made.state_dict(), **kept}.items()}, unused
 
     def forward(self, images: Tensor) -> Encoding:

@@ -15,7 +15,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from manyviews.backbones.encoding import Encoding
-from manyviews.backbones.weights import State, load_weights
+from manyviews.backbones.published import State
+from manyviews.backbones.weights import load_weights
 
 CELLS = 2**25
 """Distances held at a time."""

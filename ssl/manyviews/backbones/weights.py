@@ -1,9 +1,10 @@
-"""Published weights into a backbone: whose they are is told from their names, and every one of them is accounted for.
+"""Loads published weights into a backbone. The kind of file is recognised by its names; every tensor is accounted for.
 
 Read are safetensors, pickles of tensors and plain types, and folders of Hugging Face, timm and `manyviews export`.
 Within a file the network that its paper evaluates is taken: the EMA of a timm run, the teacher of DINO, iBOT and
-DINOv2, the target encoder of I-JEPA and V-JEPA, the online encoder of MoCo, BYOL and their like. Heads, projectors,
-decoders and mask tokens are left out by name; anything else that is missing or left over is an error.
+DINOv2, the target encoder of I-JEPA and V-JEPA, the online encoder of MoCo, BYOL and their like; the other networks of
+the file are reported. Heads, projectors, decoders and mask tokens of the network are left out by name; anything else
+that is missing or left over in it is an error, and so are values that are no weights.
 """
 
 from __future__ import annotations
@@ -27,13 +28,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from manyviews import foreign
+from manyviews.backbones.published import OPENAI, State, of_open_clip, of_transformers
 
 logger = logging.getLogger(__name__)
-State = dict[str, Tensor]
-
 PREFERRED = (
-    "state_dict_ema", "model_ema", "target_encoder", "teacher", "backbone", "base_encoder", "encoder_q",
-    "teacher_backbone", "encoder", "MAE_encoder", "student_backbone", "student", "trunk",
+    "state_dict_ema", "model_ema", "online_encoder", "target_encoder", "teacher", "backbone", "base_encoder",
+    "encoder_q", "teacher_backbone", "encoder", "MAE_encoder", "student_backbone", "student", "trunk",
 )  # fmt: skip
 """Parts of names, in the order in which a network under them is taken where several fit equally well."""
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -43,8 +43,10 @@ LEFT_OUT = re.compile(
     r"|decoder|mask_token$|masked_embed$|increase_dim|norm_head|dino_head|ibot_head"
 )
 """Beginnings of names inside a network that a headless encoder has no place for."""
-HARMLESS = [
-    argparse.Namespace, pathlib.PosixPath, np.dtype, getattr(np, "_core").multiarray.scalar,  # noqa: B009
+SCALAR = np.float64(0).__reduce__()[0]  # by which numpy's numbers are pickled, under two names
+HARMLESS: list[Any] = [
+    argparse.Namespace, pathlib.PosixPath, np.dtype,
+    (SCALAR, "numpy._core.multiarray.scalar"), (SCALAR, "numpy.core.multiarray.scalar"),
     *(type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool")),
 ]  # fmt: skip
 """Beside tensors and plain types: what training scripts keep in their checkpoints, and no code runs for."""
@@ -75,7 +77,7 @@ _reading = True
 
 @contextmanager
 def not_read() -> Iterator[None]:
-    """While backbones are built whose weights come from a checkpoint of their run: published ones need not be there."""
+    """Builds backbones without reading published weights: a checkpoint of the run has theirs, the file may be gone."""
     global _reading
     before, _reading = _reading, False
     try:
@@ -96,21 +98,27 @@ def load_weights(backbone: nn.Module, path: str | None) -> Account | None:
     headless state by, and a method `converted(state, about)` that gives its own state for that one, and the names of
     what it has no use for.
 
+    Returns:
+        Where the tensors went; None without a path, and inside `not_read`.
+
     Raises:
         FileNotFoundError: without the file. ValueError: for what is no file of weights, or of another network: naming
             what is missing and what is left over.
     """
     if path is None or not reads():
         return None
-    file = Path(path)
+    file = Path(path).expanduser()
     everything, about = read(file)
     names = set(getattr(backbone, "published_names", None) or backbone.state_dict())
     source, state = chosen(everything, names, str(file))
     kept = {name: value for name, value in state.items() if name in names or not LEFT_OUT.match(name)}
+    _check_values(kept, file)
     converted = getattr(backbone, "converted", None)
     try:
         mine, unused = converted(kept, about) if converted is not None else (kept, set())
         backbone.load_state_dict(mine)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     except (RuntimeError, KeyError, AttributeError, TypeError, IndexError) as error:
         raise ValueError(f"{file}: {_misfit(kept, names, error)}") from error
     left = [f"{source}{name}" for name in state if name not in kept or name in unused]
@@ -140,20 +148,12 @@ def read(path: Path) -> tuple[State, dict[str, Any]]:
     return of_open_clip(of_transformers(state)), about
 
 
-def _content(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights; nothing is ever downloaded")
-    if path.suffix != ".safetensors":
-        return _unpickled(path)
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not readable as safetensors ({error})") from error
+FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files of weights in a folder of Hugging Face, timm or our own."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    """The files of weights in a folder of open_clip, Hugging Face, timm or our own."""
+    for name in FILES:
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
             return [folder / name]
@@ -163,20 +163,37 @@ def _files(folder: Path) -> list[Path]:
             if any(Path(part).name != part for part in parts):
                 raise ValueError(f"{index}: names a file outside of its folder")
             return [folder / part for part in parts]
-    raise FileNotFoundError(f"{folder}: no model.safetensors or pytorch_model.bin in it")
+    raise FileNotFoundError(f"{folder}: none of {', '.join(FILES)} in it")
+
+
+def _content(path: Path) -> Any:
+    """What a file holds, whose first bytes tell which kind it is: names lie."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights; nothing is ever downloaded")
+    with path.open("rb") as f:
+        head = f.read(9)
+    is_pickle = head[:2] in (b"PK", b"\x80\x02")
+    if head[8:] != b"{" and (is_pickle or path.suffix != ".safetensors"):
+        return _unpickled(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not readable as safetensors ({error})") from error
 
 
 def _unpickled(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+    try:  # the open file, since torch takes another reader for some names
+        with torch.serialization.safe_globals(HARMLESS), path.open("rb") as f:
+            return torch.load(f, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError) as error:
         try:
-            others = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-        except Exception:  # not a checkpoint at all
+            with path.open("rb") as f:
+                others = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(f))
+        except Exception:  # not a checkpoint at all; torch has no kind of its own for that
             others = []
+        # Torch's own words are not repeated: they advise to load it all the same.
         what = f"holds more than weights ({', '.join(others[:5])}), and loading it could run code" if others else (
-            f"no file of weights and nothing else ({' '.join(str(error).split())[:200]})"
+            "no file of weights and nothing else, or damaged"
         )  # fmt: skip
         raise ValueError(f"{path}: {what}: save its state_dict() alone, best as safetensors") from error
 
@@ -200,7 +217,7 @@ def chosen(everything: State, names: set[str], where: str) -> tuple[str, State]:
         name[: len(name) - len(mine)]
         for name in everything
         for mine in _endings(name)
-        if mine in names and name.endswith(mine)
+        if mine in names and not mine.endswith("num_batches_tracked")  # which an average may lack
     )
     if not found:
         some = ", ".join(sorted(everything)[:3])
@@ -214,6 +231,15 @@ def chosen(everything: State, names: set[str], where: str) -> tuple[str, State]:
         )
     prefix = best[0]
     return prefix, {name.removeprefix(prefix): value for name, value in everything.items() if name.startswith(prefix)}
+
+
+def _check_values(state: State, file: Path) -> None:
+    """Raises ValueError for numbers that are no weights."""
+    for name, value in state.items():
+        if value.is_complex() or value.dtype in (torch.int8, torch.uint8):
+            raise ValueError(f"{file}: {name} is of {value.dtype}: quantised and complex weights are not read")
+        if value.is_floating_point() and not bool(value.float().isfinite().all()):
+            raise ValueError(f"{file}: {name} holds values that are not finite")
 
 
 def _endings(name: str) -> Iterator[str]:
@@ -241,91 +267,3 @@ def _groups(names: list[str], depth: int) -> dict[str, int]:
     begin = {name: ".".join(name.split(".")[:depth]) for name in names}
     counts, single = Counter(begin.values()), {top: name for name, top in begin.items()}
     return {f"{top}.*" if count > 1 else single[top]: count for top, count in counts.items()}
-
-
-BLOCK = r"(?:encoder\.|model\.)?layers?\.(?P<block>\d+)\."
-QKV = re.compile(BLOCK + r"attention\.(?:attention\.)?(?P<which>query|key|value|q_proj|k_proj|v_proj)\.(?P<kind>\w+)")
-RENAMED = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (BLOCK, r"blocks.\g<block>."),
-        (r"embeddings\.position_embeddings$", "pos_embed"),
-        (r"embeddings\.patch_embeddings\.(?:projection\.)?", "patch_embed.proj."),
-        (r"^embeddings\.", ""),
-        (r"attention\.(?:output\.dense|o_proj)\.", "attn.proj."),
-        (r"layernorm_before\.", "norm1."),
-        (r"layernorm_after\.", "norm2."),
-        (r"^layernorm\.", "norm."),
-        (r"(?:intermediate\.dense|mlp\.weights_in|mlp\.up_proj)\.", "mlp.fc1."),
-        (r"(?:output\.dense|mlp\.weights_out|mlp\.down_proj)\.", "mlp.fc2."),
-        (r"layer_scale(\d)\.lambda1$", r"ls\1.gamma"),
-    )
-]
-"""The names of `transformers`, in the order in which they are replaced."""
-
-
-def of_transformers(state: State) -> State:
-    """`transformers`' ViT, ViT-MAE, DINOv2 and DINOv3 by their authors' names and layout; any other as it is."""
-    begin = next((name.removesuffix(CLASS) for name in state if name.endswith(CLASS)), None)
-    if begin is None:
-        return state
-    found: State = {}
-    parts: dict[tuple[str, str], State] = {}
-    for name, value in state.items():
-        mine = name.removeprefix(begin)
-        if not name.startswith(begin):
-            found[name] = value
-        elif match := QKV.fullmatch(mine):
-            parts.setdefault((match["block"], match["kind"]), {})[match["which"][0]] = value
-        else:
-            for pattern, replacement in RENAMED:
-                mine = pattern.sub(replacement, mine)
-            found[mine] = value
-    for (block, kind), each in parts.items():
-        if each.keys() == {"q", "k", "v"}:
-            found[f"blocks.{block}.attn.qkv.{kind}"] = torch.cat([each[which] for which in "qkv"])
-        else:  # the keys of DINOv3 have no bias
-            found |= {f"blocks.{block}.attn.{which}_{kind}": value for which, value in each.items()}
-    if "register_tokens" in found and "pos_embed" not in found:  # DINOv3, whose positions are rotations
-        found["storage_tokens"] = found.pop("register_tokens")
-    return found
-
-
-CLASS = "embeddings.cls_token"
-"""The name by which a file of `transformers` is known."""
-
-
-def of_open_clip(state: State) -> State:
-    """The image tower of a CLIP with open_clip's own ViT, or with timm's, by timm's names; any other as it is."""
-    if "visual.class_embedding" not in state:
-        return state
-    found: State = {}
-    for name, value in state.items():
-        mine = name
-        if name.startswith("visual."):
-            for pattern, replacement in CLIP_RENAMED:
-                mine = pattern.sub(replacement, mine)
-            if mine in ("visual.cls_token", "visual.pos_embed"):
-                value = value.view(1, -1, value.shape[-1])
-        found[mine] = value
-    return found
-
-
-OPENAI = {"input_resolution", "context_length", "vocab_size"}
-"""What OpenAI's own files hold beside the towers, whose activation is QuickGELU."""
-CLIP_RENAMED = [
-    (re.compile(rf"^visual\.{pattern}"), f"visual.{replacement}")
-    for pattern, replacement in (
-        (r"conv1\.", "patch_embed.proj."),
-        (r"class_embedding$", "cls_token"),
-        (r"positional_embedding$", "pos_embed"),
-        (r"ln_pre\.", "norm_pre."),
-        (r"ln_post\.", "norm."),
-        (r"proj$", "head.proj"),
-        (r"transformer\.resblocks\.(\d+)\.ln_", r"blocks.\1.norm"),
-        (r"transformer\.resblocks\.(\d+)\.attn\.in_proj_", r"blocks.\1.attn.qkv."),
-        (r"transformer\.resblocks\.(\d+)\.attn\.out_proj", r"blocks.\1.attn.proj"),
-        (r"transformer\.resblocks\.(\d+)\.mlp\.c_fc", r"blocks.\1.mlp.fc1"),
-        (r"transformer\.resblocks\.(\d+)\.mlp\.c_proj", r"blocks.\1.mlp.fc2"),
-    )
-]

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     program, argv = argv is None, sys.argv[1:] if argv is None else argv
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         print(f"manyviews: no command {argv[0]!r}" + meant(argv[0], COMMANDS), file=sys.stderr)
-        raise SystemExit(2)
+        return 2
     if argv[:1] == ["fit"]:
         from manyviews.cli import early
 
@@ -171,7 +171,11 @@ def parser() -> argparse.ArgumentParser:
         made[name].add_argument("--label", help="label field (default: the run's)")
         made[name].add_argument("--workers", type=int, help="loader processes")
     for name in (*scored, "zeroshot", "composition", "transfer"):
-        made[name].add_argument("--json", metavar="FILE", help="default: RUN/evaluations/NAME-step-N.json")
+        made[name].add_argument(
+            "--json",
+            metavar="FILE",
+            help="default: a file in RUN/evaluations, one for each protocol, setting, set, label and step",
+        )
     made["probe"].add_argument("--epochs", type=int, default=50, help="of the linear probe (default: %(default)s)")
     made["probe"].add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
     made["knn"].add_argument("--k", type=int, nargs="+", default=[20, 200], help="neighbours (default: 20 200)")
@@ -192,7 +196,7 @@ def parser() -> argparse.ArgumentParser:
         "--out", required=True, metavar="FOLDER", help="model.safetensors and config.json go here"
     )
     made["export"].add_argument("--open-clip", action="store_true", help="a folder that open_clip loads, both towers")
-    for name in ("zeroshot", "report"):
+    for name in ("zeroshot", "retrieve", "report"):
         made[name].add_argument("--bank", default="plain", help="plain, openai, simple or a JSON file (plain)")
     made["report"].add_argument("--texts", metavar="FOLDER", help="a run with texts on the same shards, as a row more")
     made["composition"].add_argument("--split", default="val", help="whose cases (default: %(default)s)")

@@ -109,7 +109,8 @@ def _file(value: str) -> dict[str, Any]:
         return {}  # told by the parser, with its line
     if not isinstance(found, dict):
         return {}
-    for top, section in found.items():
+    tree: dict[str, Any] = _nested(found)
+    for top, section in tree.items():
         if top in INSTEAD:
             raise ValueError(f"{value}: no key {top!r}; give {INSTEAD[top]}")
         if top not in NAMES:
@@ -119,6 +120,22 @@ def _file(value: str) -> dict[str, Any]:
         if top in SECTIONS and isinstance(section, dict):
             for option, given in section.items():
                 _check_section(top, str(option), given, "")
+    return tree
+
+
+def _nested(node: Any) -> Any:
+    """A configuration in which no key has dots: `trainer.max_steps: 3` is the same as `trainer: {max_steps: 3}`."""
+    if isinstance(node, list):
+        return [_nested(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        first, *rest = str(key).split(".")
+        inner = _nested(value)
+        for part in reversed(rest):
+            inner = {part: inner}
+        found = _merged(found, {first: inner})
     return found
 
 
@@ -180,10 +197,11 @@ def _check_type(where: str, value: Any, kind: str) -> None:
     plain = kind.removesuffix(" | None")
     if not isinstance(value, str) or plain not in ("int", "float", "bool") or value.lower() in WORDS:
         return
-    try:
-        float(value)
-    except ValueError:
-        raise ValueError(f"{where}: expected {plain}, got {value}") from None
+    if isinstance(_parsed(value), str):  # YAML has numbers that Python has not, such as .inf, and the other way round
+        try:
+            float(value)
+        except ValueError:
+            raise ValueError(f"{where}: expected {plain}, got {value}") from None
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -205,9 +223,13 @@ def _put(tree: dict[str, Any], parts: list[str], value: str) -> None:
         last = number == len(parts) - 1
         child = node.get(part)
         if last:
-            named = part in CLASSES and not value.startswith("{")
-            same = isinstance(child, dict) and child.get("class_path") == value
-            node[part] = (child if same else {"class_path": value}) if named else _parsed(value)
+            parsed = _parsed(value)
+            if part == "class_path" and child != value:
+                node.pop("init_args", None)  # those of another class
+            if part in CLASSES and isinstance(parsed, str):
+                same = isinstance(child, dict) and child.get("class_path") == parsed
+                parsed = child if same else {"class_path": parsed}
+            node[part] = parsed
             return
         if isinstance(child, str):
             child = {"class_path": child}
@@ -218,9 +240,8 @@ def _put(tree: dict[str, Any], parts: list[str], value: str) -> None:
 
 
 def _parsed(value: str) -> Any:
-    if not value.startswith(("{", "[")):
-        return value
+    """A value of the command line, which is YAML."""
     try:
         return yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return value

@@ -225,7 +225,10 @@ def retrieve(arguments: argparse.Namespace) -> None:
     else:
         trained = bring_up(arguments)
     if isinstance(trained.method, ImageText):
-        return show(trained, TextRetrieval(), TextRetrieval().measure(trained.method, trained.data), arguments.json)
+        protocol = TextRetrieval(bank=arguments.bank)
+        return show(trained, protocol, protocol.measure(trained.method, trained.data), arguments.json)
+    if arguments.bank != "plain":
+        raise ValueError(f"--bank is of methods that read texts, not of {type(trained.method).__name__}")
     val = trained.features("val")
     return show(trained, Retrieval(), Retrieval().evaluate(val, val), arguments.json)
 

@@ -27,7 +27,7 @@ def export_backbone(
     """Writes the files and yields a line for each thing done.
 
     A timm backbone is saved under timm's own names, so that `timm.create_model` reads it too, with what it was shown;
-    not a ResNet with the small stem, which timm cannot build.
+    not a ResNet with the small stem, nor with norms of another eps, which timm cannot build.
 
     Args:
         backbone: in its trained state. model_config: of the run. images: (B, 3, H, W) to compare on. out: folder.
@@ -46,7 +46,7 @@ def export_backbone(
     how["init_args"].pop("checkpoint", None)  # its weights are these now
     out.mkdir(parents=True, exist_ok=True)
     weights = out / "model.safetensors"
-    by_timm = isinstance(backbone, TimmBackbone) and not backbone.small_stem
+    by_timm = isinstance(backbone, TimmBackbone) and not backbone.small_stem and backbone.norm_eps is None
     saved = backbone.model if isinstance(backbone, TimmBackbone) and by_timm else backbone
     assert isinstance(saved, nn.Module)
     (out / "config.json").unlink(missing_ok=True)  # comes last: a folder without it is no export

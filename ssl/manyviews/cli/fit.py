@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 import itertools
 import json
 import logging
@@ -19,7 +17,7 @@ from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import yaml
-from jsonargparse import ActionConfigFile, Namespace, set_parsing_settings  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, set_parsing_settings  # type: ignore[attr-defined]
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -32,8 +30,8 @@ from manyviews import foreign, signals
 from manyviews.backbones import not_read
 from manyviews.cli.errors import explain
 from manyviews.cli.source import search_beside
+from manyviews.cli.written import Written, check_written, spell_out
 from manyviews.monitoring import Board, CollapseAlarm, Monitor
-from manyviews.monitoring.monitor import tensorboards
 from manyviews.runs import (
     AtomicCheckpointIO,
     Checkpoints,
@@ -48,7 +46,7 @@ from manyviews.runs import (
     newest_whole,
 )
 from manyviews.runs.files import check_secrets, write_text
-from manyviews.runs.folder import CONFIG_KEY, provenance
+from manyviews.runs.folder import provenance
 from manyviews.runs.ledger import goodput
 from manyviews.runs.parent import start_from
 from manyviews.runs.sharded import register
@@ -111,7 +109,7 @@ class FitCLI(LightningCLI):
         self.resume_from = newest_whole(self.folder.checkpoints)
 
     def instantiate_classes(self) -> None:
-        """The method's weights are those of the run that goes on, or of its parent, or what its backbone says."""
+        """Builds all; published weights are not read where the run goes on, nor its parent's."""
         with not_read() if self.resume_from is not None else contextlib.nullcontext():
             super().instantiate_classes()
         if self.config["from"] is not None and self.resume_from is None:
@@ -130,7 +128,7 @@ class FitCLI(LightningCLI):
         # Lightning's own requeueing saves inside the handler, and takes the checkpoint of any earlier job.
         environment = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
         self.ledger = Ledger(self.folder.path / "attempts", self.config.monitor.every_n_steps)
-        self.provenance = _Config(self.folder, self.resolved)
+        self.provenance = Written(self.folder, self.resolved)
         extra: list[pl.Callback] = [RandomState(), self.provenance, Patience(self.config.timeout)]
         if sys.stderr.isatty() and self.config.trainer.enable_progress_bar is not False:
             extra.append(RichProgressBar(refresh_rate=20))
@@ -155,68 +153,6 @@ class FitCLI(LightningCLI):
         if isinstance(trainer.strategy, DDPStrategy | FullySharded):
             trainer.strategy._timeout = timedelta(seconds=self.config.startup_timeout)
         return trainer
-
-
-def spell_out(config: Namespace) -> None:
-    """Puts class path and arguments in the place of a default that is `functools.partial(torch.optim.SGD, lr=0.1)`.
-
-    What is written down of a run can then be read again, and stays the same when a default changes.
-    """
-    for key, value in list(config.items()):
-        if isinstance(value, functools.partial) and inspect.isclass(value.func) and not value.args:
-            class_path = f"{value.func.__module__}.{value.func.__qualname__}"
-            config[key] = Namespace(class_path=class_path, init_args=Namespace(**value.keywords))
-
-
-def check_written(config: Any, where: str = "") -> None:
-    """Refuses what could not be built again from its configuration: evaluation, export and resuming have no other.
-
-    Raises:
-        ValueError: naming the option.
-    """
-    if isinstance(config, dict | list):
-        for key, value in config.items() if isinstance(config, dict) else enumerate(config):
-            check_written(value, f"{where}.{key}" if where else str(key))
-    elif isinstance(config, str) and config.startswith(NOT_WRITTEN):
-        what = config.removeprefix(NOT_WRITTEN)
-        raise ValueError(
-            f"{where.replace('.init_args', '')}: its default ({what.strip()}) cannot be written down, so the run could "
-            "not be evaluated or resumed: give the option as class_path and init_args"
-        )
-
-
-NOT_WRITTEN = "Unable to serialize instance"
-"""With which the parser begins what it puts in the place of a value."""
-
-
-class _Config(pl.Callback):
-    """The resolved configuration in the run's folder, in TensorBoard, and in every checkpoint."""
-
-    def __init__(self, folder: RunFolder, config: dict[str, Any]) -> None:
-        self.folder, self.config = folder, config
-        self.parent: dict[str, Any] | None = None
-        """Of the run that this one begins with."""
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint[CONFIG_KEY] = self.config
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
-            self.folder.write(self.config, self.parent)
-        first = trainer.strategy.broadcast(trainer.global_step)
-        if first != trainer.global_step:
-            raise OSError(
-                f"rank {trainer.global_rank} found step {trainer.global_step} in {self.folder.checkpoints}, rank 0 "
-                f"found step {first}: is it on a file system that all nodes share?"
-            )
-        if trainer.ckpt_path is None:
-            for logger in trainer.loggers:
-                logger.log_hyperparams({key: self.config[key] for key in ("model", "data", "seed_everything")})
-            text = f"```yaml\n{yaml.safe_dump(self.config, sort_keys=False)}```"
-            for board in tensorboards(trainer):
-                board.add_text("config", text, trainer.global_step)
 
 
 SECTIONS: dict[str, Any] = {

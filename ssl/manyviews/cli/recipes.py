@@ -1,4 +1,4 @@
-"""`manyviews recipe`: the recipes that came along, by name; they lie in the checkout, or in the wheel."""
+"""`manyviews recipe`: lists and prints the recipes of the checkout or the wheel."""
 
 from __future__ import annotations
 

@@ -53,10 +53,9 @@ def known(path: str) -> Known | None:
     """A class by its import path; None if it is not there, or lies where only an import can tell."""
     module, _, name = path.rpartition(".")
     try:
-        file = _file(module)
-    except (ModuleNotFoundError, FileNotFoundError):
+        tree = _parsed(_file(module))
+    except (ImportError, OSError, SyntaxError, ValueError):  # anybody's module: told when it is imported
         return None
-    tree = _parsed(file)
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return Known(path, ast.get_docstring(node) or "", _arguments(node, tree, module))
@@ -66,23 +65,26 @@ def known(path: str) -> Known | None:
 
 
 def _arguments(node: ast.ClassDef, tree: ast.Module, module: str) -> dict[str, tuple[str, str | None]] | None:
-    for child in node.body:
-        if isinstance(child, ast.FunctionDef) and child.name == "__init__":
-            given = child.args
-            if given.kwarg is not None or given.vararg is not None:
-                return None
-            plain = [*given.posonlyargs, *given.args][1:]
-            defaults = [None] * (len(plain) - len(given.defaults)) + list(given.defaults)
-            pairs = [*zip(plain, defaults[-len(plain) :] if plain else [], strict=True)]
-            pairs += zip(given.kwonlyargs, given.kw_defaults, strict=True)
-            return {a.arg: (_text(a.annotation) or "", _text(default)) for a, default in pairs}
+    made = [child for child in node.body if isinstance(child, ast.FunctionDef) and child.name == "__init__"]
+    if made:
+        given = made[-1].args  # those before it are overloads
+        if given.kwarg is not None or given.vararg is not None:
+            return None
+        plain = [*given.posonlyargs, *given.args]
+        defaults: list[ast.expr | None] = [None] * (len(plain) - len(given.defaults)) + list(given.defaults)
+        pairs = list(zip(plain, defaults, strict=True))[1:]
+        pairs += zip(given.kwonlyargs, given.kw_defaults, strict=True)
+        return {a.arg: (_text(a.annotation) or "", _text(default)) for a, default in pairs}
     if any("dataclass" in ast.unparse(each) for each in node.decorator_list):
-        own = [n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
+        if any(ast.unparse(base) not in ("Protocol", "JointProtocol") for base in node.bases):
+            return None  # whose fields come first
         return {
-            n.target.id: (ast.unparse(n.annotation), _text(n.value))  # type: ignore[union-attr]
-            for n in own
-            if "ClassVar" not in ast.unparse(n.annotation)
-        } if not [b for b in node.bases if ast.unparse(b) not in ("Protocol", "JointProtocol")] else None  # fmt: skip
+            child.target.id: (ast.unparse(child.annotation), _text(child.value))
+            for child in node.body
+            if isinstance(child, ast.AnnAssign)
+            and isinstance(child.target, ast.Name)
+            and "ClassVar" not in ast.unparse(child.annotation)
+        }
     if len(node.bases) != 1:
         return None
     base = ast.unparse(node.bases[0])
@@ -111,7 +113,7 @@ def _text(node: ast.expr | None) -> str | None:
 
 @cache
 def _parsed(file: Path) -> ast.Module:
-    return ast.parse(file.read_text())
+    return ast.parse(file.read_bytes())  # in the encoding that its first lines say
 
 
 def _file(module: str) -> Path:
@@ -124,7 +126,7 @@ def _file(module: str) -> Path:
     spec = util.find_spec(top) if top else None
     if spec is None:
         raise ModuleNotFoundError(top)
-    if not rest and spec.origin and not spec.submodule_search_locations:
+    if not rest and spec.origin and spec.origin.endswith(".py") and not spec.submodule_search_locations:
         return Path(spec.origin)
     for folder in spec.submodule_search_locations or ():
         place = Path(folder).joinpath(*rest)
@@ -135,16 +137,25 @@ def _file(module: str) -> Path:
 
 
 def search_beside(paths: Iterable[str], *folders: Path) -> None:
-    """Makes modules findable that the user named and that lie in one of these folders, as last and in no one's place.
+    """Makes modules and packages findable that the user named and that lie in one of these folders.
+
+    Such a folder is searched last, so that nothing in it takes the place of anything else.
 
     Args:
         paths: import paths, of classes or modules. folders: that of a configuration file, the working directory.
     """
-    for top in {path.partition(".")[0] for path in paths if "." in path or path.isidentifier()}:
-        if not top.isidentifier() or util.find_spec(top) is not None:
+    for top in {path.partition(".")[0] for path in paths}:
+        if not top.isidentifier() or _is_there(top):
             continue
         for folder in map(Path.absolute, folders):
-            if (folder / f"{top}.py").is_file() or (folder / top).is_dir():
+            if (folder / f"{top}.py").is_file() or (folder / top / "__init__.py").is_file():
                 sys.path.append(str(folder))
                 importlib.invalidate_caches()
                 break
+
+
+def _is_there(top: str) -> bool:
+    try:
+        return util.find_spec(top) is not None
+    except ValueError:  # `__main__`
+        return True

@@ -36,18 +36,17 @@ class Accuracy(JointProtocol):
             found: Tensor = module.class_scores(Encoding.of(module.backbone(view))).float()
             return found
 
-        right, confusion, ties = classified(module, data, scores, classes, (1,))
+        right, confusion, ties, samples = classified(module, data, scores, classes, (1,))
         top = (right[0] / confusion.sum()).item()
-        samples = int(confusion.sum())
-        details = {"samples": samples, "ties": int(ties)}
-        return Result({"accuracy": top}, details, confusion, {"accuracy": 1 / classes}, samples)
+        details = {"samples": int(confusion.sum()), "ties": int(ties)}
+        return Result({"accuracy": top}, details, confusion, {"accuracy": 1 / classes}, {"accuracy": int(samples)})
 
 
 @torch.no_grad()
 def classified(
     module: Any, data: Any, scores: Callable[[Tensor], Tensor], classes: int, k: tuple[int, ...]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of val over all ranks: right answers among the k best, confusion (C, C), and how many ties there were.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of val over all ranks: right answers among the k best, confusion (C, C), ties, and samples with a label.
 
     Args:
         scores: a view (B, ..) to (B, C). Ties go to the earlier class; every natural view counts.
@@ -57,10 +56,12 @@ def classified(
     """
     gather = distributed.current()
     right = torch.zeros(len(k), dtype=torch.float64)
-    confusion, ties = torch.zeros(classes * classes, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
+    confusion = torch.zeros(classes * classes, dtype=torch.int64)
+    ties, samples = torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int64)
     for batch in prepared(module, data, "val", gather):
         label = batch["label"].to(module.device)
         keep = (batch["weight"].to(module.device) > 0) & (label >= 0)
+        samples += keep.sum().cpu()
         for view in views_of(batch):
             found = finite(scores(view)[keep])
             own = found.gather(1, label[keep, None])
@@ -73,4 +74,4 @@ def classified(
     right, confusion, ties = gather.sum(right), gather.sum(confusion).view(classes, classes), gather.sum(ties)
     if not confusion.sum():
         raise ValueError("classification needs labels, and no sample of the val split has one")
-    return right, confusion, ties
+    return right, confusion, ties, gather.sum(samples)

@@ -42,7 +42,9 @@ class KNN(Protocol):
         scores = {f"knn{k}": (v.argmax(1) == label).float().mean().item() for k, v in zip(self.k, votes, strict=True)}
         confusion = torch.bincount(label * classes + votes[0].argmax(1), minlength=classes**2).view(classes, classes)
         details = {"bank": len(bank), "queries": len(queries), "classes": classes}
-        return Result(scores, details, confusion, dict.fromkeys(scores, 1 / classes), len(val.label))
+        return Result(
+            scores, details, confusion, dict.fromkeys(scores, 1 / classes), dict.fromkeys(scores, len(val.label))
+        )
 
 
 def knn_votes(

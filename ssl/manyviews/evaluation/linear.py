@@ -159,4 +159,4 @@ def _over_seeds(
     there = confusion.sum(1) > 0
     per_class = (confusion.diagonal() / confusion.sum(1))[there].mean().item()
     scores = {name: accuracies.mean().item(), f"{name}_per_class": per_class}
-    return Result(scores, details, confusion, {name: 1 / len(confusion)}, samples)
+    return Result(scores, details, confusion, {name: 1 / len(confusion)}, {name: samples})

@@ -10,6 +10,7 @@ from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from manyviews.backbones import views_of
@@ -27,26 +28,37 @@ class Result:
         details: what stands beside them: chosen hyper-parameters, deviations over seeds, sizes.
         confusion: (C, C) counts, rows true classes, if the protocol classifies.
         chance: of some scores what guessing reaches.
-        trials: how many samples those scores are shares of; 0: they are not. Views of one sample count once, since they
-            are not independent.
+        trials: of how many samples some scores are a share. Views of one sample count once, since they are not
+            independent.
     """
 
     scores: dict[str, float]
     details: dict[str, Any] = field(default_factory=dict)
     confusion: Tensor | None = None
     chance: dict[str, float] = field(default_factory=dict)
-    trials: int = 0
+    trials: dict[str, int] = field(default_factory=dict)
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """Of each score that has a chance level, what 95 of 100 draws of as many samples would cover (Wilson, 1927)."""
-        return {name: wilson(self.scores[name], self.trials) for name in self.chance if self.trials}
+        """The 95 % interval of each score that is a share of samples: of 100 such about 95 hold the true share."""
+        return {name: wilson(self.scores[name], trials) for name, trials in self.trials.items()}
 
 
 def wilson(share: float, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """The score interval of a share of independent trials."""
+    """The score interval (Wilson, 1927) of a share, in [0, 1], of one or more independent trials."""
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def chance_at(right: Tensor, items: int, k: int) -> float:
+    """The share of queries that find one of their right items among k drawn from all, without putting back.
+
+    Args:
+        right: (queries,) how many of the `items` are right for each, one or more.
+    """
+    places = torch.arange(min(k, items), dtype=torch.float64)
+    missed = (items - right.double().cpu()[:, None] - places).clamp(min=0) / (items - places)
+    return (1 - missed.prod(1)).mean().item()
 
 
 class Protocol(ABC):
@@ -101,10 +113,10 @@ def digest(value: Any) -> str:
 
 
 def result_path(run: Path, protocol: Protocol, data: Any, step: int) -> Path:
-    """`RUN/evaluations/TITLE-SHARDS-LABEL-step-N.json`; other shards, labels and settings get a file each.
+    """`RUN/evaluations/TITLE[-SETTINGS]-SHARDS[-CONTENTS]-LABEL-step-N.json`.
 
-    Behind the title stand six digits of settings that are not the default, behind the shards' folder, of which there
-    may be others of its name, six of what they hold.
+    SETTINGS are six digits of those that are not the default; CONTENTS six of what the shards hold, since there may be
+    others in a folder of the same name.
     """
     shards = str(data.root).rstrip("/").rpartition("/")[2]
     if (holds := fingerprint(data, "val")) is not None:
@@ -137,8 +149,8 @@ def fingerprint(data: Any, split: str) -> Any:
 def save(path: Path, protocol: Protocol, result: Result, about: dict[str, Any]) -> None:
     """Writes scores, details, protocol and provenance to a JSON file."""
     content = {"scores": result.scores, "protocol": protocol.describe(), "details": result.details, **about}
-    if result.chance:
-        content |= {"chance": result.chance, "interval_95": {k: list(v) for k, v in result.intervals().items()}}
+    intervals = {name: list(ends) for name, ends in result.intervals().items()}
+    content |= {name: value for name, value in (("chance", result.chance), ("interval_95", intervals)) if value}
     if protocol.joint:
         content["features"] = "the method's own space, eval mode, float32"
     write_text(path, json.dumps(content, indent=1) + "\n")

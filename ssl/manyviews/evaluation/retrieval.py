@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from manyviews.evaluation.features import Features
-from manyviews.evaluation.protocol import Protocol, Result
+from manyviews.evaluation.protocol import Protocol, Result, chance_at
 from manyviews.similarity import unit
 
 CHUNK = 1024
@@ -42,8 +42,11 @@ class Retrieval(Protocol):
             each = [value for name, value in scores.items() if name.endswith(f"_r{k}") and "to" in name]
             scores[f"retrieval_r{k}"] = sum(each) / len(each)
         gallery = len(val.index)
-        chance = {name: min(1.0, int(name.rpartition("_r")[2]) / gallery) for name in scores}
-        return Result(scores, {"gallery": gallery, "chance_r1": 1 / gallery}, chance=chance, trials=gallery)
+        _, place, counts = val.group.unique(return_inverse=True, return_counts=True)
+        right = torch.where(val.group >= 0, counts[place], 1)
+        chance = {name: chance_at(right, gallery, int(name.rpartition("_r")[2])) for name in scores}
+        details = {"gallery": gallery, "chance_r1": chance_at(right, gallery, 1)}
+        return Result(scores, details, chance=chance, trials=dict.fromkeys(scores, gallery))
 
 
 def retrieval_ranks(queries: Tensor, gallery: Tensor, group: Tensor) -> Tensor:

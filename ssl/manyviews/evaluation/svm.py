@@ -42,7 +42,7 @@ class LinearSVM(Protocol):
         confusion = torch.bincount(label * classes + predicted, minlength=classes**2).view(classes, classes)
         details = {"converged": machine.converged}
         score = {"svm": (predicted == label).double().mean().item()}
-        return Result(score, details, confusion, {"svm": 1 / classes}, len(val.label))
+        return Result(score, details, confusion, {"svm": 1 / classes}, {"svm": len(val.label)})
 
 
 @dataclass

@@ -14,7 +14,7 @@ from manyviews.distributed import Gather
 from manyviews.evaluation import joint
 from manyviews.evaluation.features import prepared
 from manyviews.evaluation.joint import JointProtocol, embed_texts, finite, gathered, joined, part_of
-from manyviews.evaluation.protocol import Result
+from manyviews.evaluation.protocol import Result, chance_at
 from manyviews.evaluation.zeroshot import ZeroShot
 
 
@@ -43,23 +43,26 @@ class TextRetrieval(JointProtocol):
     def measure(self, module: Any, data: Any) -> Result:  # noqa: D102
         gather = distributed.current()
         (images, image_of), (texts, text_of), alike, said = self._embedded(module, data, gather)
-        samples = len(image_of.unique())
+        sample = image_of
         if not len(text_of):
             texts, text_of, image_of, said = self._of_classes(module, data, images, image_of, alike[:, 1])
             alike = torch.full_like(alike[: len(said), :1], -1)
         pairs = Pairs(image_of, text_of, alike[:, 0], said)
         scores: dict[str, float] = {}
         chance: dict[str, float] = {}
+        trials: dict[str, int] = {}
         details: dict[str, Any] = {"images": len(image_of), "captions": len(text_of), "texts": int(said.max()) + 1}
         for name, queries, gallery, first in (("i2t", images, texts, True), ("t2i", texts, images, False)):
-            ranks = self._ranks(module, queries, gallery, pairs, first, gather)
-            ranks = ranks[ranks >= 0]
+            ranks, right = self._ranks(module, queries, gallery, pairs, first, gather)
+            asks = right > 0  # an image without a caption asks nothing
+            ranks, right, asking = ranks[asks], right[asks], (sample if first else text_of).cpu()[asks].unique()
             for k in self.k:
                 scores[f"{name}_r{k}"] = (ranks < k).double().mean().item()
-                chance[f"{name}_r{k}"] = min(1.0, k / len(text_of if first else image_of))
+                chance[f"{name}_r{k}"] = chance_at(right, len(text_of if first else image_of), k)
+                trials[f"{name}_r{k}"] = len(asking)
             middle = ranks.double().quantile(0.5).item()
             details |= {f"{name}_mean_rank": ranks.double().mean().item() + 1, f"{name}_median_rank": int(middle) + 1}
-        return Result(scores, details, chance=chance, trials=samples)
+        return Result(scores, details, chance=chance, trials=trials)
 
     def _embedded(self, module: Any, data: Any, gather: Gather) -> Any:
         """Images and texts of all ranks with the index of their sample, and the group of each index."""
@@ -108,13 +111,13 @@ class TextRetrieval(JointProtocol):
     @staticmethod
     def _ranks(
         module: Any, queries: Encoding, gallery: Encoding, pairs: Pairs, images_ask: bool, gather: Gather
-    ) -> Tensor:
-        """(queries of all ranks,): wrong items before the first right one, -1 where none is right.
+    ) -> tuple[Tensor, Tensor]:
+        """(queries of all ranks,) wrong items before the first right one, and how many are right.
 
         Each rank takes a share of the queries.
         """
         of_query, of_item = (pairs.image_of, pairs.text_of) if images_ask else (pairs.text_of, pairs.image_of)
-        ranks = torch.zeros(len(of_query), dtype=torch.int64, device=of_query.device)
+        ranks, counts = torch.zeros(2, len(of_query), dtype=torch.int64, device=of_query.device)
         place = torch.arange(len(of_item), device=of_item.device)
         for start in range(gather.rank * joint.CHUNK, len(of_query), gather.world * joint.CHUNK):
             cut = slice(start, start + joint.CHUNK)
@@ -129,8 +132,8 @@ class TextRetrieval(JointProtocol):
             right = pairs.right(cut, images_ask)
             best, where = s.masked_fill(~right, -torch.inf).max(1, keepdim=True)
             before = (s > best) | ((s == best) & (place < where))
-            ranks[cut] = torch.where(right.any(1), (before & ~right).sum(1), -1)
-        return gather.sum(ranks).cpu()
+            ranks[cut], counts[cut] = (before & ~right).sum(1), right.sum(1)
+        return gather.sum(ranks).cpu(), gather.sum(counts).cpu()
 
 
 class Pairs:

@@ -53,7 +53,7 @@ class ZeroShot(JointProtocol):
         if not hasattr(module, "class_scores"):
             texts = self._classifier(module, data, prompts)
         classes = len(names)
-        right, confusion, ties = classified(
+        right, confusion, ties, samples = classified(
             module, data, lambda view: self._scores(module, module.embed_image(view), texts, classes), classes, self.k
         )
         images = int(confusion.sum())
@@ -67,7 +67,7 @@ class ZeroShot(JointProtocol):
             "largest_class": (of_class.max() / images).item(),
         }  # fmt: skip
         chance = {f"zeroshot_top{k}": min(1.0, k / classes) for k in self.k if f"zeroshot_top{k}" in found}
-        return Result(found, details, confusion, chance, images)
+        return Result(found, details, confusion, chance, dict.fromkeys(found, int(samples)))
 
     @property
     def title(self) -> str:  # noqa: D102

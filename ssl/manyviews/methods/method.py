@@ -180,12 +180,12 @@ class Method(pl.LightningModule):
         example = getattr(self._data, "example", None)
         if example is None or isinstance(self, FSDPModule):  # whose parts run inside the whole only
             return
-        batch = self._data.on_after_batch_transfer(self._data.transfer_batch_to_device(example(), self.device, 0), 0)
         modes = [(part, part.training) for part in self.backbone.modules()]
         self.backbone.eval()
         try:
             with torch.random.fork_rng(devices=[]), self.trainer.precision_plugin.forward_context():
-                for view in views_of(batch):
+                batch = self._data.transfer_batch_to_device(example(), self.device, 0)
+                for view in views_of(self._data.on_after_batch_transfer(batch, 0)):
                     self._try_view(view)
         finally:
             for part, mode in modes:

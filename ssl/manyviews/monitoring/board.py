@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 def watch(folder: Path) -> str:
     """The command that shows a folder, by the TensorBoard that is there."""
     beside = Path(sys.executable).with_name("tensorboard")
-    program = "tensorboard" if shutil.which("tensorboard") else str(beside)
-    if program == str(beside) and not beside.exists():
+    program = "tensorboard" if shutil.which("tensorboard") else shlex.quote(str(beside))
+    if program != "tensorboard" and not beside.exists():
         program = f"{shlex.quote(sys.executable)} -m tensorboard.main"
     return f"{program} --logdir {shlex.quote(str(folder))}"
 

@@ -41,7 +41,7 @@ class Monitor(pl.Callback):
     """Loss, lr, gradient norm, temperature, similarities, alignment, uniformity, RankMe, spread, throughput, pictures.
 
     Args:
-        every_n_steps: steps between readings, at most; a run of fewer than ten times as many is read ten times. The
+        every_n_steps: steps between readings, at most; a shorter run is read at least ten times, or in every step. The
             first step and the last are always read.
         pictures_every_n_steps: steps between pictures (views, similarity matrix, neighbours); 0: only the first.
     """

@@ -72,7 +72,7 @@ class BECLR(Objective):
     ) -> Tensor:
         """`views`: the student's predictions; `targets`: the teacher's projections of the other views.
 
-        `projections`: the student's, which shall spread; default its predictions.
+        `projections`: the student's, which the spread term pushes apart; default: its predictions.
         """
         pairs = [(unit(p), unit(z.detach())) for p, z in paired(self, views, targets)]
         enlarged = (epoch is None or epoch >= self.from_epoch) and bool(self.memory.filled() == 1)

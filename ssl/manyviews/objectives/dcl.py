@@ -20,8 +20,7 @@ class DCL(Objective):
     averaged over images and over both views as anchors. DCL: w = 1. DCLW (`sigma` set):
     :math:`w_i = 2 - N\, \mathrm{softmax}_i ( s(a_i, b_i)/\sigma )` over the global batch, detached, of mean 1.
     The loss may be negative. A batch without any negative (one image, or one group) gives 0 and no gradient.
-    The authors published no code, and whether w takes a gradient is not known: lightly detaches it as here, another
-    reimplementation does not.
+    The authors published no code, and whether w takes a gradient is not known; lightly detaches it, as here.
 
     Args:
         temperature: t > 0. Paper: 0.1.

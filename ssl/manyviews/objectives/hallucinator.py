@@ -22,7 +22,7 @@ from manyviews.similarity import unit
 
 
 class Hallucinator(Objective):
-    r"""A host's loss on the queries, and on as many hallucinated ones that shall match the same keys.
+    r"""A host's loss on the queries, and on as many hallucinated ones that are matched to the same keys.
 
     .. math:: e = q + r (q - k), \quad h = \mathrm{MLP}([q, e]), \quad r \sim U(0, r_{max}), \quad
               L = \frac{1}{2} L_{host}(q, k) + \frac{1}{2} L_{host}(h, k)
@@ -36,10 +36,10 @@ class Hallucinator(Objective):
       first view hallucinates. One NT-Xent over the 4N rows [q; h] and [k; k], in which the rows of an image are not
       each other's negatives: each anchor has the 4N - 4 rows of other images.
     - SimSiam: q is the prediction of a view, k that of the other view, both with a gradient, and both directions
-      hallucinate, each with its r; h shall match what its query shall match.
+      hallucinate, each with its r; h is matched to its query's target.
 
     Args:
-        host: the objective, of one of these three classes.
+        host: NTXent, InfoNCE, SimSiam or BYOL, or a subclass of one.
         dim: D of the embeddings.
         ratio: r_max >= 0. Authors: 0.1.
         as_released: as the authors' code has it: every key enters the queue twice, and NT-Xent takes an image's
@@ -55,7 +55,7 @@ class Hallucinator(Objective):
         super().__init__()
         if not isinstance(host, NTXent | InfoNCE | BYOL):
             raise ValueError(
-                f"Hallucinator stands on NTXent (SimCLR), InfoNCE (MoCo) or SimSiam, got {type(host).__name__}"
+                f"Hallucinator stands on NTXent (SimCLR), InfoNCE (MoCo), SimSiam or BYOL, got {type(host).__name__}"
             )
         if not ratio >= 0:
             raise ValueError(f"ratio must be >= 0, got {ratio}")

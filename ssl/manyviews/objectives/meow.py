@@ -30,11 +30,11 @@ class MEOW(Objective):
     .. math:: \phi_k = t\, d_k / \mathrm{mean}(d), \quad
               d_k = \mathrm{mean}_{i \in k} \sqrt{z_i \cdot m_k} / \log (n_k + 5)
 
-    where m is a cluster's mean before it is brought to length 1, n its size; d of clusters of fewer than two is the
-    largest, and all are clipped to their quantiles of 0.1 and 0.9. As in the code of the authors similarities, not
-    distances, stand under the root, so that tight clusters have the larger phi. The R clusterings are those of last
-    epoch's embeddings, where the authors cluster view 1 anew in every step; a sample that was not seen yet shares no
-    cluster, and takes no part in ProtoNCE.
+    where z is the unit embedding of view 0, m a cluster's mean before it is brought to length 1, n its size; d of
+    clusters of fewer than two is the largest, and all are clipped to their quantiles of 0.1 and 0.9. As in the code of
+    the authors similarities, not distances, stand under the root, so that tight clusters have the larger phi. The R
+    clusterings are those of last epoch's embeddings, where the authors cluster view 1 anew in every step; a sample that
+    was not seen yet shares no cluster, and takes no part in ProtoNCE.
 
     Args:
         samples: size of the data set. dim: D of the embeddings.
@@ -54,6 +54,8 @@ class MEOW(Objective):
         prototypes: float = 1.0,
     ) -> None:
         super().__init__()
+        if prototypes < 0:
+            raise ValueError(f"prototypes is a weight >= 0, got {prototypes}")
         self.temperature, self.prototypes = positive("temperature", temperature), prototypes
         self.memory = ClusterMemory(samples, dim, clusters)
         self.register_buffer("concentration", torch.full((sum(clusters),), float(temperature)))

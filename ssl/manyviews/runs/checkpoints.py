@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +33,9 @@ class Checkpoints(Checkpoint):
         every_n_steps: steps between saves; 0: only by epochs.
         every_n_epochs: epochs between saves; 0: only by steps.
         keep_last: how many are kept.
-        monitor: what is looked at at the end of an epoch, its best kept as `best.ckpt`: a score of evaluation such as
-            `val/knn20`, or the last reading of the monitor such as `representation/rankme_features`. None: no best.
+        monitor: the value that is compared at the end of each epoch, whose best is kept as `best.ckpt`: a score of
+            evaluation such as `val/knn20`, or the last reading, such as `representation/rankme_features`. None: no
+            best.
         mode: `max` if the largest is the best, `min` if the smallest is.
         max_failures: failed saves in a row that end the run.
     """
@@ -95,16 +97,22 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(  # noqa: D102
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step == 1 and self.monitor is not None:
-            kind, latest = self.monitor.partition("/")[0], self._found(trainer, "latest")
-            if kind != "train" and kind in {name.partition("/")[0] for name in latest}:  # some of train/ come later
-                self._look_up(latest)
+        if trainer.global_step == 1 and self.monitor is not None and not re.search(r"\bval\b|^train/", self.monitor):
+            # Scores come with the first evaluation, some of train/ later; the user's own classes log what they like.
+            known = self._found(trainer)
+            own = [part for part in (*_callbacks(trainer), pl_module) if not type(part).__module__.startswith(OURS)]
+            if not own or self.monitor.partition("/")[0] in {name.partition("/")[0] for name in known}:
+                self._look_up(known)
         # After an epoch's last batch it is saved when the epoch has been ended, evaluation and all.
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0 and not trainer.is_last_batch:
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
-        score = self._score(trainer)
+        try:
+            score = self._score(trainer)
+        except ValueError:
+            self.save(trainer, epoch_ended=trainer.is_last_batch)  # what was trained is not lost with the mistake
+            raise
         better = score is not None and (self.best is None or self.sign * (score - self.best) > 0)
         before = self.best
         if better:
@@ -131,17 +139,17 @@ class Checkpoints(Checkpoint):
         """
         if self.monitor is None:
             return None
-        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        found = {**self._found(trainer, "latest"), **self._found(trainer, "scores"), **logged}
+        found = self._found(trainer)
         waits = any(getattr(callback, "scores", None) == {} for callback in _callbacks(trainer))
         return None if waits and self.monitor not in found else self._look_up(found)
 
     @staticmethod
-    def _found(trainer: pl.Trainer, name: str) -> dict[str, float]:
-        """What callbacks offer under a name, as the first rank knows it."""
+    def _found(trainer: pl.Trainer) -> dict[str, float]:
+        """Readings, scores and what was logged, as the first rank knows it."""
         found: dict[str, float] = {}
         for callback in _callbacks(trainer):
-            found |= getattr(callback, name, None) or {}
+            found |= (getattr(callback, "latest", None) or {}) | (getattr(callback, "scores", None) or {})
+        found |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         return trainer.strategy.broadcast(found)
 
     def _look_up(self, found: dict[str, float]) -> float:

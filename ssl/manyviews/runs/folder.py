@@ -109,12 +109,12 @@ class RunFolder:
         self._lock = lock
 
     def abandon(self) -> None:
-        """Leaves nothing behind of a run that never started."""
+        """Removes what a run that never started has written."""
         if self._lock is None or self.config_file.exists():
             return
+        (self.path / "lock").unlink(missing_ok=True)  # before it is let go, or another job could hold what is removed
         self._lock.close()
         self._lock = None
-        (self.path / "lock").unlink(missing_ok=True)
         for events in self.path.glob(f"events.out.tfevents.*.{os.getpid()}.*"):  # of this process, and empty
             events.unlink()
         for folder in (self.path / "attempts", self.checkpoints, self.path):

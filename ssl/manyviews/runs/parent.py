@@ -24,10 +24,11 @@ def start_from(method: pl.LightningModule, path: Path) -> dict[str, Any]:
         What is kept of the parent: run, checkpoint, step, SHA-256.
 
     Raises:
-        FileNotFoundError: without the run. ValueError: if it is none, or has another backbone.
+        FileNotFoundError: without the run. ValueError: if the file is no checkpoint of a run, or its backbone differs.
     """
+    path = path.expanduser()
     if path.is_dir():
-        checkpoint = newest_whole(path / "checkpoints")
+        checkpoint = newest_whole(path / "checkpoints") or newest_whole(path)
         if checkpoint is None:
             raise FileNotFoundError(f"{path}: no whole checkpoint in {path}/checkpoints to begin from")
     elif path.is_file():
