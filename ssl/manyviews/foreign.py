@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from jsonargparse import set_parsing_settings
@@ -126,6 +126,15 @@ def plain(value: Any, where: str) -> Any:
     return copied(value, 0)
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain types only: a date is a text, as it is to the parser of the command line."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:timestamp"]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def read_yaml(file: Path) -> Any:
     """A YAML file of the user's own, or of anybody.
 
@@ -135,7 +144,7 @@ def read_yaml(file: Path) -> Any:
     if file.exists() and (not file.is_file() or file.stat().st_size > LARGEST):
         raise ValueError(f"{file}: not a file of up to {LARGEST:,} bytes")
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.load(file.read_text(), _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not readable as YAML ({shortened(error)})") from error
     return plain(content, str(file))

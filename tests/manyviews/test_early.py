@@ -112,6 +112,28 @@ def test_dotted_keys_of_a_file_are_nested_ones(tmp_path):
         early.check_fit(["--config", str(write(tmp_path / "r.yaml", config))])
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [1, 2", "not readable as YAML .*line 1"),
+        ("- model\n- data\n", "expected sections with keys, got list"),
+        ("a: &a [x, x]\n" + "".join(f"b{i}: &b{i} [*{n}, *{n}, *{n}, *{n}]\n" for i, n in enumerate(["a", *(f"b{i}" for i in range(20))])), "more than 1,000,000 values"),
+        ("[" * 50_000, "not readable as YAML"),
+    ],
+    ids=["syntax", "list", "aliases", "deep"],
+)  # fmt: skip
+def test_a_file_that_is_no_configuration_is_told_at_once(tmp_path, text, message):
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(ValueError, match=f"own.yaml: {message}"):
+        early.check_fit(["--config", str(tmp_path / "own.yaml")])
+
+
+def test_a_date_is_a_text(tmp_path):
+    early.check_fit(["--config", str(write(tmp_path / "r.yaml", recipe(tmp_path) | {"run": "x"}))])
+    (tmp_path / "d.yaml").write_text("run: 2026-11-27\n")
+    early.check_fit(["--config", str(tmp_path / "d.yaml")])
+
+
 OWN = {
     "latin": "# -*- coding: latin-1 -*-\nclass Mine:\n    def __init__(self, depth: int = 1): '\u00e9'\n".encode(
         "latin-1"

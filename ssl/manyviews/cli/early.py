@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from manyviews.cli import source
+from manyviews.foreign import read_yaml
 from manyviews.names import meant
 
 SECTIONS = {
@@ -103,12 +104,9 @@ def _file(value: str) -> dict[str, Any]:
     path = Path(value).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{value}: no such file")
-    try:
-        found = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return {}  # told by the parser, with its line
+    found = read_yaml(path)
     if not isinstance(found, dict):
-        return {}
+        raise ValueError(f"{value}: expected sections with keys, got {type(found).__name__}")
     tree: dict[str, Any] = _nested(found)
     for top, section in tree.items():
         if top in INSTEAD:
@@ -243,5 +241,5 @@ def _parsed(value: str) -> Any:
     """A value of the command line, which is YAML."""
     try:
         return yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         return value

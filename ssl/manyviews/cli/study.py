@@ -27,7 +27,7 @@ from typing import Any
 
 import yaml
 
-from manyviews import signals
+from manyviews import foreign, signals
 from manyviews.runs.files import write_text
 
 KEYS = {
@@ -77,7 +77,9 @@ class Study:
         Raises:
             ValueError: naming the file and what is wrong in it.
         """
-        content = yaml.safe_load(path.read_text())
+        content = foreign.read_yaml(path)
+        if not isinstance(content, dict) or not isinstance(content.get("variants"), dict):
+            raise ValueError(f"{path}: expected the keys of a study, with its variants; see experiments/claims/*.yaml")
         unknown = content.keys() - KEYS
         if unknown:
             raise ValueError(f"{path}: unknown key {sorted(unknown)[0]!r}; there are {', '.join(sorted(KEYS))}")
@@ -87,7 +89,7 @@ class Study:
             base = changes.pop("recipe", content.get("recipe"))
             if base is None or not (path.parent / base).exists():
                 raise ValueError(f"{path}: variant {name} has no recipe, or it does not exist: {base}")
-            recipe = yaml.safe_load((path.parent / base).read_text())
+            recipe = foreign.read_yaml(path.parent / base)
             variants[name] = merged(merged(recipe, content.get("set", {})), changes)
         for effect in content.get("effects", []):
             missing = effect["of"].keys() - variants.keys()
@@ -244,9 +246,9 @@ def _done(recipe: dict[str, Any], seed: int, folder: Path, labels: list[str | No
     resolved, stages = _resolved(recipe, seed)
     try:
         result = json.loads((folder / RESULT).read_text())
-        same = yaml.safe_load((folder / "recipe.yaml").read_text()) == resolved
+        same = foreign.read_yaml(folder / "recipe.yaml") == resolved
         same = same and (result["stages"], result["labels"]) == (stages, labels)
-    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         print(f"{folder / RESULT}: damaged ({error}); the run is measured again", file=sys.stderr)
         return False
     if not same:
