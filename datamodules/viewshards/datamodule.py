@@ -129,6 +129,12 @@ class ShardDataModule(pl.LightningDataModule):
         if timeout <= 0:
             raise ValueError(f"data.timeout must be positive, got {timeout}")
         self.cache = ShardCache(cache_dir, int(cache_gb * 2**30)) if cache_dir and is_remote(root) else None
+        if cache_dir and not is_remote(root):
+            logger.warning("data.cache_dir is not used: %s is a folder, and its shards are read where they lie", root)
+        if cell_samples is not None and not cells:
+            raise ValueError("data.cell_samples says how many samples of a cell are taken: give data.cells")
+        if eval_view is not None and not isinstance(views, MultiView):
+            raise ValueError(f"data.eval_view is of pictures, and data.views are {type(views).__name__}: leave it out")
         self.mean, self.std = mean, std
         self.position = {"epoch": 0, "consumed": 0}
         self._numbers: dict[str, NDArray[np.int64]] = {}
@@ -149,7 +155,17 @@ class ShardDataModule(pl.LightningDataModule):
     @cached_property
     def train_set(self) -> ShardSet:
         """The shards trained on."""
-        return ShardSet(self.root, self.train_split, self.cache, self.limits)
+        found = ShardSet(self.root, self.train_split, self.cache, self.limits)
+        if self.text is not None and self.text.leave_out:
+            before, left_out = len(found), found.leave_out(self.text.languages)
+            if left_out == before:
+                raise ValueError(self._untold(found, left_out))
+            if left_out:
+                what = f"no caption in {', '.join(self.text.languages)}"
+                logger.warning(
+                    "%s: %d of %d samples of %s are left out: %s", self.root, left_out, before, found.split, what
+                )
+        return found
 
     @cached_property
     def val_set(self) -> ShardSet:
@@ -175,9 +191,38 @@ class ShardDataModule(pl.LightningDataModule):
             and self.trainer.world_size > 1
         ):
             raise ValueError("ShardDataModule orders its samples itself: set trainer.use_distributed_sampler to false")
+        self._check_languages()
         self._check_arithmetic(self.trainer.world_size)
         if not any(isinstance(callback, _Position) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             self.trainer.callbacks.insert(0, _Position(self))  # type: ignore[attr-defined]  # before any checkpoint is saved
+
+    def _check_languages(self) -> None:
+        """Raises ValueError if samples trained on have no caption in a language that is asked for."""
+        if self.text is None or not self.text.languages or self.text.leave_out or self.missing:
+            return
+        lacking = [shard.lacking(self.text.languages) for shard in self.train_set.shards]
+        if None in lacking:
+            asked = ", ".join(self.text.languages)
+            logger.warning("%s: indexed by --fast, so not counted which samples lack captions in %s", self.root, asked)
+        elif count := sum(filter(None, lacking)):
+            raise ValueError(self._untold(self.train_set, count))
+
+    def _untold(self, shards: ShardSet, count: int) -> str:
+        assert self.text is not None
+        asked, samples = self.text.languages, sum(shard.samples for shard in shards.shards)
+        known = sorted(
+            {each for shard in shards.shards for names in shard.languages or {} for each in names.split("+")}
+        )
+        others, ways = [each for each in known if each not in asked], []
+        if others:
+            ways.append(f"name others for them, the best first: --data.text.language '[{', '.join(asked + others)}]'")
+        if count < samples:
+            ways.append("leave them out: --data.text.leave_out true")
+        said = f"its captions are in {', '.join(known)}" if known else "no caption there says its language"
+        return (
+            f"{self.root} split {shards.split!r}: {count} of {samples} samples have no caption in {', '.join(asked)} "
+            f"(data.text.language); {said}. {', or '.join(ways) or 'Leave data.text.language out'}"
+        )
 
     def _check_arithmetic(self, world: int) -> None:
         batch, lanes, samples = self.global_batch_size, self.lanes, len(self.train_set)

@@ -195,7 +195,8 @@ class ShardDataset(Dataset[Sample]):
         elif self.text is not None:
             rng = generator(self.seed, epoch, TEXT, sample)
             has_none = self.missing and not self.text.has(contents.fields)
-            out |= self.text.none() if has_none else self.text.draw(contents.fields, rng)
+            drawn = self.text.none() if has_none else self.text.draw(contents.fields, rng)
+            out |= drawn if contents.group < 0 else {**drawn, "group": contents.group}
         if self.missing:
             texts = [self.text.has(contents.fields)] * len(out.get("text", [])) if self.text is not None else []
             out["present"] = np.array([there[v % len(there)] for v in range(len(views))] + texts)

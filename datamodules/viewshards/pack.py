@@ -11,6 +11,7 @@ import gc
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import replace
 from multiprocessing import get_context
@@ -228,10 +229,23 @@ def _account(
             account.frames += len(names)
         else:
             account.packed += len(names)
+    _equal_captions(account, source, [each.captions for each in written.values()], out)
     told: Counter[str] = Counter()
     for each in written.values():
         told.update(each.told)
     account.notes += [f"{count:,} {note}" for note, count in sorted(told.items())]
+
+
+def _equal_captions(account: Account, source: Source, found: list[dict[int, set[int]]], out: Mapping[int, str]) -> None:
+    """Notes how many samples share a caption with another one of their split."""
+    told = {sample: numbers for each in found for sample, numbers in each.items() if sample not in out}
+    often = Counter((source.samples[sample][1], number) for sample, numbers in told.items() for number in numbers)
+    shared = sum(any(often[source.samples[s][1], number] > 1 for number in numbers) for s, numbers in told.items())
+    if shared:
+        account.notes.append(
+            f"{shared:,} of {len(told):,} samples with captions share one with another of their split: right answers "
+            "to each other in retrieval, but negatives in training without --data.text.duplicates true"
+        )
 
 
 def _refuse(account: Account) -> None:

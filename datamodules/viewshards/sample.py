@@ -6,6 +6,8 @@ them accepts no other stumbles over.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -218,6 +220,38 @@ def _about(value: Any, labels: tuple[str, ...]) -> dict[str, Any]:
         if isinstance(value.get(name), list | dict):
             raise ValueError(f"the label {name} must be a text or a number, got {value[name]!r:.100}")
     return value
+
+
+def caption_number(caption: str) -> int:
+    """62 bits of a hash of a caption: captions that are equal but for blanks have the same."""
+    return int.from_bytes(hashlib.sha256(" ".join(caption.split()).encode()).digest()[:8]) >> 2
+
+
+def captions_of(files: Mapping[str, bytes]) -> list[str]:
+    """All captions in a sample's `.txt` and `.json`; none of what does not decode, which another check tells."""
+    found: list[str] = []
+    with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
+        found += [decode("txt", files["txt"])] if "txt" in files else []
+        if b'"captions"' in files.get("json", b""):
+            found += texts(_about(decode("json", files["json"]), ()), "captions")
+    return [caption for caption in found if caption.strip()]
+
+
+def languages_of(data: bytes) -> list[str]:
+    """The languages of a `.json` file's captions; none of what does not decode, which is another check's business."""
+    if b'"languages"' not in data:
+        return []
+    try:
+        return spoken_in(_about(decode("json", data), ()))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return []
+
+
+def spoken_in(about: Mapping[str, Any]) -> list[str]:
+    """The languages of a sample's captions that are not blank, sorted."""
+    captions, languages = texts(about, "captions"), about.get("languages") or []
+    said = {spoken for caption, spoken in zip(captions, languages, strict=False) if spoken and caption.strip()}
+    return sorted(said)
 
 
 def texts(value: Mapping[str, Any], name: str) -> list[str]:

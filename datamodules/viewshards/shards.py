@@ -9,17 +9,19 @@ import os
 import re
 import stat
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from viewshards import index as indices
 from viewshards.cache import ShardCache, is_remote, read
 from viewshards.index import BrokenShard, Index, atomic_write
 from viewshards.limits import DEFAULT, Limits
+from viewshards.sample import languages_of
 
 MANIFEST = "manifest.json"
 FORMAT = 3
@@ -39,6 +41,8 @@ class Shard:
         sha256: of the tar; None if it was indexed by `--fast`. index: sha256 of its index file; None: not known.
         contents: hashes of the keys (`keys`) and of the files of each kind (`.jpg`) in it; empty if not known.
         part: name of the part of its samples that is meant, which has an index of its own; None: all.
+        languages: how many samples have captions in which languages, by their names with `+` between them; None: not
+            known (indexed by `--fast`).
     """
 
     file: str
@@ -48,6 +52,13 @@ class Shard:
     index: str | None = None
     contents: dict[str, str] = field(default_factory=dict)
     part: str | None = None
+    languages: dict[str, int] | None = None
+
+    def lacking(self, languages: Sequence[str]) -> int | None:
+        """How many samples have no caption in any of some languages; None: not known."""
+        if self.languages is None:
+            return None
+        return self.samples - sum(n for spoken, n in self.languages.items() if {*spoken.split("+")} & {*languages})
 
 
 @dataclass
@@ -118,7 +129,7 @@ class Manifest:
         _expect(is_right, "named", "a list of label fields", content["named"])
         splits = {}
         for split, shards in content["splits"].items():
-            _expect(isinstance(shards, list), f"splits.{split}", "a list of shards", shards)
+            _expect(isinstance(shards, list) and shards, f"splits.{split}", "a list of shards, one at least", shards)
             splits[split] = [_shard(each, f"splits.{split}[{i}]") for i, each in enumerate(shards)]
             files = [shard.file for shard in splits[split]]
             if len(set(files)) < len(files):
@@ -155,8 +166,8 @@ def _shard(content: Any, where: str) -> Shard:
     _expect(isinstance(content, dict) and content.keys() <= fields, where, f"keys of {', '.join(fields)}", content)
     for key in ("bytes", "samples"):
         number = content.get(key)
-        is_right = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**62
-        _expect(is_right, f"{where}.{key}", "a whole number", number)
+        is_right = isinstance(number, int) and not isinstance(number, bool) and 1 <= number < 2**62
+        _expect(is_right, f"{where}.{key}", "a whole number from 1 on", number)
     for key in ("sha256", "index"):
         value = content.get(key)
         _expect(value is None or _is_sha256(value), f"{where}.{key}", "a sha256", value)
@@ -166,6 +177,9 @@ def _shard(content: Any, where: str) -> Shard:
     part = content.get("part")
     is_right = part is None or (isinstance(part, str) and re.fullmatch(r"[\w-]+", part) is not None)
     _expect(is_right, f"{where}.part", "a name", part)
+    spoken = content.get("languages")
+    is_right = spoken is None or (isinstance(spoken, dict) and all(type(n) is int and n > 0 for n in spoken.values()))
+    _expect(is_right, f"{where}.languages", "numbers of samples by language", spoken)
     file = content.get("file")
     is_inside = isinstance(file, str) and file.endswith(".tar") and "\0" not in file and "://" not in file
     is_inside = is_inside and not PurePosixPath(file).is_absolute() and ".." not in PurePosixPath(file).parts
@@ -210,6 +224,7 @@ def changes(before: Any, now: Fingerprint) -> list[str]:
         "keys": "names of samples differ",
         ".cls": "labels differ (.cls)",
         "sizes": "sizes of shards differ",
+        "left_out": "other samples are left out (data.text.language)",
         "times": "shards were written at another time (indexed by --fast: contents are not compared)",
     }
     kinds = [key for key in (*before, *(key for key in now if key not in before)) if before.get(key) != now.get(key)]
@@ -255,6 +270,7 @@ class ShardSet:
         }
         self.counts = [shard.samples for shard in self.shards]
         self.ends = np.cumsum(self.counts)
+        self._kept: dict[int, NDArray[np.int64]] = {}
         self._open: OrderedDict[int, tuple[int, Index]] = OrderedDict()
         places = None if self.remote else self._places()
         self.fingerprint = fingerprint_of(self.manifest, split, places)
@@ -289,7 +305,34 @@ class ShardSet:
     def locate(self, sample: int) -> tuple[int, int]:
         """Shard number and position in it."""
         shard = int(np.searchsorted(self.ends, sample, "right"))
-        return shard, sample - int(self.ends[shard]) + self.counts[shard]
+        position = sample - int(self.ends[shard]) + self.counts[shard]
+        return shard, int(self._kept[shard][position]) if shard in self._kept else position
+
+    def leave_out(self, languages: Sequence[str]) -> int:
+        """Leaves out the samples without a caption in any of these languages: the others are numbered without them.
+
+        Only shards in which some lack one are read, their `.json` files alone. Returns how many are left out.
+        """
+        kept = {number: self._speaking(number, languages)
+                for number, shard in enumerate(self.shards) if shard.lacking(languages) != 0}  # fmt: skip
+        before = len(self)
+        self._kept = {number: positions for number, positions in kept.items() if len(positions) < self.counts[number]}
+        self.counts = [len(self._kept.get(number, range(count))) for number, count in enumerate(self.counts)]
+        self.ends = np.cumsum(self.counts)
+        if self._kept:
+            listed = {number: positions.tolist() for number, positions in self._kept.items()}
+            self.fingerprint = {**self.fingerprint, "left_out": _short(listed)}
+        return before - len(self)
+
+    def _speaking(self, shard: int, languages: Sequence[str]) -> NDArray[np.int64]:
+        """Positions of the samples of a shard with a caption in one of the languages."""
+        descriptor, index = self._reader(shard)
+        kept = []
+        for position in range(len(index)):
+            offset, size = index.files(position).get("json", (0, 0))
+            if {*languages_of(os.pread(descriptor, size, offset))} & {*languages}:
+                kept.append(position)
+        return np.array(kept, np.int64)
 
     def path(self, shard: int) -> str:
         """Path or URL of a shard."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from viewshards.sample import texts
+from viewshards.sample import caption_number, spoken_in, texts
 
 Ids = NDArray[np.int64]
 
@@ -132,7 +132,11 @@ class Captions:
         augmentations: of each view instead, None: as it is.
         fields: where captions are looked for; all that are there take part.
         distinct: each view another caption of the sample, as far as there are, instead of all the same one.
-        language: only captions of this language, of the field `captions`, which alone says what they are in.
+        language: only captions of this language, of the field `captions`, which alone says what they are in; of several
+            languages those of the first that a sample has captions in.
+        leave_out: train without the samples that have no caption in any of `language`; else training does not start.
+        duplicates: samples whose drawn captions are equal are known duplicates of each other, as those of one `same` in
+            their `.json` are: no negatives. For objectives that know of such; a `same` goes before.
         hard: hard captions that go along, drawn anew each epoch from those of the drawn caption.
         every: in evaluation the first so many captions of a sample go along.
         context: tokens a caption is cut or padded to.
@@ -145,7 +149,9 @@ class Captions:
         augmentations: Sequence[TextAugmentation | None] | None = None,
         fields: Sequence[str] = ("captions", "txt"),
         distinct: bool = False,
-        language: str | None = None,
+        language: str | Sequence[str] | None = None,
+        leave_out: bool = False,
+        duplicates: bool = False,
         hard: int = 0,
         every: int = 5,
         context: int = 77,
@@ -154,7 +160,13 @@ class Captions:
         self.augmentations = list(augmentations) if augmentations is not None else [None] * views
         if not self.augmentations or not fields or every < 1:
             raise ValueError("Captions needs at least one view, one field and every >= 1")
-        self.fields, self.language, self.hard, self.every = list(fields), language, hard, every
+        self.languages = [language] if isinstance(language, str) else list(language or ())
+        if self.languages and "captions" not in fields:
+            raise ValueError("language needs the field captions: it alone says what its texts are in")
+        if leave_out and not self.languages:
+            raise ValueError("leave_out leaves out samples without a caption in `language`: name one")
+        self.leave_out, self.duplicates = leave_out, duplicates
+        self.fields, self.hard, self.every = list(fields), hard, every
         self.distinct, self.context, self.tokenizer = distinct, context, tokenizer
 
     @cached_property
@@ -208,19 +220,22 @@ class Captions:
         about = fields.get("json") or {}
         found: dict[str, list[str]] = {}
         for name in self.fields:
-            if self.language and name != "captions":
+            if self.languages and name != "captions":
                 continue  # whose language is not known
             value = fields.get("txt") if name == "txt" else about.get(name)
             captions = texts({name: value}, name)
             if name == "captions":
                 hard = about.get("hard_captions") or [[]] * len(captions)
-                languages = about.get("languages") or [None] * len(captions)
-                keep = [i for i, spoken in enumerate(languages) if self.language in (None, spoken)]
+                keep = list(range(len(captions)))
+                if self.languages:
+                    languages = about.get("languages") or [None] * len(captions)
+                    first = next((each for each in self.languages if each in spoken_in(about)), None)
+                    keep = [i for i in keep if first is not None and languages[i] == first]
                 found |= {captions[i]: list(hard[i]) for i in keep if captions[i].strip() and captions[i] not in found}
             else:
                 found |= {caption: [] for caption in captions if caption.strip() and caption not in found}
         if not found:
-            spoken = f" in language {self.language!r}" if self.language else ""
+            spoken = f" in language {' or '.join(map(repr, self.languages))}" if self.languages else ""
             raise ValueError(f"no caption{spoken} in {', '.join(self.fields)}")
         return found
 
@@ -248,6 +263,8 @@ class Captions:
         changes = zip(chosen, self.augmentations, strict=True)
         views = [said if change is None else change(said, rng) for said, change in changes]
         out: dict[str, Any] = {"text": list(self.tokens(views))}
+        if self.duplicates:
+            out["group"] = caption_number(caption)
         if self.hard:
             offered = captions[caption]
             wrong = [offered[i] for i in rng.permutation(len(offered))[: self.hard].tolist()]

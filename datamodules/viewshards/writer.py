@@ -24,7 +24,7 @@ from viewshards.dataset import prepare_worker
 from viewshards.decode import kind
 from viewshards.encoding import Encoding
 from viewshards.index import BLOCK, BrokenShard, Index, atomic_write
-from viewshards.sample import CLIPS, TRACKS, is_picture
+from viewshards.sample import CLIPS, TRACKS, caption_number, captions_of, is_picture, languages_of
 from viewshards.shards import Shard
 from viewshards.sources.source import Source
 
@@ -40,6 +40,7 @@ class ShardWriter:
         self._file, self._size, self._sha256 = file, 0, hashlib.sha256()
         self._samples: list[tuple[str, dict[str, tuple[int, int, int]]]] = []
         self._contents: dict[str, hashlib._Hash] = {}
+        self._languages: Counter[str] = Counter()
 
     def write(self, key: str, files: Mapping[str, bytes]) -> None:
         """Adds a sample."""
@@ -54,6 +55,7 @@ class ShardWriter:
             contents.update(f"{len(self._samples)} {len(data)}\n".encode())
             contents.update(data)
         self._add(b"".join(blocks))
+        _count(self._languages, files.get("json", b""))
         self._samples.append((key, places))
 
     def close(self) -> None:
@@ -72,8 +74,9 @@ class ShardWriter:
         keys = hashlib.sha256(b"\n".join(self.index().keys.tolist())).hexdigest()
         hashes = {f".{extension}": each.hexdigest() for extension, each in sorted(self._contents.items())}
         return Shard(
-            path.name, self._size, len(self._samples), self._sha256.hexdigest(), beside, {"keys": keys, **hashes}
-        )
+            path.name, self._size, len(self._samples), self._sha256.hexdigest(), beside, {"keys": keys, **hashes},
+            languages=dict(sorted(self._languages.items())),
+        )  # fmt: skip
 
     def _add(self, data: bytes) -> None:
         self._file.write(data)
@@ -120,6 +123,7 @@ class Written:
     Attributes:
         shard: its entry in the manifest. broken: why samples are not in it. told: notes about samples, and how often.
         contents: a hash of what was read. hashes: sample and hash of each picture, clip and cloud.
+        captions: the numbers of each sample's captions.
     """
 
     shard: Shard
@@ -127,6 +131,7 @@ class Written:
     told: Counter[str]
     contents: str
     hashes: list[tuple[int, bytes]]
+    captions: dict[int, set[int]]
 
 
 _adopted: tuple[Source, Encoding, Any]
@@ -145,7 +150,7 @@ def write(job: Job) -> Written:
     source, encoding, count = _adopted
     broken: dict[int, str] = {}
     told: Counter[str] = Counter()
-    read, hashes = hashlib.sha256(), list[tuple[int, bytes]]()
+    read, hashes, captions = hashlib.sha256(), list[tuple[int, bytes]](), dict[int, set[int]]()
 
     def samples() -> Iterator[tuple[int, dict[str, bytes]]]:
         for sample in job.samples:
@@ -154,6 +159,8 @@ def write(job: Job) -> Written:
                 _add(read, found)
                 told.update(notes)
                 hashes.extend((sample, hashlib.sha256(found[each]).digest()[:16]) for each in found if _is_media(each))
+                if said := captions_of(found):
+                    captions[sample] = set(map(caption_number, said))
                 if sample not in job.dropped:
                     yield sample, found
             except Question:
@@ -182,7 +189,7 @@ def write(job: Job) -> Written:
             if source.samples[sample][0] not in there:
                 broken[sample] = _broken(source, encoding, found)
         shard = describe(job.path)
-    return Written(shard, broken, told, read.hexdigest(), hashes)
+    return Written(shard, broken, told, read.hexdigest(), hashes, captions)
 
 
 def _is_media(extension: str) -> bool:
@@ -254,11 +261,22 @@ def describe(path: Path, fast: bool = False, part: str | None = None, file: str 
     with open(path, "rb") as f:
         digest = hashlib.file_digest(f, "sha256").hexdigest()
         contents = {f".{extension}": hashlib.sha256() for extension in index.extensions}
+        languages: Counter[str] = Counter()
         for position in range(len(index)):
             for extension, (offset, size) in index.files(position).items():
                 f.seek(offset)
                 contents[f".{extension}"].update(f"{position} {size}\n".encode())
-                contents[f".{extension}"].update(f.read(size))
+                data = f.read(size)
+                contents[f".{extension}"].update(data)
+                if extension == "json":
+                    _count(languages, data)
     hashes = {kind: each.hexdigest() for kind, each in sorted(contents.items())}
     keys = hashlib.sha256(b"\n".join(index.keys.tolist())).hexdigest()
-    return Shard(file or path.name, index.bytes, len(index), digest, beside, {"keys": keys, **hashes}, part)
+    spoken = dict(sorted(languages.items()))
+    return Shard(file or path.name, index.bytes, len(index), digest, beside, {"keys": keys, **hashes}, part, spoken)
+
+
+def _count(languages: Counter[str], about: bytes) -> None:
+    """Counts the languages of a sample's captions."""
+    if spoken := languages_of(about):
+        languages["+".join(spoken)] += 1

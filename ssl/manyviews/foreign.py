@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from jsonargparse import set_parsing_settings
@@ -129,7 +129,7 @@ def plain(value: Any, where: str) -> Any:
 class _Loader(yaml.SafeLoader):
     """Plain types only: a date is a text, as it is to the parser of the command line."""
 
-    yaml_implicit_resolvers: ClassVar = {
+    yaml_implicit_resolvers = {  # a library's own way
         first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:timestamp"]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

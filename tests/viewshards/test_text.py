@@ -2,7 +2,9 @@
 
 import csv
 import json
+from collections import Counter
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -14,11 +16,11 @@ from viewshards.cli import main
 from viewshards.encoding import Encoding
 from viewshards.order import CellBatches, generator
 from viewshards.pack import pack
-from viewshards.shards import ShardSet
+from viewshards.shards import Manifest, ShardSet
 from viewshards.sources import open_source
 from viewshards.sources.generated import Shapes
 from viewshards.text import STRONG, WEAK
-from viewshards.views import Augmentation, MultiView
+from viewshards.views import Augmentation, CentreCrop, MultiView, PointViews, SimCLR
 
 PLAIN = MultiView([Augmentation(16, (0.9, 1.0), flip=0.0)])
 
@@ -392,6 +394,105 @@ def test_missing_views_teach_nothing_and_other_objectives_refuse_them(patchy, tm
             assert (view.grad[~present[:, v]] == 0).all() and (view.grad[present[:, v]] != 0).any()
     with pytest.raises(ValueError, match="wants all views of every sample"):
         CLIP()([torch.randn(4, 5)] * 2, present=present[:, :2])
+
+
+@pytest.fixture
+def spoken(tmp_path):
+    """Eight samples of train: six in English and German, one in English only, one without a language; two of val."""
+    table = []
+    for i in range(10):
+        picture(tmp_path / f"{i}.png", seed=i)
+        said = {"en": f"cat {i % 4}", "de": f"Katze {i}"} if i != 3 else {"en": "cat 3"}
+        table.append({"file_name": f"{i}.png", "split": "train" if i < 8 else "val", "captions": said})
+    table[5]["captions"] = ["gato"]
+    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, table)))
+    packed(tmp_path / "table.jsonl", tmp_path / "out", shard_samples=4)
+    return tmp_path / "out"
+
+
+def fed(root, **text):
+    return ShardDataModule(str(root), 2, SimCLR(8), lanes=2, text=Captions(context=8, **text), workers=0)
+
+
+def started(data):
+    """Set up as `fit` does."""
+    data.trainer = pl.Trainer(max_steps=1, logger=False, accelerator="cpu", enable_checkpointing=False)
+    data.setup("fit")
+
+
+def test_samples_without_a_language_are_counted_before_training(spoken):
+    counted = [shard["languages"] for shard in json.loads((spoken / "manifest.json").read_text())["splits"]["train"]]
+    assert sum((Counter(each) for each in counted), Counter()) == {"de+en": 6, "en": 1}
+    message = (
+        r"2 of 8 samples have no caption in de \(data.text.language\); its captions are in de, en. name others for them, "
+        r"the best first: --data.text.language '\[de, en\]', or leave them out: --data.text.leave_out true"
+    )
+    with pytest.raises(ValueError, match=message):
+        started(fed(spoken, language="de"))
+    with pytest.raises(ValueError, match="1 of 8 samples have no caption in de, en"):
+        started(fed(spoken, language=["de", "en"]))
+    with pytest.raises(
+        ValueError, match="8 of 8 samples have no caption in fr.*best first: --data.text.language '.fr, de, en.'$"
+    ):
+        started(fed(spoken, language="fr"))
+    with pytest.raises(ValueError, match="8 of 8 samples have no caption in fr"):
+        fed(spoken, language="fr", leave_out=True).train_set  # noqa: B018
+
+
+def test_samples_without_a_language_are_left_out(spoken, caplog):
+    data = fed(spoken, language="de", leave_out=True)
+    started(data)
+    assert "2 of 8 samples of train are left out: no caption in de" in caplog.text
+    keys = {data.train_set.key(i) for i in range(len(data.train_set))}
+    assert keys == {"0", "1", "2", "4", "6", "7"} and data.steps_per_epoch == 3
+    batches = list(data.train_dataloader())
+    assert sorted(key for batch in batches for key in batch["key"]) == sorted(keys)
+    assert all(not batch["replaced"] for batch in batches)
+    whole = fed(spoken)
+    with pytest.raises(ValueError, match="train: .*other samples are left out"):
+        whole.load_state_dict(data.state_dict() | {"lanes": whole.lanes})
+
+
+def test_the_best_language_that_a_sample_has(spoken):
+    captions = Captions(language=["de", "en"])
+    found = [next(iter(captions.of({"json": about}))) for about in (
+        {"captions": ["cat", "Katze"], "languages": ["en", "de"]}, {"captions": ["cat", " "], "languages": ["en", "de"]},
+    )]  # fmt: skip
+    assert found == ["Katze", "cat"]
+    for text in ({"leave_out": True}, {"language": "de", "fields": ["txt"]}):
+        with pytest.raises(ValueError, match="language"):
+            Captions(**text)
+
+
+def test_an_index_counts_languages_as_packing_does(spoken):
+    before = Manifest.load(str(spoken))
+    assert main(["index", str(spoken)]) == 0
+    assert [s.languages for s in Manifest.load(str(spoken)).splits["train"]] == [
+        s.languages for s in before.splits["train"]
+    ]
+    assert main(["index", str(spoken), "--fast"]) == 0
+    assert len(fed(spoken, language="de", leave_out=True).train_set) == 6  # by reading
+
+
+def test_equal_captions_are_told_and_may_be_duplicates(spoken, tmp_path, capsys):
+    said = Manifest.load(str(spoken)).made["account"]["notes"]
+    assert any("6 of 10 samples with captions share one with another of their split" in note for note in said)
+    pairs = {}
+    for batch in fed(spoken, language=["en"], leave_out=True, duplicates=True).train_dataloader():
+        pairs |= dict(zip(batch["key"], batch["group"].tolist(), strict=True))
+    assert all((pairs[a] == pairs[b]) == (int(a) % 4 == int(b) % 4) for a in pairs for b in pairs)
+    assert min(pairs.values()) >= 0
+    drawn = Captions(duplicates=True).draw({"txt": " a  cat"}, np.random.default_rng(0))["group"]
+    assert drawn == Captions(duplicates=True).draw({"txt": "a cat"}, np.random.default_rng(0))["group"]
+
+
+def test_options_that_would_not_be_used_are_told(spoken, caplog):
+    ShardDataModule(str(spoken), 2, SimCLR(8), cache_dir="cache")
+    assert "data.cache_dir is not used" in caplog.text
+    with pytest.raises(ValueError, match="cell_samples"):
+        ShardDataModule(str(spoken), 2, SimCLR(8), cell_samples=2)
+    with pytest.raises(ValueError, match="eval_view"):
+        ShardDataModule(str(spoken), 2, PointViews(8), eval_view=CentreCrop(8))
 
 
 def test_captions_by_language(tmp_path):

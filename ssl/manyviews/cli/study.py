@@ -78,8 +78,8 @@ class Study:
             ValueError: naming the file and what is wrong in it.
         """
         content = foreign.read_yaml(path)
-        if not isinstance(content, dict) or not isinstance(content.get("variants"), dict):
-            raise ValueError(f"{path}: expected the keys of a study, with its variants; see experiments/claims/*.yaml")
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: expected the keys {', '.join(sorted(KEYS))}, got {type(content).__name__}")
         unknown = content.keys() - KEYS
         if unknown:
             raise ValueError(f"{path}: unknown key {sorted(unknown)[0]!r}; there are {', '.join(sorted(KEYS))}")

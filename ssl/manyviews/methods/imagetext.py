@@ -75,6 +75,15 @@ class ImageText(Method):
             self.get_submodule(name).eval()
         return self
 
+    def on_fit_start(self) -> None:
+        """As in Method; refuses to declare duplicates to an objective that does not know of any."""
+        if getattr(getattr(self._data, "text", None), "duplicates", False) and "group" not in self.objective.takes():
+            raise ValueError(
+                f"data.text.duplicates is true, and {type(self.objective).__name__} does not know of duplicates (it "
+                "takes no `group`): leave it out"
+            )
+        super().on_fit_start()
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss of a batch; monitoring sees the image features, and one image and text embedding each."""
         if "text" not in batch:
