@@ -183,10 +183,18 @@ def test_a_run_with_published_weights_is_evaluated_and_resumed_without_their_fil
     backbone["init_args"]["checkpoint"] = str(file)
     assert train(tmp_path, config) == 0
     assert "tensors of state_dict.backbone used" in caplog.text
+    held = file.read_bytes()
     file.unlink()
     assert train(tmp_path, config) == 0 and (tmp_path / "run/finished.json").exists()
     assert main(["knn", "--run", str(tmp_path / "run")]) == 0, capsys.readouterr().err
     assert main(["export", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+    report = ["report", "--run", str(tmp_path / "run")]
+    assert main(report) == 0
+    assert "no row of the weights that training began with" in capsys.readouterr().err
+    file.write_bytes(held)
+    assert main(report) == 0
+    scores = json.loads((tmp_path / "run/evaluations/report.json").read_text())["scores"]
+    assert [*scores] == ["trained encoder", "weights it began with", "untrained encoder", "raw pixels"]
 
 
 OWN = """

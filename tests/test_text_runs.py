@@ -78,7 +78,7 @@ def printed(capsys, *arguments):
     code = main([str(a) for a in arguments])
     out = capsys.readouterr()
     assert code == 0, out.err
-    found = re.findall(r"^(\w+) (\d\.\d+)$", out.out, re.M)
+    found = re.findall(r"^(\w+) (\d\.\d+)(?=$|  )", out.out, re.M)
     return {name: float(value) for name, value in found}, out.out
 
 
@@ -104,6 +104,7 @@ def test_the_numbers_of_the_run_and_of_the_commands_are_one(trained, capsys):
     shot, _ = printed(capsys, "zeroshot", "--run", run, "--bank", bank, "--device", "cpu")
     found, _ = printed(capsys, "retrieve", "--run", run, "--device", "cpu")
     for scores in (shot, found):
+        assert scores
         for name, value in scores.items():
             assert value == pytest.approx(curves[f"val/{name}"][-1][1], abs=1e-4), name
     (file,) = (run / "evaluations").glob("zeroshot_bank-*-shards-*-cls-step-00000120.json")
@@ -126,11 +127,53 @@ def test_open_clip_loads_what_was_trained(trained, capsys, tmp_path):
     ours, _ = printed(capsys, "zeroshot", "--run", run, "--bank", bank, "--device", "cpu")
     command = ["zeroshot", "--pretrained", tmp_path / "clip", "--data", shards, "--bank", bank, "--device", "cpu"]
     theirs, _ = printed(capsys, *command, "--json", tmp_path / "zero.json", "--workers", "0")
-    assert theirs == ours
+    assert theirs == ours and ours
     assert main(["zeroshot", "--pretrained", str(tmp_path / "gone"), "--data", str(shards)]) == 2
     assert "not there; --pretrained takes an open_clip folder" in capsys.readouterr().err
     assert main(["zeroshot", "--pretrained", str(tmp_path / "clip")]) == 2
     assert "--pretrained needs --data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("mode", "interpolation", "mean"), [("squash", "bicubic", 0.5), ("longest", "bilinear", 0.3), ("shortest", "bicubic", 0.5)]
+)  # fmt: skip
+def test_an_open_clip_folder_is_evaluated_to_the_last_prediction(trained, tmp_path, capsys, mode, interpolation, mean):
+    """Pictures of all shapes through the folder's own preprocessing: what open_clip predicts for each of them."""
+    run, _, bank = trained
+    printed(capsys, "export", "--run", run, "--out", tmp_path / "clip", "--open-clip", "--device", "cpu")
+    config = tmp_path / "clip" / "open_clip_config.json"
+    about = json.loads(config.read_text())
+    about["preprocess_cfg"] |= {
+        "resize_mode": mode, "interpolation": interpolation, "mean": [mean] * 3, "std": [0.2, 0.25, 0.3],
+    }  # fmt: skip
+    config.write_text(json.dumps(about))
+    g, made, shapes = np.random.default_rng(0), Shapes(), ((90, 48), (48, 90), (61, 48), (30, 40), (48, 48))
+    for i in range(60):
+        sample = made.files(i)
+        pixels = Image.open(io.BytesIO(sample["png"])).convert("RGB")
+        noise = Image.fromarray(g.integers(0, 256, (3, 3, 3), dtype=np.uint8)).resize(pixels.size)
+        file = tmp_path / "raw" / "val" / made.kinds[int(sample["cls"])] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.blend(pixels, noise, 0.3).resize(shapes[i % 5]).save(file)
+    assert viewshards(["pack", str(tmp_path / "raw"), str(tmp_path / "shards")]) == 0
+    capsys.readouterr()
+    command = ["zeroshot", "--pretrained", tmp_path / "clip", "--data", tmp_path / "shards", "--bank", bank]
+    ours, _ = printed(capsys, *command, "--device", "cpu", "--json", tmp_path / "zero.json")
+    kept = json.loads((tmp_path / "zero.json").read_text())["details"]["per_class"]
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'clip'}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'clip'}")
+    classes, templates = sorted(kept), [lambda c: f"a {c}", lambda c: f"a small {c}"]
+    right = {name: [] for name in classes}
+    with torch.no_grad():
+        texts = open_clip.build_zero_shot_classifier(model.eval(), tokenizer, classes, templates, device="cpu")
+        for file in sorted((tmp_path / "raw").rglob("*.png")):
+            image = model.encode_image(preprocess(Image.open(file))[None], normalize=True)
+            right[file.parent.name].append(classes[int((image @ texts).argmax())] == file.parent.name)
+    assert kept == pytest.approx({name: np.mean(each) for name, each in right.items()}, abs=1e-6)
+    assert ours["zeroshot_top1"] == pytest.approx(
+        np.mean([each for found in right.values() for each in found]), abs=1e-4
+    )
+    assert 0.1 < ours["zeroshot_top1"] < 0.95  # some of both
 
 
 def test_a_run_is_searched_by_text_and_by_image(trained, table, capsys, tmp_path):

@@ -27,7 +27,7 @@ from viewshards.limits import DEFAULT, Limits
 from viewshards.loader import Loader, check_room
 from viewshards.order import CellBatches, ClusterBatches, EvalBatches, TrainBatches, default_lanes
 from viewshards.pictures import picture
-from viewshards.shards import ShardSet, changes
+from viewshards.shards import Manifest, ShardSet, changes
 from viewshards.text import Captions
 from viewshards.views import CentreCrop, MultiView, PlainViews, PointViews, Published, VideoViews, device
 from viewshards.views.points import drawn
@@ -153,6 +153,11 @@ class ShardDataModule(pl.LightningDataModule):
             )
 
     @cached_property
+    def manifest(self) -> Manifest:
+        """What the set says of itself."""
+        return Manifest.load(self.root)
+
+    @cached_property
     def train_set(self) -> ShardSet:
         """The shards trained on."""
         found = ShardSet(self.root, self.train_split, self.cache, self.limits)
@@ -180,7 +185,7 @@ class ShardDataModule(pl.LightningDataModule):
     @property
     def classes(self) -> list[str]:
         """Names of the label's classes, by number; empty if the set does not name them."""
-        return self.train_set.manifest.labels.get(self.label, [])
+        return self.manifest.labels.get(self.label, [])
 
     def setup(self, stage: str) -> None:
         """Checks shards and arithmetic before anything trains, and hooks the position into the trainer."""
@@ -424,7 +429,7 @@ class ShardDataModule(pl.LightningDataModule):
 
     def _splits(self) -> list[str]:
         """The splits that training and evaluation read, as far as they are there."""
-        return [split for split in (self.train_split, self.val_split) if split in self.train_set.manifest.splits]
+        return [split for split in (self.train_split, self.val_split) if split in self.manifest.splits]
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any], what: str) -> None:
         """Raises ValueError if `before` was made on other data than `now`, in words; or warns, if that is accepted."""

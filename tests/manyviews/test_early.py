@@ -134,6 +134,18 @@ def test_a_date_is_a_text(tmp_path):
     early.check_fit(["--config", str(tmp_path / "d.yaml")])
 
 
+@pytest.mark.slow
+def test_a_module_of_ones_own_is_looked_at_beside_the_recipe_too(tmp_path):
+    (tmp_path / "mine.py").write_text("class Net:\n    def __init__(self, width: int = 3): pass\n")
+    file = write(tmp_path / "r.yaml", recipe(tmp_path))
+    config = yaml.safe_load(file.read_text())
+    config["model"]["init_args"]["backbone"] = {"class_path": "mine.Net"}
+    code, heavy, said, _ = imported(
+        "fit", "--config", write(tmp_path / "own.yaml", config), "--model.backbone.widht", "4"
+    )
+    assert code == 2 and "mine.Net has no argument 'widht'; did you mean width?" in said and heavy == []
+
+
 OWN = {
     "latin": "# -*- coding: latin-1 -*-\nclass Mine:\n    def __init__(self, depth: int = 1): '\u00e9'\n".encode(
         "latin-1"

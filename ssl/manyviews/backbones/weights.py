@@ -32,8 +32,8 @@ from manyviews.backbones.published import OPENAI, State, of_open_clip, of_transf
 
 logger = logging.getLogger(__name__)
 PREFERRED = (
-    "state_dict_ema", "model_ema", "online_encoder", "target_encoder", "teacher", "backbone", "base_encoder",
-    "encoder_q", "teacher_backbone", "encoder", "MAE_encoder", "student_backbone", "student", "trunk",
+    "state_dict_ema", "model_ema", "ema_model", "ema", "online_encoder", "target_encoder", "teacher", "backbone",
+    "base_encoder", "encoder_q", "teacher_backbone", "encoder", "MAE_encoder", "student_backbone", "student", "trunk",
 )  # fmt: skip
 """Parts of names, in the order in which a network under them is taken where several fit equally well."""
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")

@@ -170,6 +170,10 @@ def parser() -> argparse.ArgumentParser:
         made[name].add_argument("--data", metavar="D", help="folder of shards (default: those of the run)")
         made[name].add_argument("--label", help="label field (default: the run's)")
         made[name].add_argument("--workers", type=int, help="loader processes")
+    for name in (*scored, "report", "zeroshot", "transfer"):
+        made[name].add_argument(
+            "--split", dest="val_split", metavar="NAME", help="split that is measured (default: the run's, mostly val)"
+        )
     for name in (*scored, "zeroshot", "composition", "transfer"):
         made[name].add_argument(
             "--json",

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from manyviews import foreign
 from manyviews.cli import source
-from manyviews.foreign import read_yaml
 from manyviews.names import meant
 
 SECTIONS = {
@@ -35,12 +35,14 @@ WORDS = {"true", "false", "yes", "no", "on", "off", "null", "none", "~", ""}
 
 
 def check_fit(argv: list[str]) -> None:
-    """Checks the arguments of `fit`.
+    """Checks the arguments of `fit`, and makes modules of the user's own findable, beside a configuration or here.
 
     Raises:
         ValueError: naming what is not known, and the nearest names. FileNotFoundError: for a configuration.
     """
     tree: dict[str, Any] = {}
+    words = [part for word in argv for part in word.split("=", 1)]
+    source.search_beside(filter(foreign.PATH.fullmatch, words), Path())
     for name, value in _pairs(argv):
         if name == "config":
             tree = _merged(tree, _file(value))
@@ -104,7 +106,9 @@ def _file(value: str) -> dict[str, Any]:
     path = Path(value).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{value}: no such file")
-    found = read_yaml(path)
+    found = foreign.read_yaml(path)
+    if foreign.owner_of(path) is None:  # the user's own word, and modules beside it their own code
+        source.search_beside(foreign.class_paths(found), path.parent, Path())
     if not isinstance(found, dict):
         raise ValueError(f"{value}: expected sections with keys, got {type(found).__name__}")
     tree: dict[str, Any] = _nested(found)

@@ -90,7 +90,7 @@ def bring_up(arguments: argparse.Namespace) -> Trained:
     content = load(checkpoint)
     config = foreign_config(content, checkpoint)
     changes = {"root": getattr(arguments, "data", None), "label": getattr(arguments, "label", None)}
-    changes["workers"] = getattr(arguments, "workers", None)
+    changes |= {"workers": getattr(arguments, "workers", None), "val_split": getattr(arguments, "val_split", None)}
     settings = config["data"].setdefault("init_args", {})
     settings.update({key: value for key, value in changes.items() if value is not None})
     weights = sum(value.nbytes for value in content["state_dict"].values() if isinstance(value, torch.Tensor))

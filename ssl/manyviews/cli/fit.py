@@ -29,7 +29,6 @@ import manyviews.methods
 from manyviews import foreign, signals
 from manyviews.backbones import not_read
 from manyviews.cli.errors import explain
-from manyviews.cli.source import search_beside
 from manyviews.cli.written import Written, check_written, spell_out
 from manyviews.monitoring import Board, CollapseAlarm, Monitor
 from manyviews.runs import (
@@ -222,8 +221,6 @@ def check_file(file: Path) -> None:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file")
     config, owner = foreign.read_yaml(file), foreign.owner_of(file)
-    if owner is None:  # the user's own word, and modules beside it their own code
-        search_beside(foreign.class_paths(config), file.parent, Path())
     if isinstance(config, dict) and "config" in config:
         raise ValueError(f"{file}: a configuration names no other file; give --config twice")
     for key in SECTIONS:
@@ -275,7 +272,6 @@ def fit(argv: list[str]) -> int:
     """
     _quiet()
     words = [part for word in argv for part in word.split("=", 1)]
-    search_beside((word for word in words if foreign.PATH.fullmatch(word)), Path())
     with foreign.trusting(value for key, value in itertools.pairwise(words) if key == "--trust"):
         return _fit(argv)
 

@@ -83,7 +83,11 @@ def pretrained(arguments: argparse.Namespace) -> Trained:
                 },
                 "mean": preprocess["mean"],
                 "std": preprocess["std"],
-                **{key: getattr(arguments, key) for key in ("label", "workers") if getattr(arguments, key) is not None},
+                **{
+                    key: value
+                    for key in ("label", "workers", "val_split")
+                    if (value := getattr(arguments, key, None)) is not None
+                },
             },
         },
     }

@@ -50,7 +50,7 @@ def measure(runs: list[Path], labels: list[str | None], banks: dict[str, str]) -
             joint.append(TextRetrieval())
             if data.classes:
                 joint.append(ZeroShot(banks.get(data.label, "plain")))
-            if "composition" in data.train_set.manifest.splits:
+            if "composition" in data.manifest.splits:
                 joint.append(Composition("composition"))
         found |= {name: value for p in joint for name, value in p.measure(method, data).scores.items()}
         protocols += joint

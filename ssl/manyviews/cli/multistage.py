@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import MiniBatchKMeans
 
 from manyviews import foreign
-from manyviews.cli import evaluate
+from manyviews.cli import early, evaluate
 from manyviews.cli.fit import fit
 from manyviews.evaluation import KNN, LinearProbe
 from manyviews.evaluation.features import Features
@@ -46,7 +46,7 @@ def multistage(argv: list[str], folder: Path, stages: int, k: int = 10) -> list[
     """
     if stages > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("multistage runs on one device: train the stages by `manyviews fit` with data.clusters")
-
+    early.check_fit(argv)
     runs = [folder] if stages == 1 else [folder / f"stage-{stage}" for stage in range(stages)]
     for stage, run in enumerate(runs):
         before = folder / f"clusters-{stage - 1}.npz"

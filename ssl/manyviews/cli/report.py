@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.table import Table
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from manyviews.backbones import Encoding, Pixels, ShapeStatistics, views_of
+from manyviews.backbones import Encoding, Pixels, ShapeStatistics, not_read, views_of
 from manyviews.cli.evaluate import Trained, bring_up, instantiate, pixels_of
 from manyviews.distributed import LOCAL
 from manyviews.evaluation import (
@@ -51,15 +52,19 @@ class _Unlearnt(Method):
 def report(arguments: argparse.Namespace) -> None:
     """Trained against untrained against raw pixels, in one table, and a run with texts beside; a picture of neighbours.
 
+    An encoder that began with published weights also against these, if their file is there.
+
     Of methods with texts also zero-shot classification and the retrieval of images by their captions. In the place of
     pixels clouds have statistics of their shape, and a linear SVM beside; clips have the pixels of their mean frame.
     """
     trained = bring_up(arguments)
-    untrained, _ = instantiate(trained.config)
+    with not_read():
+        untrained, _ = instantiate(trained.config)
     device = trained.method.device
     name, floor = UNLEARNT[trained.data.plain.modality]
     rows = {
         "trained encoder": trained,
+        **_began_with(trained),
         "untrained encoder": replace(trained, method=calibrated(untrained.to(device), trained.data)),
         name: replace(trained, method=_Unlearnt(floor()).to(device)),
     }
@@ -90,6 +95,20 @@ def report(arguments: argparse.Namespace) -> None:
     _print_report(trained, scores)
     print(f"numbers:              {path}\nnearest neighbours:   {picture}")
     print(f"curves and pictures:  {watch(trained.run)}")
+
+
+def _began_with(trained: Trained) -> dict[str, Trained]:
+    """The encoder with the published weights that its training began with; nothing without such."""
+    begun = trained.config["model"]["init_args"].get("backbone")
+    file = begun.get("init_args", {}).get("checkpoint") if isinstance(begun, dict) else None
+    if file is None:
+        return {}
+    try:
+        method, _ = instantiate(trained.config)
+    except (ValueError, OSError) as error:
+        print(f"no row of the weights that training began with: {error}", file=sys.stderr)
+        return {}
+    return {"weights it began with": replace(trained, method=method.to(trained.method.device))}
 
 
 UNLEARNT: dict[str, tuple[str, Callable[[], nn.Module]]] = {
