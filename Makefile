@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: quickstart test fast long fuzz check slurm clean
+.PHONY: quickstart test fast long fuzz gpu check slurm clean
 
 quickstart: $(READY)  ## environment, embedded data set, pretraining on images and on images with names, table, picture
 	$(BIN)/viewshards pack builtin:emoji runs/data/emoji
@@ -23,6 +23,9 @@ long: $(READY)  ## what the suite has no time for: every recipe all the way, amo
 
 fuzz: $(READY)  ## fifty times the damaged and hostile inputs that the suite tries
 	FUZZ=50 $(BIN)/python -m pytest -n 2 tests/fuzz
+
+gpu:  ## on a machine with a GPU, by its own Python (PYTHON=...): checks and measurements, to $OUT or runs/gpu
+	PYTHON=$(PYTHON) tests/gpu.sh
 
 check: $(READY)  ## style, types and the import contracts
 	$(BIN)/ruff check .

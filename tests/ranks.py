@@ -29,31 +29,12 @@ from manyviews.optim import LARS
 from manyviews.runs import AtomicCheckpointIO, Checkpoints, FiniteGuard, RandomState
 from manyviews.runs.sharded import register
 from manyviews.runs.storage import load
-from tests.manyviews import test_image_methods, test_points, test_text_methods, test_video
 from tests.manyviews.test_image_methods import SMALL
 from tests.manyviews.test_methods import FAST, Batches
 from tests.recipe import Backbone
+from tests.support.every import TRIALS
 
 register()  # as the command does
-
-
-def many_views(name):
-    return Batches(views=4 if name.startswith(("MultiView", "ImageVolume")) else 2)
-
-
-CASES = {
-    **{f"image/{name}": (test_image_methods.make, name, many_views) for name in test_image_methods.METHODS},
-    **{f"text/{name}": (test_text_methods.make, name, test_text_methods.pairs) for name in test_text_methods.METHODS},
-    **{f"points/{name}": (test_points.make, name, lambda _: test_points.Clouds()) for name in test_points.METHODS},
-    **{
-        f"video/{name}": (
-            lambda name: test_video.METHODS["CLIP"](test_video.BACKBONES[name]()),
-            name,
-            lambda _: test_video.Clips(),
-        )
-        for name in test_video.BACKBONES
-    },
-}
 
 
 RANDOM = {
@@ -114,21 +95,21 @@ def train(strategy, method, steps, data, callbacks=(), ckpt=None, **options):
 def every_method(strategy: str, alike: bool) -> dict[str, dict[str, torch.Tensor]]:
     """State after three steps, and losses. `alike`: no batch statistics, no random numbers, chunks too."""
     found = {}
-    for case, (make, name, batches) in CASES.items():
+    for case, trial in TRIALS.items():
         if alike and case in RANDOM:
             continue
-        method = make(name)
+        method = trial.make()
         if alike:
             without_statistics(method)
             if isinstance(method, MaskedPoints):
                 method.draw = partial(by_place, method, cycle((1.0, -1.0)))
         rate = 1e-4 if case.startswith("points/") else 0.01
-        found[case] = after_three_steps(strategy, method, batches(name), rate)
+        found[case] = after_three_steps(strategy, method, trial.batches(), rate)
         if alike and case == "image/SimCLR":
-            method = make(name)
+            method = trial.make()
             without_statistics(method)
             method.grad_cache = 5
-            found[f"{case} in chunks"] = after_three_steps(strategy, method, batches(name))
+            found[f"{case} in chunks"] = after_three_steps(strategy, method, trial.batches())
     return found
 
 

@@ -12,8 +12,9 @@ import torch
 
 from manyviews.runs.storage import load
 from tests.process import environment, run
-from tests.ranks import CASES, RANDOM, every_method
+from tests.ranks import RANDOM, every_method
 from tests.recipe import recipe, scalars, write
+from tests.support.every import TRIALS
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +42,7 @@ def test_two_ranks_train_as_one_process(folder):
     """
     two = torch.load(folder / "ddp-alike.pt", weights_only=True)
     one = every_method("auto", alike=True)
-    assert set(one) == set(two) == set(CASES) - RANDOM | {"image/SimCLR in chunks"}
+    assert set(one) == set(two) == set(TRIALS) - RANDOM | {"image/SimCLR in chunks"}
     for case, expected in one.items():
         torch.testing.assert_close(two[case], expected, atol=1e-5, rtol=1e-4, msg=lambda m, case=case: f"{case}: {m}")
 
@@ -49,7 +50,7 @@ def test_two_ranks_train_as_one_process(folder):
 def test_every_method_is_sharded_as_under_ddp(folder):
     """Losses, weights, queues, teachers, memories, running statistics after three steps; each rank held about half of them."""
     ddp, fsdp2 = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("ddp", "fsdp2"))
-    assert set(ddp) == set(fsdp2) == set(CASES)
+    assert set(ddp) == set(fsdp2) == set(TRIALS)
     units = 0
     for case, expected in ddp.items():
         units += fsdp2[case].pop("units") > 1
