@@ -152,7 +152,7 @@ def test_grad_cache_repeats_the_dropout_of_the_first_pass():
     from manyviews.methods.gradcache import GradCache
 
     pl.seed_everything(1, verbose=False)
-    cache = GradCache(lambda x: (method._pooled(x),), list(method.backbone.parameters()), 24, nullcontext)
+    cache = GradCache(lambda x: (method.backbone(x).pooled,), list(method.backbone.parameters()), 24, nullcontext)
     cached = cache.forward(batch["image"])
     method.objective([method.projector(f) for (f,) in cached]).backward()
     after = torch.get_rng_state()

@@ -317,10 +317,10 @@ def test_equal_branches_agree():
         method.branch[1], method.branch_position[1] = method.branch[0], method.branch_position[0]
     patches, tokens, (mask, _) = given(method)
     method.reconstruct_twice(patches, tokens, [mask, mask])
-    assert method.readings["disagreement"].item() == pytest.approx(0, abs=1e-6)
+    assert method.objective.diagnostics["disagreement"].item() == pytest.approx(0, abs=1e-6)
     method.objective.contrast = "all_columns"
     method.reconstruct_twice(patches, tokens, [mask, mask])
-    assert method.readings["disagreement"].item() > 1e-3
+    assert method.objective.diagnostics["disagreement"].item() > 1e-3
 
 
 def test_agreement_does_not_pull_at_visible_places():

@@ -19,7 +19,7 @@ from manyviews import foreign
 from manyviews.backbones import Encoding, views_of
 from manyviews.distributed import LOCAL
 from manyviews.evaluation.features import frozen, prepared
-from manyviews.evaluation.joint import JointProtocol, embed_texts, part_of
+from manyviews.evaluation.joint import JointProtocol, embed_texts
 from manyviews.evaluation.protocol import Result
 
 LAST = ("order",)
@@ -95,7 +95,7 @@ def choose(module: Any, data: Any, images: Encoding, options: list[list[str]]) -
     ends = list(accumulate(len(candidates) for candidates in options))
     cuts = [slice(end - len(candidates), end) for end, candidates in zip(ends, options, strict=True)]
     return [
-        module.similarity(part_of(images, slice(i, i + 1)), part_of(texts, cut))[0][0].float().cpu()
+        module.similarity(images.rows(slice(i, i + 1)), texts.rows(cut))[0][0].float().cpu()
         for i, cut in enumerate(cuts)
     ]
 

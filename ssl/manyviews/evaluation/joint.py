@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from manyviews.backbones import Encoding
-from manyviews.distributed import Gather
 from manyviews.evaluation.features import Features, frozen
 from manyviews.evaluation.protocol import Protocol, Result
 
@@ -44,39 +43,6 @@ class JointProtocol(Protocol):
             raise ValueError(f"{type(self).__name__} needs texts: set data.text to viewshards.Captions")
 
 
-def joined(parts: list[Encoding]) -> Encoding:
-    """Encodings one after the other."""
-    if parts[0].tokens is None:
-        return Encoding(torch.cat([part.pooled for part in parts]))
-    tokens = torch.cat([part.tokens for part in parts if part.tokens is not None])
-    masks = [part.token_mask for part in parts if part.token_mask is not None]
-    return Encoding(torch.cat([part.pooled for part in parts]), tokens, torch.cat(masks) if masks else None)
-
-
-def part_of(encoding: Encoding, rows: slice | Tensor) -> Encoding:
-    """Some rows of an Encoding."""
-    return Encoding(
-        encoding.pooled[rows],
-        None if encoding.tokens is None else encoding.tokens[rows],
-        None if encoding.token_mask is None else encoding.token_mask[rows],
-        encoding.prefix_tokens,
-    )
-
-
-def gathered(encoding: Encoding, gather: Gather) -> Encoding:
-    """The encodings of all ranks, in rank order."""
-    if gather.world == 1:
-        return encoding
-    rows = gather(len(encoding.pooled))
-    mask = encoding.token_mask
-    return Encoding(
-        rows.gather(encoding.pooled),
-        None if encoding.tokens is None else rows.gather(encoding.tokens),
-        None if mask is None else rows.gather(mask.byte()).bool(),
-        encoding.prefix_tokens,
-    )
-
-
 def finite(scores: Tensor) -> Tensor:
     """The scores, if they are numbers: nothing compares with NaN, so that it would count as the best.
 
@@ -93,4 +59,4 @@ def embed_texts(module: Any, data: Any, texts: list[str]) -> Encoding:
     """The texts in the joint space, by the tokenizer of training."""
     with frozen(module):
         ids = [data.tokens(texts[i : i + CHUNK]).to(module.device) for i in range(0, len(texts), CHUNK)]
-        return joined([module.embed_text(part) for part in ids])
+        return Encoding.cat([module.embed_text(part) for part in ids])

@@ -13,7 +13,7 @@ from manyviews.backbones import Encoding, views_of
 from manyviews.distributed import Gather
 from manyviews.evaluation import joint
 from manyviews.evaluation.features import prepared
-from manyviews.evaluation.joint import JointProtocol, embed_texts, finite, gathered, joined, part_of
+from manyviews.evaluation.joint import JointProtocol, embed_texts, finite
 from manyviews.evaluation.protocol import Result, chance_at
 from manyviews.evaluation.zeroshot import ZeroShot
 
@@ -83,7 +83,7 @@ class TextRetrieval(JointProtocol):
             own = torch.cat(of)
             everyone = own if gather.world == 1 else gather(len(own)).gather(own)
             real = everyone >= 0
-            return part_of(gathered(joined(parts), gather), real), everyone[real]
+            return Encoding.cat(parts).gather(gather).rows(real), everyone[real]
 
         pairs = torch.cat(groups)
         pairs = pairs if gather.world == 1 else gather(len(pairs)).gather(pairs)
@@ -121,10 +121,10 @@ class TextRetrieval(JointProtocol):
         place = torch.arange(len(of_item), device=of_item.device)
         for start in range(gather.rank * joint.CHUNK, len(of_query), gather.world * joint.CHUNK):
             cut = slice(start, start + joint.CHUNK)
-            some = part_of(queries, cut)
+            some = queries.rows(cut)
             blocks = []
             for at in range(0, len(of_item), joint.CHUNK):
-                items = part_of(gallery, slice(at, at + joint.CHUNK))
+                items = gallery.rows(slice(at, at + joint.CHUNK))
                 pair = (some, items) if images_ask else (items, some)
                 block = module.similarity(*pair)[0 if images_ask else 1]
                 blocks.append(block if images_ask else block.T)

@@ -8,9 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from manyviews import distributed
 from manyviews.backbones import Encoding, views_of
-from manyviews.methods.method import Batch, Method
+from manyviews.methods.method import Batch, Method, Step
 from manyviews.objectives import Objective
 from manyviews.optim import EMA, LARS, OptimizerFactory, Schedule, cosine_momentum
 
@@ -52,28 +51,29 @@ class Asymmetric(Method):
         self.momentum, self.final_momentum = momentum, final_momentum
         self.target = None if momentum is None else EMA(nn.ModuleList([backbone, projector]))
 
-    def encode(self, views: list[Tensor]) -> list[Tensor]:
-        """Features of the views that are trained."""
+    def step(self, batch: Batch) -> Step:
+        """Each view's prediction against the other view's target."""
+        views = views_of(batch)
         if len(views) != 2:
             raise ValueError(f"{type(self).__name__} is defined for 2 views, got {len(views)}: set data.views to two")
-        return super().encode(views if self.symmetric else views[:1])
-
-    def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """Each view's prediction against the other view's target."""
+        h = self.encode(self.backbone, self.shown(views if self.symmetric else views[:1]))
+        z, context = self.project(h), self.context(batch)
         if self.predictor is None and self.target is None:
-            return super().compare(projections, batch)
+            return Step(self.objective(z, **context), h, z)
         if self.target is None:
-            targets = [projection.detach() for projection in projections]
+            targets = [projection.detach() for projection in z]
         else:
-            targets = self.of_each(self.embed_target, views_of(batch)[0 if self.symmetric else 1 :])
-        predictions = projections if self.predictor is None else self.of_each(self.predictor, projections)
-        gather, context = distributed.current(), self.context(batch)
+            targets = self.of_each(self.embed_target, views[0 if self.symmetric else 1 :])
+        predictions = z if self.predictor is None else self.of_each(self.predictor, z)
         if "projections" in self.objective.takes():
-            context["projections"] = projections
-        loss = self.objective(predictions, targets=targets[::-1], gather=gather, **context)
-        if self.target is not None:
-            self.objective.diagnostics["momentum"] = torch.tensor(self.momentum_now())
-        return loss, projections if self.symmetric else [*projections, *targets]
+            context["projections"] = z
+        loss = self.objective(predictions, targets=targets[::-1], **context)
+        momentum = {} if self.target is None else {"momentum": torch.tensor(self.momentum_now())}
+        return Step(loss, h, z if self.symmetric else [*z, *targets], momentum)
+
+    def shown(self, views: list[Tensor]) -> list[Tensor]:
+        """What the trained side sees of the views."""
+        return views
 
     @torch.no_grad()
     def embed_target(self, images: Tensor) -> Tensor:

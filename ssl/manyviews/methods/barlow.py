@@ -7,8 +7,9 @@ from functools import partial
 from torch import nn
 
 from manyviews import objectives
+from manyviews.backbones import views_of
 from manyviews.heads import projector
-from manyviews.methods.method import Method
+from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import LARS, OptimizerFactory, Schedule
 
 
@@ -40,6 +41,11 @@ class BarlowTwins(Method):
             backbone, head, objectives.BarlowTwins(redundancy), optimizer, schedule, grad_cache, views_together
         )
 
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        h = self.encode(self.backbone, views_of(batch))
+        z = self.project(h)
+        return Step(self.objective(z, **self.context(batch)), features=h, projections=z)
+
 
 class VICReg(Method):
     """Variance, invariance, covariance.
@@ -69,3 +75,8 @@ class VICReg(Method):
         head = projector(backbone.width, projector_width, projector_width, layers=3, last_bias=False)  # type: ignore[arg-type]
         objective = objectives.VICReg(invariance, variance, covariance)
         super().__init__(backbone, head, objective, optimizer, schedule, grad_cache, views_together)
+
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        h = self.encode(self.backbone, views_of(batch))
+        z = self.project(h)
+        return Step(self.objective(z, **self.context(batch)), features=h, projections=z)

@@ -59,9 +59,9 @@ class BECLR(Asymmetric):
         )
         self.masked, self.patch = masked, patch
 
-    def encode(self, views: list[Tensor]) -> list[Tensor]:
-        """Features of the student's views, holes in the first."""
-        return super().encode([blanked(views[0], self.masked, self.patch), *views[1:]])
+    def shown(self, views: list[Tensor]) -> list[Tensor]:
+        """The student's views, holes in the first."""
+        return [blanked(views[0], self.masked, self.patch), *views[1:]]
 
 
 def blanked(images: Tensor, share: float, patch: int) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from manyviews import objectives
-from manyviews.backbones import Encoding
-from manyviews.methods.method import Batch, Method
+from manyviews.backbones import Encoding, views_of
+from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import OptimizerFactory, Schedule
 
 
@@ -64,15 +64,11 @@ class Classifier(Method):
         if len(names) > self.classes:
             raise ValueError(f"model.classes is {self.classes}, but the label field has {len(names)} classes")
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def step(self, batch: Batch) -> Step:
         """The loss of the first view; monitoring sees its features and scores."""
-        found = super().training_step({**batch, **self._first(batch)}, batch_idx)
-        scores = found["projections"][0]
-        return {**found, "projections": torch.stack([scores, scores])}
-
-    @staticmethod
-    def _first(batch: Batch) -> Batch:
-        return {name: batch[name][:1] for name in ("image", "points", "video") if name in batch}
+        h = self.encode(self.backbone, views_of(batch)[:1])
+        scores = self.project(h)
+        return Step(self.objective(scores, **self.context(batch)), h, scores * 2)
 
     def class_scores(self, features: Encoding) -> Tensor:
         """(B, C) of the backbone's features."""

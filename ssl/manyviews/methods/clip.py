@@ -11,6 +11,7 @@ from torch import nn
 from manyviews import objectives
 from manyviews.heads import LogitScale
 from manyviews.methods.imagetext import ADAMW, ImageText
+from manyviews.methods.method import Batch, Step
 from manyviews.objectives.clip import Positives
 from manyviews.optim import OptimizerFactory, Schedule
 
@@ -46,6 +47,11 @@ class CLIP(ImageText):
             optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
         )  # fmt: skip
 
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        images, texts = self.towers(batch)
+        pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
+        return Step(self.objective(pair, **self.context(batch)), features=images, projections=pair)
+
 
 class ALIGN(ImageText):
     """ALIGN (Jia et al., ICML 2021): label smoothing; the image side has no projection.
@@ -79,6 +85,11 @@ class ALIGN(ImageText):
             optimizer, schedule, grad_cache, locked,
         )  # fmt: skip
 
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        images, texts = self.towers(batch)
+        pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
+        return Step(self.objective(pair, **self.context(batch)), features=images, projections=pair)
+
 
 class SigLIP(ImageText):
     """SigLIP (Zhai et al., ICCV 2023): every pair a yes-or-no question, texts travelling round the ranks.
@@ -105,3 +116,8 @@ class SigLIP(ImageText):
             backbone, text_backbone, objectives.SigLIP(logit_scale), dim,
             optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
         )  # fmt: skip
+
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        images, texts = self.towers(batch)
+        pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
+        return Step(self.objective(pair, **self.context(batch)), features=images, projections=pair)

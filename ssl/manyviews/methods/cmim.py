@@ -9,9 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from manyviews import distributed
 from manyviews.backbones import Encoding
-from manyviews.methods.method import Batch, Method
+from manyviews.methods.method import Batch, Method, Step
 from manyviews.objectives import CMIM as Objective
 from manyviews.objectives import Objective as AnyObjective
 from manyviews.optim import OptimizerFactory, Schedule
@@ -94,23 +93,23 @@ class CMIM(Method):
         codes = [self.projector(encoding.pooled).chunk(2, 1)[0] for encoding in encodings]
         return [Encoding(self.decoder(code)[0].mean((2, 3))) for code in codes]
 
-    def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    def step(self, batch: Batch) -> Step:
         """Every view is reconstructed on its own."""
+        h = self.encode(self.backbone, batch["image"])
         losses, codes = [], []
-        for projection, images in zip(projections, batch["image"], strict=True):
+        for projection, images in zip(self.project(h), batch["image"], strict=True):
             mean, log_scale = projection.float().chunk(2, 1)
             log_scale = log_scale.clamp(min=-6)
             z = mean + log_scale.exp() * torch.randn_like(mean)
             context = {"mean": mean, "log_scale": log_scale, "log_likelihood": self.log_likelihood(images, z)}
-            losses.append(self.objective([z], gather=distributed.current(), **context, **self.context(batch)))
+            losses.append(self.objective([z], **context, **self.context(batch)))
             codes.append(z)
-        loss = torch.stack(losses).mean()
+        loss, readings = torch.stack(losses).mean(), dict[str, Tensor]()
         if self.regulariser is not None:
-            context = self.context(batch, self.regulariser)
-            extra = self.regulariser(self.features, gather=distributed.current(), **context)
-            self.objective.diagnostics["regulariser"] = extra.detach()
+            extra = self.regulariser([view.pooled for view in h], **self.context(batch, self.regulariser))
+            readings["regulariser"] = extra.detach()
             loss = loss + extra
-        return loss, codes if len(codes) > 1 else codes * 2
+        return Step(loss, h, codes if len(codes) > 1 else codes * 2, readings)
 
     def log_likelihood(self, images: Tensor, z: Tensor) -> Tensor:
         """(n,): log p(x | z)."""

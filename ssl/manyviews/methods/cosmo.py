@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from manyviews import distributed, objectives
+from manyviews import objectives
 from manyviews.backbones import Encoding
 from manyviews.heads import LatentPool, LogitScale
 from manyviews.methods.imagetext import ADAMW, ImageText
-from manyviews.methods.method import Batch
-from manyviews.methods.tokens import patches_of
+from manyviews.methods.method import Batch, Step
 from manyviews.objectives.clip import Positives
 from manyviews.optim import OptimizerFactory, Schedule
 from manyviews.similarity import unit
@@ -30,8 +28,6 @@ class COSMO(ImageText):
         optimizer, schedule, grad_cache, locked: as in CLIP.
         positives: as in CLIP.
     """
-
-    needs_tokens: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -52,14 +48,13 @@ class COSMO(ImageText):
             backbone, text_backbone, objective, dim, image, text, optimizer, schedule, grad_cache, locked
         )  # fmt: skip
 
-    def compare_pairs(  # noqa: D102
-        self, images: list[Encoding], texts: list[Encoding], batch: Batch
-    ) -> tuple[Tensor, list[Tensor]]:
-        pair = [self.projector(*patches_of(images[0])), self.text_projector(*patches_of(texts[0]))]
-        return self.objective(pair, gather=distributed.current(), **self.context(batch)), pair
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        images, texts = self.towers(batch, tokens=True)
+        pair = [self.projector(*images[0].patches()), self.text_projector(*texts[0].patches())]
+        return Step(self.objective(pair, **self.context(batch)), images, pair)
 
     def joint_image(self, features: Encoding) -> Encoding:  # noqa: D102
-        return Encoding(unit(self.projector(*patches_of(features))))
+        return Encoding(unit(self.projector(*features.patches())))
 
     def joint_text(self, features: Encoding) -> Encoding:  # noqa: D102
-        return Encoding(unit(self.text_projector(*patches_of(features))))
+        return Encoding(unit(self.text_projector(*features.patches())))

@@ -7,8 +7,9 @@ from functools import partial
 from torch import nn
 
 from manyviews import objectives
+from manyviews.backbones import views_of
 from manyviews.heads import projector
-from manyviews.methods.method import Method
+from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import LARS, OptimizerFactory, Schedule
 
 
@@ -43,3 +44,8 @@ class DCL(Method):
         super().__init__(
             backbone, head, objectives.DCL(temperature, sigma), optimizer, schedule, grad_cache, views_together
         )
+
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        h = self.encode(self.backbone, views_of(batch))
+        z = self.project(h)
+        return Step(self.objective(z, **self.context(batch)), features=h, projections=z)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from manyviews import objectives
+from manyviews.backbones import views_of
 from manyviews.heads import LogitScale
-from manyviews.methods.method import Batch, Method
+from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import OptimizerFactory, Schedule
 
 
@@ -41,15 +42,12 @@ class Decoding(Method):
         )  # fmt: skip
         self.target = target
 
-    def encode(self, views: list[Tensor]) -> list[Tensor]:
-        """Features of the signal, which is the first view."""
-        return super().encode(views[:1])
-
-    def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """The estimate against the targets of the global batch."""
+    def step(self, batch: Batch) -> Step:
+        """The estimate of the signal, which is the first view, against the targets of the global batch."""
         if self.target not in batch:
             raise ValueError(f"Decoding needs {self.target!r} of every sample: set data.fields to [{self.target}]")
-        pair = [projections[0], batch[self.target].flatten(1).to(projections[0].dtype)]
-        loss, shown = super().compare(pair, batch)
-        self.objective.diagnostics["estimate_length"] = projections[0].detach().norm(dim=1).mean()
-        return loss, shown
+        h = self.encode(self.backbone, views_of(batch)[:1])
+        estimate = self.project(h)[0]
+        pair = [estimate, batch[self.target].flatten(1).to(estimate.dtype)]
+        loss = self.objective(pair, **self.context(batch))
+        return Step(loss, h, pair, {"estimate_length": estimate.detach().norm(dim=1).mean()})

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from manyviews import distributed, objectives
+from manyviews import objectives
 from manyviews.backbones import Encoding
 from manyviews.heads import LogitScale
 from manyviews.methods.imagetext import ImageText
-from manyviews.methods.method import Batch
-from manyviews.methods.tokens import patches_of
+from manyviews.methods.method import Batch, Step
 from manyviews.objectives.clip import Positives
 from manyviews.optim import OptimizerFactory, Schedule
 
@@ -30,8 +28,6 @@ class FDT(ImageText):
         grad_cache, locked: as in CLIP.
         positives: as in CLIP.
     """
-
-    needs_tokens: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -54,21 +50,20 @@ class FDT(ImageText):
             optimizer, schedule, grad_cache, locked,
         )  # fmt: skip
 
-    def compare_pairs(  # noqa: D102
-        self, images: list[Encoding], texts: list[Encoding], batch: Batch
-    ) -> tuple[Tensor, list[Tensor]]:
-        tokens, masks = zip(*(patches_of(each[0]) for each in (images, texts)), strict=True)
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        images, texts = self.towers(batch, tokens=True)
+        tokens, masks = zip(*(each[0].patches() for each in (images, texts)), strict=True)
         pair = [images[0].pooled, texts[0].pooled]
         whole = [each[:, : min(x.shape[1] for x in pair)] for each in pair]  # they take no part
         context = {**self.context(batch), "tokens": list(tokens), "masks": list(masks)}
-        loss = self.objective(whole, gather=distributed.current(), **context)
+        loss = self.objective(whole, **context)
         with torch.no_grad():
-            return loss, [self.joint_image(images[0]).pooled, self.joint_text(texts[0]).pooled]
+            return Step(loss, images, [self.joint_image(images[0]).pooled, self.joint_text(texts[0]).pooled])
 
     def joint_image(self, features: Encoding) -> Encoding:  # noqa: D102
         assert isinstance(self.objective, objectives.FDT)
-        return Encoding(self.objective.embed(*patches_of(features), 0))
+        return Encoding(self.objective.embed(*features.patches(), 0))
 
     def joint_text(self, features: Encoding) -> Encoding:  # noqa: D102
         assert isinstance(self.objective, objectives.FDT)
-        return Encoding(self.objective.embed(*patches_of(features), 1))
+        return Encoding(self.objective.embed(*features.patches(), 1))

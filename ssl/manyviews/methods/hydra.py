@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from manyviews import objectives
+from manyviews.backbones import views_of
 from manyviews.heads import projector
 from manyviews.methods.asymmetric import Asymmetric
-from manyviews.methods.method import Method
+from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import LARS, OptimizerFactory, Schedule
 
 
@@ -37,6 +38,11 @@ class Hydra(Method):
     ) -> None:
         head = projector(backbone.width, projector_hidden, objective.dim, last="layer")  # type: ignore[arg-type]
         super().__init__(backbone, head, objective, optimizer, schedule, grad_cache)
+
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        h = self.encode(self.backbone, views_of(batch))
+        z = self.project(h)
+        return Step(self.objective(z, **self.context(batch)), features=h, projections=z)
 
 
 class HydraMoCo(Asymmetric):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +36,6 @@ class ImageText(Method):
         locked: parts that stay as they are, by name, such as [backbone] (LiT) or [text_backbone.model.transformer]:
             no gradient, eval mode, out of the optimiser.
     """
-
-    needs_tokens: ClassVar[bool] = False
-    """Whether the objective compares tokens, so that towers must give some."""
 
     def __init__(
         self,
@@ -85,19 +82,14 @@ class ImageText(Method):
         super().on_fit_start()
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """The loss of a batch; monitoring sees the image features, and one image and text embedding each."""
+        """As in Method; of equal captions in the batch monitoring is told."""
         if "text" not in batch:
             raise ValueError(f"{type(self).__name__} needs texts: set data.text to viewshards.Captions")
-        images, texts = self.encodings(batch)
-        loss, shown = self.compare_pairs(images, texts, batch)
+        found = super().training_step(batch, batch_idx)
         rows = distributed.current()(len(batch["text"][0]))
         share, floor = diagnostics.duplicates(rows.gather(batch["text"][0]))
-        self.readings = {**self.objective.diagnostics, "duplicate_captions": share, "loss_floor": floor}
-        return {
-            "loss": loss,
-            "features": images[0].pooled.detach(),
-            "projections": torch.stack([projection.detach() for projection in shown]),
-        }
+        self.readings |= {"duplicate_captions": share, "loss_floor": floor}
+        return found
 
     def context(self, batch: Batch, objective: Objective | None = None) -> dict[str, Any]:
         """As in Method; a sample that stands in the batch twice (`data.cells`) is a twin of itself, no negative."""
@@ -109,59 +101,20 @@ class ImageText(Method):
                 context["group"] = torch.where(group >= 0, group, 2**40 + index)
         return context
 
-    def encodings(self, batch: Batch) -> tuple[list[Encoding], list[Encoding]]:
-        """Features of all image views and of all text views."""
-        return self._through(self.backbone, views_of(batch)), self._through(self.text_backbone, batch["text"])
-
-    def compare_pairs(self, images: list[Encoding], texts: list[Encoding], batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """The loss, and the embeddings of image and text to be monitored: view 0 of each in the joint space."""
-        pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
-        return self.objective(pair, gather=distributed.current(), **self.context(batch)), pair
-
-    def _through(self, tower: nn.Module, views: list[Tensor]) -> list[Encoding]:
-        """Each view's Encoding; views of one size go through together."""
-        prefix = int(getattr(tower, "prefix_tokens", 0))
-        if self.grad_cache and any(p.requires_grad for p in tower.parameters()):
-            return [
-                self._encoding(parts, prefix) for parts in self.in_chunks(tower, partial(self._parts, tower), views)
-            ]
-        if self.grad_cache:  # a locked tower: nothing has to be kept, only its memory bounded
-            chunked = [[self._parts(tower, part) for part in view.split(self.grad_cache)] for view in views]
-            return [self._encoding(tuple(map(torch.cat, zip(*each, strict=True))), prefix) for each in chunked]
-        together = len({view.shape for view in views}) == 1
-        if not together:
-            return [self._encoding(self._parts(tower, view), prefix) for view in views]
-        columns = [part.chunk(len(views)) for part in self._parts(tower, torch.cat(views))]
-        return [self._encoding(parts, prefix) for parts in zip(*columns, strict=True)]
-
-    def _parts(self, tower: nn.Module, view: Tensor) -> tuple[Tensor, ...]:
-        """Pooled features, and where tokens are compared also tokens and their mask."""
-        found = Encoding.of(tower(view))
-        if not self.needs_tokens:
-            return (found.pooled,)
-        if found.tokens is None:
-            raise ValueError(f"{type(self).__name__} compares tokens, and {type(tower).__name__} gives none")
-        mask = found.token_mask
-        if mask is None:
-            mask = torch.ones(found.tokens.shape[:2], dtype=torch.bool, device=view.device)
-        return found.pooled, found.tokens, mask
-
-    @staticmethod
-    def _encoding(parts: tuple[Tensor, ...], prefix: int) -> Encoding:
-        if len(parts) == 1:
-            return Encoding(parts[0])
-        pooled, tokens, mask = parts
-        return Encoding(pooled, tokens, mask, prefix)
+    def towers(self, batch: Batch, tokens: bool = False) -> tuple[list[Encoding], list[Encoding]]:
+        """Encodings of all image views and of all text views; `tokens`: as in `encode`."""
+        images = self.encode(self.backbone, views_of(batch), tokens)
+        return images, self.encode(self.text_backbone, batch["text"], tokens)
 
     # What evaluation asks.
 
     def embed_image(self, images: Tensor) -> Encoding:
         """Images (B, 3, H, W) in the joint space: pooled (B, dim) of length 1."""
-        return self.joint_image(self._encoding(self._parts(self.backbone, images), self._prefix()))
+        return self.joint_image(Encoding.of(self.backbone(images)))
 
     def embed_text(self, ids: Tensor) -> Encoding:
         """Token ids (B, L) in the joint space: pooled (B, dim) of length 1."""
-        return self.joint_text(self._encoding(self._parts(self.text_backbone, ids), 0))
+        return self.joint_text(Encoding.of(self.text_backbone(ids)))
 
     def joint_image(self, features: Encoding) -> Encoding:
         """The image tower's features in the joint space."""
@@ -175,9 +128,6 @@ class ImageText(Method):
         """(B, M) scores by which images choose texts, and (B, M) by which texts choose images: here the cosine."""
         scores = images.pooled @ texts.pooled.T
         return scores, scores
-
-    def _prefix(self) -> int:
-        return int(getattr(self.backbone, "prefix_tokens", 0))
 
 
 def projection(tower: nn.Module, dim: int) -> nn.Module:

@@ -13,7 +13,7 @@ from manyviews import distributed, objectives
 from manyviews.backbones import Encoding, views_of
 from manyviews.heads import LogitScale, projector
 from manyviews.methods.imagetext import ImageText
-from manyviews.methods.method import Batch
+from manyviews.methods.method import Batch, Step
 from manyviews.objectives import Objective
 from manyviews.objectives.clip import Positives
 from manyviews.optim import EMA, OptimizerFactory, Schedule
@@ -65,9 +65,8 @@ class ImprovedCLIP(ImageText):
         """Of the image features and of the text features."""
         return int(self.backbone.width), int(self.text_backbone.width)  # type: ignore[arg-type]
 
-    def compare_pairs(  # noqa: D102
-        self, images: list[Encoding], texts: list[Encoding], batch: Batch
-    ) -> tuple[Tensor, list[Tensor]]:
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        images, texts = self.towers(batch)
         if len(images) != len(texts) or len(images) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs a weak and strong views of image and text alike, got {len(images)} of "
@@ -79,11 +78,9 @@ class ImprovedCLIP(ImageText):
             for head, views in zip(self.strong_projectors, (images, texts), strict=True)
             for view in views[1:]
         ]
-        gather = distributed.current()
-        loss = self.objective([*pair, *strong], gather=gather, **self.context(batch))
-        further, shown = self.further(images, texts, strong, batch)
-        self.objective.diagnostics |= shown
-        return (loss if further is None else loss + further), pair
+        loss = self.objective([*pair, *strong], **self.context(batch))
+        further, readings = self.further(images, texts, strong, batch)
+        return Step(loss if further is None else loss + further, images, pair, readings)
 
     def further(
         self, images: list[Encoding], texts: list[Encoding], strong: list[Tensor], batch: Batch

@@ -6,12 +6,12 @@ import math
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from manyviews import distributed, objectives
-from manyviews.backbones import views_of
-from manyviews.methods.method import Batch, Method
+from manyviews.backbones import Encoding, views_of
+from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import OptimizerFactory, Schedule
 
 
@@ -46,15 +46,14 @@ class MECO(Method):
         super().__init__(backbone, head, objectives.MECO(gamma), optimizer, schedule)
         self.noise = noise
 
-    def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    def step(self, batch: Batch) -> Step:
         """Energies of the images against those of as many noise images."""
-        images = views_of(batch)[0]
-        sample = torch.randn_like(images) * self.noise
-        energy = self.projector(self._pooled(sample))[:, 0]
+        views = views_of(batch)
+        h = self.encode(self.backbone, views)
+        f = self.project(h)[0]
+        sample = torch.randn_like(views[0]) * self.noise
+        energy = self.projector(Encoding.of(self.backbone(sample)).pooled)[:, 0]
         # p = e^f q / Z: the density of the noise stands on both sides and falls out of the weights.
-        loss = self.objective(
-            projections[:1], noise=energy, log_q=torch.zeros_like(energy), gather=distributed.current()
-        )
-        bits = self.objective.diagnostics["nll"] / math.log(2)
-        self.objective.diagnostics["bits_over_noise"] = bits
-        return loss, [*self.features, *self.features][:2]  # energies have one dimension: nothing to look at
+        loss = self.objective([f], noise=energy, log_q=torch.zeros_like(energy), gather=distributed.current())
+        pooled = [view.pooled for view in (*h, *h)][:2]  # energies have one dimension: nothing to look at
+        return Step(loss, h, pooled, {"bits_over_noise": self.objective.diagnostics["nll"] / math.log(2)})

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -25,12 +26,30 @@ from manyviews.optim import LARS, OptimizerFactory, Schedule, decay_groups
 from manyviews.sharding import shard
 
 Batch = dict[str, Any]
+Seen = TypeVar("Seen", Tensor, Encoding)
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class Step:
+    """What a method makes of a batch: all that backward, monitoring and the alarm read.
+
+    Attributes:
+        loss: scalar, of the global batch.
+        features: of the views, before any head; monitoring looks at those of the first.
+        projections: two or more (n, d) that monitoring compares: of two views of the same samples.
+        readings: further scalars to be logged, detached.
+    """
+
+    loss: Tensor
+    features: Sequence[Encoding]
+    projections: Sequence[Tensor]
+    readings: dict[str, Tensor] = field(default_factory=dict)
+
+
 class Method(pl.LightningModule):
-    """Backbone, projector and objective: a contrastive method over the views of a batch.
+    """Backbone, projector and objective; a subclass says by `step` what it makes of a batch.
 
     Args:
         backbone: images (B, 3, H, W) to an Encoding (or (B, D)), with an attribute `width` = D.
@@ -61,8 +80,6 @@ class Method(pl.LightningModule):
         self.views_together = views_together
         self.readings: dict[str, Tensor] = {}
         """Detached scalars of the current step, which monitoring averages and logs."""
-        self.features: list[Tensor] = []
-        """Pooled features (n, D) of each view of the current batch, for methods that need more than projections."""
         self.total_steps = 1  # of the run, known when it begins
         self._caches: list[GradCache] = []
         if grad_cache:
@@ -74,39 +91,66 @@ class Method(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss of a batch, and detached what monitoring looks at: features and projections of view 0, 1, ..."""
-        features = self.features = self.encode(views_of(batch))
-        loss, shown = self.compare(self.of_each(self.projector, features), batch)
-        self.readings = dict(self.objective.diagnostics)
+        step = self.step(batch)
+        self.readings = {**self.objective.diagnostics, **step.readings}
         return {
-            "loss": loss,
-            "features": features[0].detach(),
-            "projections": torch.stack([projection.detach() for projection in shown]),
+            "loss": step.loss,
+            "features": step.features[0].pooled.detach(),
+            "projections": torch.stack([projection.detach() for projection in step.projections]),
         }
 
-    def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """The loss of the views' projections, and the projections to be monitored."""
-        return self.objective(projections, gather=distributed.current(), **self.context(batch)), projections
+    def step(self, batch: Batch) -> Step:
+        """The method's forward, from the views of a batch to the loss."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it makes of a batch: define step(batch)")
 
     def context(self, batch: Batch, objective: Objective | None = None) -> dict[str, Any]:
-        """What an objective (default: the method's own) takes of a batch and the run besides the views.
+        """What an objective (default: the method's own) takes of a batch and the run besides the views; and `gather`.
 
         `present` always goes along: an objective that does not take it refuses samples that lack views.
         """
         takes = (objective or self.objective).takes() | {"present"}
         there = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-        return {name: value for name, value in {**there, "epoch": self.current_epoch}.items() if name in takes}
+        found = {name: value for name, value in {**there, "epoch": self.current_epoch}.items() if name in takes}
+        return {"gather": distributed.current(), **found}
 
-    def encode(self, views: list[Tensor]) -> list[Tensor]:
-        """Pooled features (B, D) of each view, in chunks if `grad_cache` says so."""
+    def encode(self, tower: nn.Module, views: Sequence[Tensor], tokens: bool = False) -> list[Encoding]:
+        """Encodings of each view by a tower; in chunks, with the exact gradient, if `grad_cache` says so.
+
+        Args:
+            tower: the backbone, or another one. views: (B, ...) each.
+            tokens: whether tokens are compared; without, chunks keep pooled features only.
+
+        Raises:
+            ValueError: if tokens are wanted and the tower gives none.
+        """
+
+        def encoded(view: Tensor) -> Encoding:
+            found = Encoding.of(tower(view))
+            if tokens and found.tokens is None:
+                raise ValueError(f"{type(self).__name__} compares tokens, and {type(tower).__name__} gives none")
+            return found
+
+        def parts(view: Tensor) -> tuple[Tensor, ...]:
+            found = encoded(view)
+            return (found.pooled, *found.patches()) if tokens else (found.pooled,)
+
         if not self.grad_cache:
-            return self.of_each(self._pooled, views)
-        return [pooled for (pooled,) in self.in_chunks(self.backbone, lambda x: (self._pooled(x),), views)]
+            return self.of_each(encoded, views)
+        if any(p.requires_grad for p in tower.parameters()):
+            return [Encoding.of_parts(each) for each in self.in_chunks(tower, parts, list(views))]
+        # A locked tower: nothing has to be kept, only its memory bounded.
+        cut = [[parts(part) for part in view.split(self.grad_cache)] for view in views]
+        return [Encoding.of_parts([torch.cat(column) for column in zip(*each, strict=True)]) for each in cut]
 
-    def of_each(self, network: Callable[[Tensor], Tensor], views: list[Tensor]) -> list[Tensor]:
+    def project(self, features: Sequence[Encoding]) -> list[Tensor]:
+        """The projector's (B, d) of the pooled features of each view."""
+        return self.of_each(self.projector, [view.pooled for view in features])
+
+    def of_each(self, network: Callable[[Tensor], Seen], views: Sequence[Tensor]) -> list[Seen]:
         """`network` of each view: of those of one shape together, or of one view at a time (`views_together`)."""
         if not self.views_together:
             return [network(view) for view in views]
-        found: list[Tensor] = []
+        found: list[Seen] = []
         for _, same in groupby(views, key=lambda view: view.shape):
             alike = list(same)
             found += network(torch.cat(alike)).chunk(len(alike))
@@ -120,9 +164,6 @@ class Method(pl.LightningModule):
         cache = GradCache(encode, trained, self.grad_cache, self.trainer.precision_plugin.forward_context)
         self._caches.append(cache)
         return cache.forward(views)
-
-    def _pooled(self, images: Tensor) -> Tensor:
-        return Encoding.of(self.backbone(images)).pooled
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Lightning's backward, and then the chunks'."""

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from manyviews import distributed, objectives
+from manyviews import objectives
 from manyviews.backbones import Encoding, OpenClipText, views_of
 from manyviews.methods.imagetext import ImageText
-from manyviews.methods.method import Batch
+from manyviews.methods.method import Batch, Step
 from manyviews.optim import OptimizerFactory, Schedule
 from manyviews.sharding import whole
 from manyviews.similarity import unit
@@ -125,17 +125,12 @@ class MoCoOp(ImageText):
                     each.append(self.embed_text(ids).pooled)
                 self.hand[g] = unit(torch.stack(each).mean(0))
 
-    def encodings(self, batch: Batch) -> tuple[list[Encoding], list[Encoding]]:
-        """Of the images; the texts are the prompts."""
-        return self._through(self.backbone, views_of(batch)), []
-
-    def compare_pairs(  # noqa: D102
-        self, images: list[Encoding], texts: list[Encoding], batch: Batch
-    ) -> tuple[Tensor, list[Tensor]]:
+    def step(self, batch: Batch) -> Step:
+        """The images against the prompts, which are the texts."""
+        images = self.encode(self.backbone, views_of(batch))
         u, prompts = self.projector(images[0].pooled), self.prompt_features()
         context = {**self.context(batch), "prompts": prompts, "hand": self.hand}
-        loss = self.objective([u], gather=distributed.current(), **context)
-        return loss, [u, prompts[0, batch["label"].clamp(min=0)]]
+        return Step(self.objective([u], **context), images, [u, prompts[0, batch["label"].clamp(min=0)]])
 
     def class_scores(self, images: Encoding) -> Tensor:
         """(B, C): what zero-shot classification uses in place of class names."""

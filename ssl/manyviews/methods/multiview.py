@@ -7,8 +7,9 @@ from functools import partial
 import torch
 from torch import nn
 
+from manyviews.backbones import views_of
 from manyviews.heads import projector
-from manyviews.methods.method import Method
+from manyviews.methods.method import Batch, Method, Step
 from manyviews.objectives import MVDHEL, Objective
 from manyviews.optim import OptimizerFactory, Schedule
 
@@ -40,3 +41,8 @@ class MultiView(Method):
         hidden: int = projector_hidden or backbone.width  # type: ignore[assignment]
         head = projector(backbone.width, hidden, projector_out, last="batch")  # type: ignore[arg-type]
         super().__init__(backbone, head, objective or MVDHEL(), optimizer, schedule, grad_cache)
+
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        h = self.encode(self.backbone, views_of(batch))
+        z = self.project(h)
+        return Step(self.objective(z, **self.context(batch)), features=h, projections=z)

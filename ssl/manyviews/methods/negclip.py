@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from manyviews import distributed, objectives
-from manyviews.backbones import Encoding
+from manyviews import objectives
 from manyviews.methods.clip import CLIP
 from manyviews.methods.imagetext import ADAMW, ImageText
-from manyviews.methods.method import Batch
+from manyviews.methods.method import Batch, Step
 from manyviews.objectives import Objective
 from manyviews.optim import OptimizerFactory, Schedule
 
@@ -24,20 +23,16 @@ class NegCLIP(CLIP):
     (`data.cells`, made by `manyviews mine`). Arguments as CLIP's. The paper tunes a pretrained CLIP with lr 1e-6.
     """
 
-    def encodings(self, batch: Batch) -> tuple[list[Encoding], list[Encoding]]:  # noqa: D102
+    def step(self, batch: Batch) -> Step:  # noqa: D102
         if "hard_text" not in batch:
             raise ValueError("NegCLIP needs hard captions: samples with hard_captions, and data.text with hard: 1")
         hard = [batch["hard_text"][:, k] for k in range(batch["hard_text"].shape[1])]
-        return super().encodings({**batch, "text": [*batch["text"], *hard]})
-
-    def compare_pairs(  # noqa: D102
-        self, images: list[Encoding], texts: list[Encoding], batch: Batch
-    ) -> tuple[Tensor, list[Tensor]]:
+        images, texts = self.towers({**batch, "text": [*batch["text"], *hard]})
         plain = len(batch["text"])
         pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
         extra = torch.stack([self.text_projector(text.pooled) for text in texts[plain:]], 1)
         context = {**self.context(batch), "extra": extra, "extra_present": batch["hard_present"]}
-        return self.objective(pair, gather=distributed.current(), **context), pair
+        return Step(self.objective(pair, **context), images, pair)
 
 
 class MCIP(ImageText):
@@ -77,13 +72,12 @@ class MCIP(ImageText):
             optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
         )  # fmt: skip
 
-    def compare_pairs(  # noqa: D102
-        self, images: list[Encoding], texts: list[Encoding], batch: Batch
-    ) -> tuple[Tensor, list[Tensor]]:
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        images, texts = self.towers(batch)
         image = self.projector(images[0].pooled)
         captions = torch.stack([self.text_projector(text.pooled) for text in texts], 1)
         context = {**self.context(batch), "captions": captions}
-        return self.objective([image], gather=distributed.current(), **context), [image, captions[:, 0]]
+        return Step(self.objective([image], **context), images, [image, captions[:, 0]])
 
 
 class MultiModal(ImageText):
@@ -115,10 +109,8 @@ class MultiModal(ImageText):
             optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
         )  # fmt: skip
 
-    def compare_pairs(  # noqa: D102
-        self, images: list[Encoding], texts: list[Encoding], batch: Batch
-    ) -> tuple[Tensor, list[Tensor]]:
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        images, texts = self.towers(batch)
         views = [self.projector(image.pooled) for image in images]
         views += [self.text_projector(text.pooled) for text in texts]
-        loss = self.objective(views, gather=distributed.current(), **self.context(batch))
-        return loss, [views[0], views[len(images)]]
+        return Step(self.objective(views, **self.context(batch)), images, [views[0], views[len(images)]])

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from manyviews import distributed, objectives
-from manyviews.backbones import PointTransformer, views_of
+from manyviews.backbones import Encoding, PointTransformer, views_of
 from manyviews.backbones.points import Patches, PointDecoder, pooled
-from manyviews.methods.method import Batch, Method
+from manyviews.methods.method import Batch, Method, Step
 from manyviews.objectives.objective import choice
 from manyviews.optim import OptimizerFactory, Schedule
 
@@ -50,11 +50,10 @@ class MaskedPoints(Method):
         patches = self.encoder.group(views_of(batch)[0])
         return patches, self.encoder.tokens(patches.relative)
 
-    def ended(self, views: list[Tensor], shown: list[Tensor], context: dict[str, Any]) -> dict[str, Tensor]:
+    def ended(self, views: list[Tensor], shown: list[Tensor], context: dict[str, Any]) -> Step:
         """The loss, and what monitoring looks at."""
         loss = self.objective([view.flatten(1) for view in views], gather=distributed.current(), **context)
-        self.readings = dict(self.objective.diagnostics)
-        return {"loss": loss, "features": shown[0].detach(), "projections": torch.stack([s.detach() for s in shown])}
+        return Step(loss, list(map(Encoding, shown)), shown)
 
     def draw(self, centres: Tensor) -> Tensor:
         """(B, G) bool: a fresh mask of each cloud."""
@@ -111,12 +110,12 @@ class PointMAE(MaskedPoints):
         super().__init__(backbone, objective, mask_ratio, mask, optimizer, schedule)
         self.decoder = decoder_of(backbone, decoder_depth)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def step(self, batch: Batch) -> Step:
         """The loss of a batch; monitoring sees two halves of the visible tokens as views of the cloud."""
         patches, tokens = self.patches(batch)
         return self.reconstruct(patches, tokens, self.draw(patches.centres))
 
-    def reconstruct(self, patches: Patches, tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def reconstruct(self, patches: Patches, tokens: Tensor, mask: Tensor) -> Step:
         """One step with a given mask (B, G), True hidden."""
         visible = self.encoder.encode(kept(tokens, ~mask), kept(patches.centres, ~mask))
         predicted, _ = self.decoder(visible, patches.centres, mask)
@@ -152,12 +151,12 @@ class PointCMAE(MaskedPoints):
         # A class token of each branch, and its position; evaluation leaves them out.
         self.branch, self.branch_position = (nn.Parameter(0.02 * torch.randn(2, backbone.dim)) for _ in range(2))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def step(self, batch: Batch) -> Step:
         """The loss of a batch; monitoring sees the two branches' visible tokens as views of the cloud."""
         patches, tokens = self.patches(batch)
         return self.reconstruct_twice(patches, tokens, [self.draw(patches.centres) for _ in range(2)])
 
-    def reconstruct_twice(self, patches: Patches, tokens: Tensor, masks: list[Tensor]) -> dict[str, Tensor]:
+    def reconstruct_twice(self, patches: Patches, tokens: Tensor, masks: list[Tensor]) -> Step:
         """One step with given masks."""
         seen = [kept(tokens, ~mask) for mask in masks]
         places = [self.encoder.position(kept(patches.centres, ~mask)) for mask in masks]

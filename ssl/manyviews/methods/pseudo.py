@@ -7,10 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from manyviews import distributed, objectives
-from manyviews.backbones import Encoding
+from manyviews import objectives
+from manyviews.backbones import views_of
 from manyviews.heads import projector
-from manyviews.methods.method import Batch, Method
+from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import OptimizerFactory, Schedule
 
 
@@ -76,11 +76,12 @@ class BaCon(_Partly):
         objective = objectives.BaCon(temperature, supervised=supervised, soft_from=soft_from)
         super().__init__(backbone, head, objective, optimizer, schedule, classes, known, labelled)
 
-    def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    def step(self, batch: Batch) -> Step:
         """The classifier sees the features of both views."""
+        h = self.encode(self.backbone, views_of(batch))
+        z = self.project(h)
         context = {**self.context(batch), "label": self.shown(batch)}
-        logits = [self.classifier(view) for view in self.features]
-        return self.objective(projections, logits=logits, gather=distributed.current(), **context), projections
+        return Step(self.objective(z, logits=[self.classifier(view.pooled) for view in h], **context), h, z)
 
 
 class CPL(_Partly):
@@ -112,20 +113,13 @@ class CPL(_Partly):
         objective = objectives.CPL(pair, pseudo, entropy, accept)
         super().__init__(backbone, nn.Identity(), objective, optimizer, schedule, classes, known, labelled)
         self.parts = parts
-        self._tokens: Tensor | None = None
 
-    def _pooled(self, images: Tensor) -> Tensor:
-        encoding = Encoding.of(self.backbone(images))
-        if encoding.tokens is not None:
-            self._tokens = encoding.tokens[:, encoding.prefix_tokens :].detach()
-        return encoding.pooled
-
-    def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    def step(self, batch: Batch) -> Step:
         """Features are the projections; the parts of the weak view are looked up without a gradient."""
+        h = self.encode(self.backbone, views_of(batch))
+        z = [view.pooled for view in h]
         context = {**self.context(batch), "label": self.shown(batch)}
-        if self.parts and self._tokens is not None:
-            weak = self._tokens[: len(projections[0])].transpose(1, 2)
+        if self.parts and h[0].tokens is not None:
+            weak = h[0].patches()[0].detach().transpose(1, 2)
             context["parts"] = nn.functional.adaptive_avg_pool1d(weak, self.parts).transpose(1, 2)
-        logits = [self.classifier(view) for view in projections]
-        gather = distributed.current()
-        return self.objective(logits, features=projections[0], gather=gather, **context), projections
+        return Step(self.objective([self.classifier(view) for view in z], features=z[0], **context), h, z)

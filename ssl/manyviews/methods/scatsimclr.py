@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manyviews import distributed
+from manyviews.backbones import Encoding
 from manyviews.heads import projector
-from manyviews.methods.method import Batch, Method
+from manyviews.methods.method import Batch, Method, Step
 from manyviews.objectives import NTXent
 from manyviews.optim import OptimizerFactory, Schedule
 
@@ -57,20 +58,22 @@ class ScatSimCLR(Method):
                 nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, self.classes),
             )  # fmt: skip
 
-    def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    def step(self, batch: Batch) -> Step:
         """NT-Xent of the views as they are; the pretext on one transformed copy of each image."""
-        loss, shown = super().compare(projections, batch)
+        h = self.encode(self.backbone, batch["image"])
+        z = self.project(h)
+        loss = self.objective(z, **self.context(batch))
         if self.pretext_head is None:
-            return loss, shown
+            return Step(loss, h, z)
         images = batch["image"][0]
         kind = torch.randint(self.classes, (len(images),), device=images.device)
         transformed = rotated(images, kind) if self.pretext == "rotation" else self.shuffled(images, kind)
-        guess = self.pretext_head(self._pooled(transformed)).float()
+        guess = self.pretext_head(Encoding.of(self.backbone(transformed)).pooled).float()
         rows = distributed.current()(len(images))
         pretext = rows.mean(F.cross_entropy(guess, kind, reduction="none"))
-        self.objective.diagnostics["pretext_loss"] = pretext.detach()
-        self.objective.diagnostics["pretext_accuracy"] = rows.mean((guess.argmax(1) == kind).float())
-        return loss + self.weight * pretext, shown
+        accuracy = rows.mean((guess.argmax(1) == kind).float())
+        readings = {"pretext_loss": pretext.detach(), "pretext_accuracy": accuracy}
+        return Step(loss + self.weight * pretext, h, z, readings)
 
     def shuffled(self, images: Tensor, kind: Tensor) -> Tensor:
         """The four quarters of each image in the order of its kind."""

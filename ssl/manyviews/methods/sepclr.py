@@ -6,11 +6,11 @@ import copy
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from manyviews import distributed, objectives
+from manyviews import objectives
 from manyviews.backbones import Encoding, views_of
-from manyviews.methods.method import Batch, Method
+from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import OptimizerFactory, Schedule
 
 
@@ -59,9 +59,12 @@ class SepCLR(Method):
             codes.append(Encoding(torch.cat(parts, 1)))
         return codes
 
-    def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """Common codes are the projections; salient ones are made here."""
-        both = self.salient_projector(Encoding.of(self.salient_backbone(torch.cat(views_of(batch)))).pooled)
-        salient = list(both.chunk(len(views_of(batch))))
-        gather = distributed.current()
-        return self.objective(projections, salient=salient, gather=gather, **self.context(batch)), projections
+    def step(self, batch: Batch) -> Step:
+        """The common and the salient codes of every view."""
+        views = views_of(batch)
+        h = self.encode(self.backbone, views)
+        common = self.project(h)
+        salient = self.of_each(
+            self.salient_projector, [each.pooled for each in self.encode(self.salient_backbone, views)]
+        )
+        return Step(self.objective(common, salient=salient, **self.context(batch)), h, common)

@@ -6,8 +6,9 @@ from functools import partial
 
 from torch import nn
 
+from manyviews.backbones import views_of
 from manyviews.heads import projector
-from manyviews.methods.method import Method
+from manyviews.methods.method import Batch, Method, Step
 from manyviews.objectives import NTXent
 from manyviews.optim import LARS, OptimizerFactory, Schedule
 
@@ -39,3 +40,8 @@ class SimCLR(Method):
     ) -> None:
         head = projector(backbone.width, projector_hidden or backbone.width, projector_out)  # type: ignore[arg-type]
         super().__init__(backbone, head, NTXent(temperature), optimizer, schedule, grad_cache, views_together)
+
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        h = self.encode(self.backbone, views_of(batch))
+        z = self.project(h)
+        return Step(self.objective(z, **self.context(batch)), features=h, projections=z)

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from manyviews import distributed, objectives
-from manyviews.backbones import Encoding
+from manyviews import objectives
 from manyviews.heads import LogitScale, projector
 from manyviews.methods.imagetext import ImageText
-from manyviews.methods.method import Batch
+from manyviews.methods.method import Batch, Step
 from manyviews.objectives.clip import Positives
 from manyviews.optim import OptimizerFactory, Schedule
 
@@ -54,11 +53,10 @@ class SLIP(ImageText):
         width = int(backbone.width)  # type: ignore[arg-type]
         self.image_projector = projector(width, projector_hidden, projector_out, 3)
 
-    def compare_pairs(  # noqa: D102
-        self, images: list[Encoding], texts: list[Encoding], batch: Batch
-    ) -> tuple[Tensor, list[Tensor]]:
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        images, texts = self.towers(batch)
         if len(images) != 3:
             raise ValueError(f"SLIP needs three views of the image, for CLIP and two for SimCLR, got {len(images)}")
         pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
         strong = [self.image_projector(view.pooled) for view in images[1:]]
-        return self.objective(pair, strong=strong, gather=distributed.current(), **self.context(batch)), pair
+        return Step(self.objective(pair, strong=strong, **self.context(batch)), images, pair)

@@ -7,8 +7,9 @@ from functools import partial
 from torch import nn
 
 from manyviews import objectives
+from manyviews.backbones import views_of
 from manyviews.heads import projector
-from manyviews.methods.method import Method
+from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import LARS, OptimizerFactory, Schedule
 
 
@@ -43,6 +44,11 @@ class SogCLR(Method):
         head = projector(backbone.width, hidden, projector_out, last="standard")  # type: ignore[arg-type]
         objective = objectives.SogCLR(samples, temperature, gamma)
         super().__init__(backbone, head, objective, optimizer, schedule, grad_cache, views_together)
+
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        h = self.encode(self.backbone, views_of(batch))
+        z = self.project(h)
+        return Step(self.objective(z, **self.context(batch)), features=h, projections=z)
 
 
 class ISogCLR(Method):
@@ -80,3 +86,8 @@ class ISogCLR(Method):
         head = projector(backbone.width, hidden, projector_out, last="standard")  # type: ignore[arg-type]
         objective = objectives.ISogCLR(samples, temperature, gamma, rho, low, high, rate, momentum)
         super().__init__(backbone, head, objective, optimizer, schedule, grad_cache)
+
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        h = self.encode(self.backbone, views_of(batch))
+        z = self.project(h)
+        return Step(self.objective(z, **self.context(batch)), features=h, projections=z)

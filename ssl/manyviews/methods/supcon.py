@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from manyviews import objectives
+from manyviews.backbones import views_of
 from manyviews.heads import projector
-from manyviews.methods.method import Method
+from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import OptimizerFactory, Schedule
 
 
@@ -41,3 +42,8 @@ class SupCon(Method):
         head = projector(backbone.width, projector_hidden or backbone.width, projector_out)  # type: ignore[arg-type]
         objective = objectives.SupCon(temperature, base_temperature)
         super().__init__(backbone, head, objective, optimizer, schedule, grad_cache, views_together)
+
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        h = self.encode(self.backbone, views_of(batch))
+        z = self.project(h)
+        return Step(self.objective(z, **self.context(batch)), features=h, projections=z)

@@ -8,8 +8,9 @@ from functools import partial
 from torch import nn
 
 from manyviews import objectives
+from manyviews.backbones import views_of
 from manyviews.heads import projector
-from manyviews.methods.method import Method
+from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import LARS, OptimizerFactory, Schedule
 
 
@@ -50,6 +51,11 @@ class SwAV(Method):
         head = projector(backbone.width, projector_hidden, projector_out)  # type: ignore[arg-type]
         super().__init__(backbone, head, objective, optimizer, schedule, grad_cache, views_together)
 
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        h = self.encode(self.backbone, views_of(batch))
+        z = self.project(h)
+        return Step(self.objective(z, **self.context(batch)), features=h, projections=z)
+
 
 class DeepCluster(Method):
     """DeepCluster-v2: the labels are clusters of last epoch's embeddings.
@@ -79,3 +85,8 @@ class DeepCluster(Method):
         objective = objectives.DeepCluster(samples, projector_out, prototypes, temperature, large)
         head = projector(backbone.width, projector_hidden, projector_out)  # type: ignore[arg-type]
         super().__init__(backbone, head, objective, optimizer, schedule, grad_cache, views_together)
+
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        h = self.encode(self.backbone, views_of(batch))
+        z = self.project(h)
+        return Step(self.objective(z, **self.context(batch)), features=h, projections=z)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from manyviews import distributed
 from manyviews.backbones import Encoding
 from manyviews.methods.imagetext import ADAMW, ImageText
-from manyviews.methods.method import Batch
+from manyviews.methods.method import Batch, Step
 from manyviews.objectives import Objective
 from manyviews.optim import OptimizerFactory, Schedule
 from manyviews.similarity import unit
@@ -25,8 +23,6 @@ class TokenImageText(ImageText):
         backbone, text_backbone, objective, dim, optimizer, schedule, grad_cache, locked: as in ImageText.
         reduce: patches to fewer tokens, (n, T, dim) to (n, T', dim); None: all patches.
     """
-
-    needs_tokens: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -50,25 +46,25 @@ class TokenImageText(ImageText):
 
     def patches(self, image: Encoding) -> tuple[Tensor, Tensor]:
         """(n, T, dim) patches in the joint space and their mask."""
-        assert image.tokens is not None and image.token_mask is not None
-        tokens = self.token_projector(image.tokens[:, image.prefix_tokens :])
+        tokens, mask = image.patches()
+        tokens = self.token_projector(tokens)
         if self.reduce is None:
-            return tokens, image.token_mask[:, image.prefix_tokens :]
+            return tokens, mask
         fewer = self.reduce(tokens)
         return fewer, torch.ones(fewer.shape[:2], dtype=torch.bool, device=fewer.device)
 
     def words(self, text: Encoding) -> tuple[Tensor, Tensor]:
         """(n, L, dim) words in the joint space and their mask."""
-        assert text.tokens is not None and text.token_mask is not None
-        return self.text_token_projector(text.tokens), text.token_mask
+        tokens, mask = text.patches()
+        return self.text_token_projector(tokens), mask
 
-    def compare_pairs(  # noqa: D102
-        self, images: list[Encoding], texts: list[Encoding], batch: Batch
-    ) -> tuple[Tensor, list[Tensor]]:
+    def step(self, batch: Batch) -> Step:
+        """Patches and words of each pair, and what stands for the whole image and the whole text."""
+        images, texts = self.towers(batch, tokens=True)
         (v, mask_v), (t, mask_t) = self.patches(images[0]), self.words(texts[0])
         pair = self.whole(images[0], texts[0], (v, mask_v), (t, mask_t))
         context = {**self.context(batch), "tokens": [v, t], "masks": [mask_v, mask_t]}
-        return self.objective(pair, gather=distributed.current(), **context), pair
+        return Step(self.objective(pair, **context), images, pair)
 
     def whole(
         self, image: Encoding, text: Encoding, patches: tuple[Tensor, Tensor], words: tuple[Tensor, Tensor]
@@ -85,12 +81,6 @@ class TokenImageText(ImageText):
         tokens, mask = self.words(features)
         tokens = unit(tokens)
         return Encoding(masked_mean(tokens, mask), tokens, mask)
-
-
-def patches_of(features: Encoding) -> tuple[Tensor, Tensor]:
-    """Tokens and mask without the prefix tokens."""
-    assert features.tokens is not None and features.token_mask is not None
-    return features.tokens[:, features.prefix_tokens :], features.token_mask[:, features.prefix_tokens :]
 
 
 def tokens_of(joint: Encoding) -> tuple[Tensor, Tensor]:

@@ -7,10 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from manyviews import distributed, objectives
+from manyviews import objectives
 from manyviews.backbones import Encoding
 from manyviews.heads import projector
-from manyviews.methods.method import Batch, Method
+from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import OptimizerFactory, Schedule
 
 
@@ -75,14 +75,15 @@ class ImageVolume(Method):
         tokens = self.fusion(slices)
         return [Encoding(tokens.mean(1), tokens)]
 
-    def compare(self, projections: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    def step(self, batch: Batch) -> Step:
         """The first S views are one augmentation of the slices, the others the second."""
         s: int = self.objective.slices  # type: ignore[assignment]
-        if len(projections) != 2 * s:
-            raise ValueError(
-                f"expected each of {s} slices twice, got {len(projections)} views: set data.views to {2 * s}"
-            )
-        both = [torch.stack(part, 1) for part in (self.features[:s], self.features[s:])]
+        views = batch["image"]
+        if len(views) != 2 * s:
+            raise ValueError(f"expected each of {s} slices twice, got {len(views)} views: set data.views to {2 * s}")
+        h = self.encode(self.backbone, views)
+        z = self.project(h)
+        both = [torch.stack([view.pooled for view in part], 1) for part in (h[:s], h[s:])]
         volumes = [self.volume_projector(self.fusion(part).mean(1)) for part in both]
         context = self.context(batch)
         if self.masked:
@@ -90,6 +91,5 @@ class ImageVolume(Method):
             hidden[:, 0] |= ~hidden.any()  # at least one, so that every parameter has a gradient
             context |= {"hidden": hidden, "features": both[0]}
             context["predicted"] = self.fusion.predict(self.fusion(both[0], hidden))
-        embeddings = [torch.cat(part, 1) for part in (projections[:s], projections[s:])]
-        loss = self.objective(embeddings, volumes=volumes, gather=distributed.current(), **context)
-        return loss, volumes
+        embeddings = [torch.cat(part, 1) for part in (z[:s], z[s:])]
+        return Step(self.objective(embeddings, volumes=volumes, **context), h, volumes)

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from manyviews import objectives
+from manyviews.backbones import views_of
 from manyviews.heads import projector
-from manyviews.methods.method import Method
+from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import OptimizerFactory, Schedule
 
 
@@ -38,3 +39,8 @@ class WMSE(Method):
     ) -> None:
         head = projector(backbone.width, projector_hidden, projector_out)  # type: ignore[arg-type]
         super().__init__(backbone, head, objectives.WMSE(size, partitions), optimizer, schedule, grad_cache)
+
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        h = self.encode(self.backbone, views_of(batch))
+        z = self.project(h)
+        return Step(self.objective(z, **self.context(batch)), features=h, projections=z)
