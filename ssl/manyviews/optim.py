@@ -1,10 +1,10 @@
-"""LARS, decay groups, learning-rate schedules, exponential moving averages."""
+"""LARS, decay groups, learning-rate schedules, teachers."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
@@ -175,41 +175,57 @@ class Schedule:
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-class EMA(nn.Module):
-    """A copy of a module whose parameters follow the original's slowly; buffers are copied.
+@dataclass(frozen=True)
+class Ramp:
+    """A value over the run.
 
-    It takes no gradient. While the method trains, its BatchNorms take the statistics of the batch, as in the code of
-    MoCo, BYOL and MoCo v3; everything else is in eval mode: a teacher drops no units and no paths. As a child of a
-    method it is in the checkpoint.
-
-    Args:
-        source: the module to follow; the copy starts equal to it.
+    Attributes:
+        start: at the first step. end: at the last, reached along a half cosine (BYOL, MoCo v3); None: it stays.
     """
 
-    def __init__(self, source: nn.Module) -> None:
-        super().__init__()
-        self.module = copy.deepcopy(source).requires_grad_(False)
+    start: float
+    end: float | None = None
 
-    def train(self, mode: bool = True) -> EMA:
+    def at(self, step: int, total: int) -> float:
+        """The value at a step of so many."""
+        if self.end is None:
+            return self.start
+        return self.end - (self.end - self.start) * (math.cos(math.pi * min(step, total) / total) + 1) / 2
+
+
+class Teacher(nn.Module):
+    """A copy of parts of a method, under the same names, whose parameters follow the method's; buffers are copied.
+
+    The method moves it after every step that was made. It takes no gradient. While the method trains, its BatchNorms
+    take the statistics of the batch, as in the code of MoCo, BYOL and MoCo v3; everything else is in eval mode: a
+    teacher drops no units and no paths. As a child of a method it is in the checkpoint.
+
+    Args:
+        parts: children of the method by name; the copies start equal to them.
+        momentum: share of itself that it keeps in a step, in [0, 1].
+    """
+
+    def __init__(self, parts: Mapping[str, nn.Module], momentum: Ramp) -> None:
+        super().__init__()
+        for value in (momentum.start, momentum.end):
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"momentum must be in [0, 1], got {value}")
+        self.momentum = momentum
+        for name, part in copy.deepcopy(dict(parts)).items():
+            self.add_module(name, part.requires_grad_(False))
+
+    def train(self, mode: bool = True) -> Teacher:
         """Training mode for BatchNorm only."""
         super().train(mode)
         for part in self.modules():
             part.training = mode and isinstance(part, _BatchNorm)
         return self
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The copy's forward, without gradient."""
-        with torch.no_grad():
-            return self.module(*args, **kwargs)
-
     @torch.no_grad()
-    def update(self, source: nn.Module, momentum: float) -> None:
-        """theta <- momentum * theta + (1 - momentum) * source, in a few launches for all tensors."""
-        torch._foreach_lerp_(parts(self.module.parameters()), parts(source.parameters()), 1 - momentum)
-        for buffer, other in zip(self.module.buffers(), source.buffers(), strict=True):
+    def follow(self, method: nn.Module, step: int, total: int) -> None:
+        """theta <- momentum * theta + (1 - momentum) * the method's, in a few launches for all tensors."""
+        followed = nn.ModuleList(method.get_submodule(name) for name, _ in self.named_children())
+        momentum = self.momentum.at(step, total)
+        torch._foreach_lerp_(parts(self.parameters()), parts(followed.parameters()), 1 - momentum)
+        for buffer, other in zip(self.buffers(), followed.buffers(), strict=True):
             buffer.copy_(other)
-
-
-def cosine_momentum(base: float, step: int, total: int, final: float = 1.0) -> float:
-    """EMA momentum that rises from `base` to `final` along a half cosine (BYOL, MoCo v3)."""
-    return final - (final - base) * (math.cos(math.pi * min(step, total) / total) + 1) / 2

@@ -236,10 +236,10 @@ def test_a_memory_smaller_than_the_set_is_refused_at_the_start(name):
 
 def test_the_momentum_encoder_follows_the_step():
     method = make("BYOL")
-    before = copy.deepcopy(method.target.module)
+    before = copy.deepcopy(method.teacher)
     fit(method, 1, batches=Batches(1))
     moved = list(torch.nn.ModuleList([method.backbone, method.projector]).parameters())
-    for old, new, theirs in zip(before.parameters(), method.target.module.parameters(), moved, strict=True):
+    for old, new, theirs in zip(before.parameters(), method.teacher.parameters(), moved, strict=True):
         torch.testing.assert_close(new, 0.9 * old + 0.1 * theirs)
         assert not new.requires_grad
 
@@ -254,13 +254,13 @@ def test_momentum_reaches_one_at_the_end_and_may_be_constant():
 
     fit(method, 20, [Watch()], Batches(20))
     assert seen[0] == pytest.approx(0.9) and seen == sorted(seen) and seen[-1] == pytest.approx(1, abs=2e-3)
-    assert make("MoCo").momentum_now() == 0.9
+    assert make("MoCo").teacher.momentum.at(7, 9) == 0.9
 
 
 def test_moco_encodes_each_view_once():
     method = make("MoCo")
     calls = []
-    for part, module in (("query", method.backbone), ("key", method.target.module[0])):
+    for part, module in (("query", method.backbone), ("key", method.teacher.backbone)):
         module.register_forward_hook(lambda _m, inputs, _o, part=part: calls.append((part, len(inputs[0]))))
     outputs = method.training_step(Batches()[0], 0)
     assert calls == [("query", 24), ("key", 24)]

@@ -132,11 +132,11 @@ class Dropping(nn.Module):
 def test_a_teacher_drops_nothing_and_keeps_its_batch_statistics():
     method = MoCo(Dropping(), queue_size=32, projector_out=8)
     method.train()
-    teacher = method.target
+    teacher = method.teacher
     assert not any(m.training for m in teacher.modules() if isinstance(m, nn.Dropout | DropPath))
     assert all(m.training for m in teacher.modules() if isinstance(m, nn.BatchNorm1d))
     x = torch.randn(8, 3, 8, 8)
-    assert torch.equal(method.embed_target(x), method.embed_target(x))
+    assert torch.equal(method.taught([x])[0], method.taught([x])[0])
     assert any(m.training for m in method.backbone.modules() if isinstance(m, DropPath))
 
 

@@ -1,4 +1,4 @@
-"""LARS, decay groups, schedules, EMA."""
+"""LARS, decay groups, schedules, teachers."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from manyviews.optim import EMA, LARS, Schedule, cosine_momentum, decay_groups
+from manyviews.optim import LARS, Ramp, Schedule, Teacher, decay_groups
 
 
 def lars_reference(w, grads, lr, momentum, decay, eta, adapt, clip):
@@ -128,20 +128,29 @@ def test_schedule():
         schedule.factor(0, 100, None)
 
 
-def test_ema_follows_its_formula_and_is_in_the_state():
-    source = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    ema = EMA(source)
-    before = [p.clone() for p in ema.module.parameters()]
+def test_a_teacher_follows_its_formula_and_is_in_the_state():
+    student = nn.ModuleDict({"body": nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), "other": nn.Linear(2, 2)})
+    teacher = Teacher({"body": student["body"]}, Ramp(0.8, 1.0))
+    before = [p.clone() for p in teacher.parameters()]
     with torch.no_grad():
-        for p in source.parameters():
+        for p in student.parameters():
             p.add_(1.0)
-    source(torch.randn(8, 3))
-    ema.update(source, 0.9)
-    for old, new, theirs in zip(before, ema.module.parameters(), source.parameters(), strict=True):
+    student["body"](torch.randn(8, 3))
+    teacher.follow(student, 5, 10)
+    for old, new, theirs in zip(before, teacher.parameters(), student["body"].parameters(), strict=True):
         torch.testing.assert_close(new, 0.9 * old + 0.1 * theirs)
         assert not new.requires_grad
-    assert torch.equal(ema.module[1].running_mean, source[1].running_mean)
-    assert "module.0.weight" in ema.state_dict()
-    assert not ema(torch.randn(4, 3, requires_grad=True)).requires_grad
-    assert cosine_momentum(0.99, 0, 10) == pytest.approx(0.99) and cosine_momentum(0.99, 10, 10) == 1
-    assert cosine_momentum(0.99, 5, 10) == pytest.approx(1 - 0.01 * (math.cos(math.pi / 2) + 1) / 2)
+    assert torch.equal(teacher.body[1].running_mean, student["body"][1].running_mean)
+    assert "body.0.weight" in teacher.state_dict()
+    for momentum in (Ramp(1.1), Ramp(0.9, -0.1)):
+        with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\]"):
+            Teacher({}, momentum)
+
+
+def test_a_ramp():
+    assert (
+        Ramp(0.99, 1.0).at(0, 10) == pytest.approx(0.99)
+        and Ramp(0.99, 1.0).at(10, 10) == Ramp(0.99, 1.0).at(11, 10) == 1
+    )
+    assert Ramp(0.99, 1.0).at(5, 10) == pytest.approx(1 - 0.01 * (math.cos(math.pi / 2) + 1) / 2)
+    assert Ramp(0.3).at(7, 10) == 0.3

@@ -300,7 +300,7 @@ def test_a_locked_tower_is_its_own_target():
     before = state(tower)
     fit(method, 3, batches=pairs("BYOLIP", 1))
     assert all(torch.equal(value, before[key]) for key, value in tower.state_dict().items())
-    followed = {type(part) for part in method.target.module.modules()}
+    followed = {type(part) for part in method.teacher.modules()}
     assert Words in followed and Normed not in followed
     batch = pairs("BYOLIP")[0]
     for first, again in zip(method._targets(batch)[::2], method._targets(batch)[::2], strict=True):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from manyviews.backbones import Encoding, views_of
 from manyviews.methods.method import Batch, Method, Step
 from manyviews.objectives import Objective
-from manyviews.optim import EMA, LARS, OptimizerFactory, Schedule, cosine_momentum
+from manyviews.optim import LARS, OptimizerFactory, Ramp, Schedule, Teacher
 
 
 class Asymmetric(Method):
@@ -44,59 +44,43 @@ class Asymmetric(Method):
         views_together: bool = True,
     ) -> None:
         super().__init__(backbone, projector, objective, optimizer, schedule, grad_cache, views_together)
-        if momentum is not None and not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must be in [0, 1], got {momentum}")
         self.predictor: nn.Module | None
         self.predictor, self.symmetric = predictor, symmetric
-        self.momentum, self.final_momentum = momentum, final_momentum
-        self.target = None if momentum is None else EMA(nn.ModuleList([backbone, projector]))
+        self.teacher: Teacher | None = None
+        if momentum is not None:
+            self.teacher = Teacher({"backbone": backbone, "projector": projector}, Ramp(momentum, final_momentum))
 
     def step(self, batch: Batch) -> Step:
-        """Each view's prediction against the other view's target."""
+        """Each view's prediction against the other view's target, whatever the host has of predictor and teacher."""
+        views = self.pair(batch)
+        h = self.encode(self.backbone, views if self.symmetric else views[:1])
+        z, context = self.project(h), self.context(batch)
+        if self.predictor is None and self.teacher is None:
+            return Step(self.objective(z, **context), h, z)
+        targets = self.taught(views[0 if self.symmetric else 1 :]) if self.teacher else [view.detach() for view in z]
+        predictions = self.predict(z) if self.predictor else z
+        loss = self.objective(predictions, targets=targets[::-1], **context)
+        return Step(loss, h, z if self.symmetric else [*z, *targets])
+
+    def pair(self, batch: Batch) -> list[Tensor]:
+        """The two views of a batch.
+
+        Raises:
+            ValueError: if it has another number.
+        """
         views = views_of(batch)
         if len(views) != 2:
             raise ValueError(f"{type(self).__name__} is defined for 2 views, got {len(views)}: set data.views to two")
-        h = self.encode(self.backbone, self.shown(views if self.symmetric else views[:1]))
-        z, context = self.project(h), self.context(batch)
-        if self.predictor is None and self.target is None:
-            return Step(self.objective(z, **context), h, z)
-        if self.target is None:
-            targets = [projection.detach() for projection in z]
-        else:
-            targets = self.of_each(self.embed_target, views[0 if self.symmetric else 1 :])
-        predictions = z if self.predictor is None else self.of_each(self.predictor, z)
-        if "projections" in self.objective.takes():
-            context["projections"] = z
-        loss = self.objective(predictions, targets=targets[::-1], **context)
-        momentum = {} if self.target is None else {"momentum": torch.tensor(self.momentum_now())}
-        return Step(loss, h, z if self.symmetric else [*z, *targets], momentum)
-
-    def shown(self, views: list[Tensor]) -> list[Tensor]:
-        """What the trained side sees of the views."""
         return views
 
+    def predict(self, projections: Sequence[Tensor]) -> list[Tensor]:
+        """The predictor's (n, d) of each projection."""
+        assert self.predictor is not None
+        return self.of_each(self.predictor, projections)
+
     @torch.no_grad()
-    def embed_target(self, images: Tensor) -> Tensor:
-        """(n, D) projections by the momentum encoder."""
-        assert self.target is not None
-        encoder, head = cast(nn.ModuleList, self.target.module)
-        projection: Tensor = head(Encoding.of(encoder(images)).pooled)
-        return projection
-
-    def momentum_now(self) -> float:
-        """The momentum of this step's update."""
-        assert self.momentum is not None
-        if self.final_momentum is None:
-            return self.momentum
-        return cosine_momentum(self.momentum, self.global_step, self.total_steps, self.final_momentum)
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The step, then the momentum encoder's, which follows it.
-
-        MoCo moves it before the next keys are made, BYOL after the step: the same sequence, since it starts equal.
-        """
-        momentum = self.momentum_now() if self.target is not None else 0.0
-        super().optimizer_step(*args, **kwargs)
-        if self.target is not None and self.stepped():
-            trained: list[nn.Module] = [self.backbone, self.projector]
-            self.target.update(nn.ModuleList(trained), momentum)
+    def taught(self, views: Sequence[Tensor]) -> list[Tensor]:
+        """The teacher's projection (n, d) of each view."""
+        assert self.teacher is not None
+        backbone, projector = map(self.teacher.get_submodule, ("backbone", "projector"))
+        return self.of_each(lambda view: projector(Encoding.of(backbone(view)).pooled), views)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from manyviews import objectives
 from manyviews.heads import projector
 from manyviews.methods.asymmetric import Asymmetric
+from manyviews.methods.method import Batch, Step
 from manyviews.optim import OptimizerFactory, Schedule
 
 
@@ -59,9 +60,13 @@ class BECLR(Asymmetric):
         )
         self.masked, self.patch = masked, patch
 
-    def shown(self, views: list[Tensor]) -> list[Tensor]:
-        """The student's views, holes in the first."""
-        return [blanked(views[0], self.masked, self.patch), *views[1:]]
+    def step(self, batch: Batch) -> Step:
+        """The student's first view has holes."""
+        views = self.pair(batch)
+        h = self.encode(self.backbone, [blanked(views[0], self.masked, self.patch), views[1]])
+        z = self.project(h)
+        p, targets = self.predict(z), self.taught(views)
+        return Step(self.objective(p, targets=targets[::-1], projections=z, **self.context(batch)), h, z)
 
 
 def blanked(images: Tensor, share: float, patch: int) -> Tensor:

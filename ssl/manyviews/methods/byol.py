@@ -11,6 +11,7 @@ from torch import nn
 from manyviews import objectives
 from manyviews.heads import projector
 from manyviews.methods.asymmetric import Asymmetric
+from manyviews.methods.method import Batch, Step
 from manyviews.optim import LARS, OptimizerFactory, Schedule
 
 
@@ -51,6 +52,13 @@ class BYOL(Asymmetric):
             views_together=views_together,
         )
 
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        views = self.pair(batch)
+        h = self.encode(self.backbone, views)
+        z = self.project(h)
+        p, targets = self.predict(z), self.taught(views)
+        return Step(self.objective(p, targets=targets[::-1], **self.context(batch)), h, z)
+
 
 class SimSiam(Asymmetric):
     """Predict one's own projection of the other view; the stop-gradient and the predictor keep it from collapsing.
@@ -88,6 +96,12 @@ class SimSiam(Asymmetric):
             predictor=projector(hidden, predictor_hidden, hidden),
             views_together=views_together,
         )
+
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        h = self.encode(self.backbone, self.pair(batch))
+        z = self.project(h)
+        targets = [view.detach() for view in z]
+        return Step(self.objective(self.predict(z), targets=targets[::-1], **self.context(batch)), h, z)
 
     def constant_rate(self) -> nn.Module | None:  # noqa: D102
         return self.predictor

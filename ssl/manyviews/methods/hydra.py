@@ -83,3 +83,10 @@ class HydraMoCo(Asymmetric):
             final_momentum=1.0,
             views_together=views_together,
         )
+
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        views = self.pair(batch)
+        h = self.encode(self.backbone, views)
+        z = self.project(h)
+        p, targets = self.predict(z), self.taught(views)
+        return Step(self.objective(p, targets=targets[::-1], **self.context(batch)), h, z)

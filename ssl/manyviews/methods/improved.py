@@ -16,7 +16,7 @@ from manyviews.methods.imagetext import ImageText
 from manyviews.methods.method import Batch, Step
 from manyviews.objectives import Objective
 from manyviews.objectives.clip import Positives
-from manyviews.optim import EMA, OptimizerFactory, Schedule
+from manyviews.optim import OptimizerFactory, Ramp, Schedule, Teacher
 
 RECIPE = partial(torch.optim.AdamW, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.1)
 
@@ -152,15 +152,11 @@ class SiamLIP(_Companion):
             grad_cache=grad_cache, locked=locked, positives=positives, reduction=reduction,
         )  # fmt: skip
         self.predictors = nn.ModuleList(projector(out, wide, out) for _ in widths)
-        self.momentum = momentum
-        self.target = EMA(self._followed()) if momentum is not None else None
-
-    def _followed(self) -> nn.ModuleList:
-        """What the momentum encoder follows; a locked tower is its own target."""
-        return nn.ModuleList([self.heads, *(tower for tower in self._towers() if trained(tower))])
-
-    def _towers(self) -> tuple[nn.Module, nn.Module]:
-        return self.backbone, self.text_backbone
+        self.teacher: Teacher | None = None
+        if momentum is not None:  # a locked tower is its own target
+            towers = {"backbone": backbone, "text_backbone": text_backbone}
+            followed = {name: tower for name, tower in towers.items() if trained(tower)}
+            self.teacher = Teacher({"heads": self.heads, **followed}, Ramp(momentum))
 
     def further(  # noqa: D102
         self, images: list[Encoding], texts: list[Encoding], strong: list[Tensor], batch: Batch
@@ -169,29 +165,17 @@ class SiamLIP(_Companion):
         count = len(images) - 1
         modality = [0, 1, *[0] * count, *[1] * count]
         predictions = [self.predictors[m](z) for m, z in zip(modality, projections, strict=True)]
-        targets = projections if self.target is None else self._targets(batch)
+        targets = projections if self.teacher is None else self._targets(batch)
         loss = self.companion(predictions, targets=targets, gather=distributed.current())
         return loss, {"companion": loss.detach()}
 
     @torch.no_grad()
     def _targets(self, batch: Batch) -> list[Tensor]:
-        assert self.target is not None
-        heads, *following = cast(nn.ModuleList, self.target.module)
-        towers = [following.pop(0) if trained(tower) else tower for tower in self._towers()]
-        sides = [
-            [head(Encoding.of(tower(view)).pooled) for view in views]
-            for views, tower, head in zip(
-                (views_of(batch), batch["text"]), towers, cast(nn.ModuleList, heads), strict=True
-            )
-        ]
-        return self.ordered(*sides)
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The step, then the momentum encoder's."""
-        super().optimizer_step(*args, **kwargs)
-        if self.target is not None and self.stepped():
-            assert self.momentum is not None
-            self.target.update(self._followed(), self.momentum)
+        assert self.teacher is not None
+        own = dict(self.teacher.named_children())
+        towers = [own.get(name, self.get_submodule(name)) for name in ("backbone", "text_backbone")]
+        sides = zip((views_of(batch), batch["text"]), towers, cast(nn.ModuleList, own["heads"]), strict=True)
+        return self.ordered(*([head(Encoding.of(tower(x)).pooled) for x in views] for views, tower, head in sides))
 
 
 def trained(module: nn.Module) -> bool:

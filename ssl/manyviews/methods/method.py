@@ -22,7 +22,7 @@ from manyviews import distributed
 from manyviews.backbones import Encoding, views_of
 from manyviews.methods.gradcache import GradCache, check_exact
 from manyviews.objectives import Objective
-from manyviews.optim import LARS, OptimizerFactory, Schedule, decay_groups
+from manyviews.optim import LARS, OptimizerFactory, Schedule, Teacher, decay_groups
 from manyviews.sharding import shard
 
 Batch = dict[str, Any]
@@ -93,6 +93,8 @@ class Method(pl.LightningModule):
         """The loss of a batch, and detached what monitoring looks at: features and projections of view 0, 1, ..."""
         step = self.step(batch)
         self.readings = {**self.objective.diagnostics, **step.readings}
+        for teacher in self.teachers():
+            self.readings["momentum"] = torch.tensor(teacher.momentum.at(self.global_step, self.total_steps))
         return {
             "loss": step.loss,
             "features": step.features[0].pooled.detach(),
@@ -254,10 +256,20 @@ class Method(pl.LightningModule):
         shard(self, self.device_mesh["data_parallel"])
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The step, after which the objective's parameters are brought back into their bounds."""
+        """The step, after which the objective's parameters are brought back into their bounds, and teachers follow.
+
+        MoCo moves its teacher before the next keys are made, BYOL after the step: the same, since it starts equal.
+        """
+        step = self.global_step
         super().optimizer_step(*args, **kwargs)
         if self.stepped():
             self.objective.constrain()
+            for teacher in self.teachers():
+                teacher.follow(self, step, self.total_steps)
+
+    def teachers(self) -> list[Teacher]:
+        """Those parts that follow others."""
+        return [part for part in self.children() if isinstance(part, Teacher)]
 
     def stepped(self) -> bool:
         """Whether the optimiser's step was made: a skipped, non-finite one leaves no gradient."""

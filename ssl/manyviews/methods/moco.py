@@ -11,6 +11,7 @@ from torch import nn
 from manyviews import objectives
 from manyviews.heads import projector
 from manyviews.methods.asymmetric import Asymmetric
+from manyviews.methods.method import Batch, Step
 from manyviews.objectives import InfoNCE
 from manyviews.optim import LARS, OptimizerFactory, Schedule
 
@@ -68,6 +69,14 @@ class MoCo(Asymmetric):
             views_together=views_together,
         )
 
+    def step(self, batch: Batch) -> Step:
+        """Queries of one view or both against keys of the other."""
+        views = self.pair(batch)
+        h = self.encode(self.backbone, views if self.symmetric else views[:1])
+        queries, keys = self.project(h), self.taught(views if self.symmetric else views[1:])
+        loss = self.objective(queries, targets=keys[::-1], **self.context(batch))
+        return Step(loss, h, queries if self.symmetric else [*queries, *keys])
+
 
 class MoCHi(Asymmetric):
     """MoCo v2 with hard negatives mixed from the queue (Kalantidis et al.).
@@ -109,6 +118,14 @@ class MoCHi(Asymmetric):
             momentum=momentum, final_momentum=final_momentum, symmetric=symmetric,
             views_together=views_together,
         )  # fmt: skip
+
+    def step(self, batch: Batch) -> Step:
+        """Queries of one view or both against keys of the other."""
+        views = self.pair(batch)
+        h = self.encode(self.backbone, views if self.symmetric else views[:1])
+        queries, keys = self.project(h), self.taught(views if self.symmetric else views[1:])
+        loss = self.objective(queries, targets=keys[::-1], **self.context(batch))
+        return Step(loss, h, queries if self.symmetric else [*queries, *keys])
 
 
 class MoCoV3(Asymmetric):
@@ -155,3 +172,10 @@ class MoCoV3(Asymmetric):
             final_momentum=1.0,
             views_together=views_together,
         )
+
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        views = self.pair(batch)
+        h = self.encode(self.backbone, views)
+        z = self.project(h)
+        p, targets = self.predict(z), self.taught(views)
+        return Step(self.objective(p, targets=targets[::-1], **self.context(batch)), h, z)

@@ -9,6 +9,7 @@ from torch import nn
 from manyviews import objectives
 from manyviews.heads import projector
 from manyviews.methods.asymmetric import Asymmetric
+from manyviews.methods.method import Batch, Step
 from manyviews.optim import LARS, OptimizerFactory, Schedule
 
 
@@ -50,3 +51,9 @@ class NNCLR(Asymmetric):
             predictor=projector(projector_out, predictor_hidden, projector_out),
             views_together=views_together,
         )
+
+    def step(self, batch: Batch) -> Step:  # noqa: D102
+        h = self.encode(self.backbone, self.pair(batch))
+        z = self.project(h)
+        targets = [view.detach() for view in z]
+        return Step(self.objective(self.predict(z), targets=targets[::-1], **self.context(batch)), h, z)
