@@ -129,7 +129,7 @@ class Manifest:
         _expect(is_right, "named", "a list of label fields", content["named"])
         splits = {}
         for split, shards in content["splits"].items():
-            _expect(isinstance(shards, list) and shards, f"splits.{split}", "a list of shards, one at least", shards)
+            _expect(isinstance(shards, list), f"splits.{split}", "a list of shards", shards)
             splits[split] = [_shard(each, f"splits.{split}[{i}]") for i, each in enumerate(shards)]
             files = [shard.file for shard in splits[split]]
             if len(set(files)) < len(files):
@@ -166,8 +166,8 @@ def _shard(content: Any, where: str) -> Shard:
     _expect(isinstance(content, dict) and content.keys() <= fields, where, f"keys of {', '.join(fields)}", content)
     for key in ("bytes", "samples"):
         number = content.get(key)
-        is_right = isinstance(number, int) and not isinstance(number, bool) and 1 <= number < 2**62
-        _expect(is_right, f"{where}.{key}", "a whole number from 1 on", number)
+        is_right = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**62
+        _expect(is_right, f"{where}.{key}", "a whole number", number)
     for key in ("sha256", "index"):
         value = content.get(key)
         _expect(value is None or _is_sha256(value), f"{where}.{key}", "a sha256", value)
@@ -305,6 +305,8 @@ class ShardSet:
     def locate(self, sample: int) -> tuple[int, int]:
         """Shard number and position in it."""
         shard = int(np.searchsorted(self.ends, sample, "right"))
+        if shard == len(self.ends):
+            raise BrokenShard(f"{self.root} split {self.split!r}: no sample {sample}, it has {len(self)}")
         position = sample - int(self.ends[shard]) + self.counts[shard]
         return shard, int(self._kept[shard][position]) if shard in self._kept else position
 

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from viewshards.decode import kind
 from viewshards.limits import DEFAULT, Limits
@@ -148,7 +149,8 @@ class TrackedShards(Source):
         self._places = [(split, i) for split, shards in self._sets.items() for i in range(len(shards))]
         self.samples = [(self._sets[split].key(i), split) for split, i in self._places]
 
-    def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
+    @override
+    def files(self, sample: int) -> dict[str, bytes]:
         split, i = self._places[sample]
         files = dict(self._sets[split].read(i))
         for name, classes in self._sets[split].classes.items():  # a packed set holds numbers of classes
@@ -167,7 +169,8 @@ class TrackedShards(Source):
         files[TRACKS] = Tracks(ids, places).to_bytes()
         return files
 
-    def fingerprint(self) -> str:  # noqa: D102
+    @override
+    def fingerprint(self) -> str:
         clips = {split: shards.fingerprint for split, shards in self._sets.items()}
         made = self.extractor  # a function's repr has an address in it
         name = f"{made.__module__}.{made.__qualname__}" if hasattr(made, "__qualname__") else repr(made)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import override
 
 T = TypeVar("T")
 
@@ -157,13 +158,15 @@ class ProcessGather(Gather):
         self.group = group
         self.world, self.rank = dist.get_world_size(group), dist.get_rank(group)
 
-    def sizes(self, n: int) -> list[int]:  # noqa: D102
+    @override
+    def sizes(self, n: int) -> list[int]:
         device = "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
         out = torch.empty(self.world, dtype=torch.int64, device=device)
         dist.all_gather_into_tensor(out, torch.tensor([n], device=device), group=self.group)
         return [int(size) for size in out.tolist()]
 
-    def concatenate(self, x: Tensor, sizes: list[int]) -> Tensor:  # noqa: D102
+    @override
+    def concatenate(self, x: Tensor, sizes: list[int]) -> Tensor:
         home, x, longest = x.device, self._movable(x), max(sizes)
         if x.shape[0] < longest:  # collectives want equal shapes: pad, then cut the padding out again
             x = torch.cat([x, x.new_zeros(longest - x.shape[0], *x.shape[1:])])
@@ -173,12 +176,14 @@ class ProcessGather(Gather):
             out = torch.cat([part[:size] for part, size in zip(out.split(longest), sizes, strict=True)])
         return out.to(home)
 
-    def sum(self, x: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def sum(self, x: Tensor) -> Tensor:
         home, x = x.device, self._movable(x).clone()
         dist.all_reduce(x, group=self.group)
         return x.to(home)
 
-    def shift(self, x: Tensor, length: int) -> Tensor:  # noqa: D102
+    @override
+    def shift(self, x: Tensor, length: int) -> Tensor:
         home, x = x.device, self._movable(x)
         out = x.new_empty(length, *x.shape[1:])
         after, before = ((self.rank + step) % self.world for step in (1, -1))

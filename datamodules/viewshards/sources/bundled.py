@@ -12,6 +12,7 @@ from importlib import resources
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from typing_extensions import override
 
 from viewshards.sources.source import Source, hashed_split, png
 
@@ -30,7 +31,8 @@ class Emoji(Source):
         groups, subgroups = (sorted({c[f] for c in self.concepts}) for f in ("group", "subgroup"))
         self.labels = {"cls": groups, "group": groups, "subgroup": subgroups}
 
-    def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
+    @override
+    def files(self, sample: int) -> dict[str, bytes]:
         concept = self.concepts[sample]
         files = {f"{view}.webp": self._archive.read(f"{concept['id']}.{view}.webp") for view in ("google", "twitter")}
         files["cls"] = str(self.labels["cls"].index(concept["group"])).encode()
@@ -49,7 +51,8 @@ class Arrays(Source):
         self.labels = {"cls": classes}
         self.samples = [(f"{i:06d}", split) for i, split in enumerate(splits)]
 
-    def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
+    @override
+    def files(self, sample: int) -> dict[str, bytes]:
         return {"png": png(Image.fromarray(self.images[sample])), "cls": str(self.targets[sample]).encode()}
 
 
@@ -111,7 +114,8 @@ class Torchvision(Source):
         first = next(iter(self._parts.values()))
         self.labels = {"cls": [str(c) for c in getattr(first, "classes", [])]}
 
-    def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
+    @override
+    def files(self, sample: int) -> dict[str, bytes]:
         part, i = self.places[sample]
         image, target = self._parts[part][i]
         return {"png": png(image), "cls": str(int(target)).encode()}

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from typing_extensions import override
 
 from viewshards.order import generator
 from viewshards.sources.bundled import Emoji, Sklearn
@@ -38,7 +39,8 @@ class PastedDigits(Source):
             split: [i for i, (_, s) in enumerate(self.digits.samples) if s == split] for split in ("train", "val")
         }
 
-    def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
+    @override
+    def files(self, sample: int) -> dict[str, bytes]:
         rng = generator(2024, sample)
         files = self.emoji.files(sample)
         about = json.loads(files["json"])
@@ -89,7 +91,8 @@ class LongTailDigits(Source):
         ]
         self.samples = [digits.samples[i] for i in self._kept]
 
-    def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
+    @override
+    def files(self, sample: int) -> dict[str, bytes]:
         return self._digits.files(self._kept[sample])
 
 
@@ -133,7 +136,8 @@ class Hands(Source):
             joints += [middle, middle - 0.1 * ahead if is_bent else middle + 0.2 * ahead]
         return np.clip(np.stack(joints), 0.02, 0.98)
 
-    def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
+    @override
+    def files(self, sample: int) -> dict[str, bytes]:
         partner = self._partner[sample]
         joints = [self._joints[i].round(4).tolist() for i in (sample, partner)]
         return {
@@ -172,7 +176,8 @@ class Volumes(Source):
         self.labels = {"cls": list(self.kinds)}
         self.slices = slices
 
-    def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
+    @override
+    def files(self, sample: int) -> dict[str, bytes]:
         rng = generator(2024, 11, sample)
         kind = sample % len(self.kinds)
         x, y, z = (2 * g for g in self._grid(rng) / rng.uniform(0.7, 1.0))
@@ -279,7 +284,8 @@ class Shapes(Source):
         true = self._captions(things, beside)
         return {kind: text for kind, text in versions.items() if text not in true}
 
-    def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
+    @override
+    def files(self, sample: int) -> dict[str, bytes]:
         things, beside = self.scenes[sample]
         rng = generator(2024, 17, sample)
         image = np.full((self.side * 4, self.side * 4, 3), int(rng.integers(200, 256)), np.uint8)

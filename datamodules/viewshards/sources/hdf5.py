@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from viewshards.account import Account, printable
 from viewshards.decode import array_bytes
@@ -84,13 +85,16 @@ class Hdf5(Source):
             self._account.notes.append(f"files that name no split are train: {', '.join(unnamed)[:200]}")
 
     @property
-    def account(self) -> Account:  # noqa: D102
+    @override
+    def account(self) -> Account:
         return self._account.copy()
 
-    def times(self) -> str:  # noqa: D102
+    @override
+    def times(self) -> str:
         return times_of(self._paths)
 
-    def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
+    @override
+    def files(self, sample: int) -> dict[str, bytes]:
         number, i = self._places[sample]
         clouds, labels = self._files[number]
         return {"points.npy": array_bytes(checked(clouds[i])), "cls": str(labels[i]).encode()}

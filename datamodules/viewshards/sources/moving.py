@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from viewshards.order import generator
 from viewshards.sources.source import Source, hashed_split
@@ -61,7 +62,8 @@ class Moving(Source):
         said = [f"a {colour} {kind} moving {way}" for colour, kind, way in things]
         return [f"{said[0]} and {said[1]}", f"{said[1]} and {said[0]}"]
 
-    def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
+    @override
+    def files(self, sample: int) -> dict[str, bytes]:
         things = self.scenes[sample]
         rng = generator(2024, 29, sample)
         frames, ids = self._drawn(things, rng)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from viewshards.account import Account, Question, printable
 from viewshards.sample import BANDS
 from viewshards.sources.columns import Columns
@@ -126,7 +128,8 @@ class Rows(Source):
         self._tell(choices)
 
     @property
-    def account(self) -> Account:  # noqa: D102
+    @override
+    def account(self) -> Account:
         return self._account.copy()
 
     def _splits(self, keys: Sequence[str], choices: Choices) -> list[str]:
@@ -175,7 +178,8 @@ class Rows(Source):
                     f"{len(self.groups) - there:,} of {len(self.groups):,} samples have no {name}"
                 )
 
-    def parts(self, sample: int) -> tuple[str, list[str]]:  # noqa: D102
+    @override
+    def parts(self, sample: int) -> tuple[str, list[str]]:
         group = self.groups[sample]
         if self.of_rows:
             return "packed", [f"{row.place}: {printable(row.name)}" for row in group]
@@ -183,10 +187,12 @@ class Rows(Source):
             return "frames", [f"{printable(group[0].name)}/{printable(path.name)}" for path in group[0].frames]
         return "packed", list(dict.fromkeys(printable(name) for row in group for name in (row.name, *row.more)))
 
-    def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
+    @override
+    def files(self, sample: int) -> dict[str, bytes]:
         return self.read(sample)[0]
 
-    def read(self, sample: int) -> tuple[dict[str, bytes], list[str]]:  # noqa: D102
+    @override
+    def read(self, sample: int) -> tuple[dict[str, bytes], list[str]]:
         group, files, told = self.groups[sample], dict[str, bytes](), list[str]()
         by_view = {str(row.about["view"]) if self.has_views else "": row for row in group}
         for view, row in by_view.items():
@@ -218,11 +224,13 @@ class Rows(Source):
         files["json"] = json.dumps(about, ensure_ascii=False).encode(errors="backslashreplace")
         return files, told
 
-    def fingerprint(self) -> str:  # noqa: D102
+    @override
+    def fingerprint(self) -> str:
         rows = [[row.name, row.about, row.size] for group in self.groups for row in group]
         return hashed([super().fingerprint(), rows])
 
-    def times(self) -> str:  # noqa: D102
+    @override
+    def times(self) -> str:
         tracks = [Path(row.about["tracks"]) for row in self.rows if row.about.get("tracks")]
         frames = (path for row in self.rows for path in row.frames)
         return hashed([[row.time for row in self.rows], times_of([*frames, *tracks])])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from viewshards.decode import array_bytes
 from viewshards.order import generator
@@ -26,7 +27,8 @@ class Solids(Source):
         self.samples = [(f"{i:06d}", hashed_split(f"{i:06d}", 0.3)) for i in range(samples)]
         self.labels = {"cls": list(self.kinds)}
 
-    def files(self, sample: int) -> dict[str, bytes]:  # noqa: D102
+    @override
+    def files(self, sample: int) -> dict[str, bytes]:
         rng = generator(2024, 19, sample)
         kind = sample % len(self.kinds)
         cloud = self._surface(self.kinds[kind], rng) * rng.uniform(0.7, 1.3, 3)

@@ -1,6 +1,6 @@
 """Encoders. All return one `Encoding`; any `nn.Module` with a `width` that returns one (or a (B, D) tensor) will do."""
 
-from manyviews.backbones.encoding import Encoding, views_of
+from manyviews.backbones.encoding import Encoding, views_of, width_of
 from manyviews.backbones.frozen import Cached, Exported
 from manyviews.backbones.images import ConvNet, Pixels, TimmBackbone
 from manyviews.backbones.openclip import OpenClipImage, OpenClipText
@@ -32,4 +32,5 @@ __all__ = [
     "load_weights",
     "not_read",
     "views_of",
+    "width_of",
 ]

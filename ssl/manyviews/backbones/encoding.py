@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from manyviews.distributed import Gather
 
@@ -31,6 +31,19 @@ def views_of(batch: dict[str, Any]) -> list[Tensor]:
                 return [with_tracks(view, ids) for view, ids in zip(views, batch["tracks"], strict=True)]
             return views
     raise ValueError(f"a batch needs views under one of {', '.join(MODALITIES)}; it has {', '.join(batch)}")
+
+
+def width_of(backbone: nn.Module) -> int:
+    """D of a backbone's pooled features (B, D).
+
+    Raises:
+        ValueError: if it does not say, by an attribute `width`.
+    """
+    width = getattr(backbone, "width", None)
+    if not isinstance(width, int):
+        name = type(backbone).__name__
+        raise ValueError(f"{name} is no backbone: one needs an attribute `width`, the D of its pooled features (B, D)")
+    return width
 
 
 def with_tracks(frames: Tensor, ids: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from manyviews import foreign
-from manyviews.backbones.encoding import Encoding
+from manyviews.backbones.encoding import Encoding, width_of
 from manyviews.backbones.weights import not_read
 
 
@@ -33,7 +33,7 @@ class Exported(nn.Module):
     def __init__(self, folder: str) -> None:
         super().__init__()
         self.backbone = load_exported(Path(folder))
-        self.width = int(self.backbone.width)  # type: ignore[arg-type]
+        self.width = width_of(self.backbone)
         self.prefix_tokens = int(getattr(self.backbone, "prefix_tokens", 0))
 
     def forward(self, images: Tensor) -> Encoding:
@@ -104,7 +104,7 @@ class Cached(nn.Module):
         if entries < 1:
             raise ValueError(f"entries must be at least 1, got {entries}")
         self.backbone, self.entries = backbone, entries
-        self.width = int(backbone.width)  # type: ignore[arg-type]
+        self.width = width_of(backbone)
         self.prefix_tokens = int(getattr(backbone, "prefix_tokens", 0))
         if hasattr(backbone, "projection"):
             self.projection = backbone.projection

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from manyviews.backbones.encoding import Encoding
+from manyviews.backbones.encoding import Encoding, width_of
 
 
 class ShiftedWindows(nn.Module):
@@ -25,7 +25,7 @@ class ShiftedWindows(nn.Module):
     def __init__(self, backbone: nn.Module, window: int) -> None:
         super().__init__()
         self.backbone, self.window = backbone, window
-        self.width = int(backbone.width)  # type: ignore[arg-type]
+        self.width = width_of(backbone)
 
     def forward(self, images: Tensor) -> Encoding:
         """(B, 3, H, W) to an Encoding of the same form; without prefix tokens."""
@@ -63,7 +63,7 @@ class RandomBoxes(nn.Module):
         super().__init__()
         self.backbone, self.boxes, self.size, self.smallest = backbone, boxes, size, smallest
         self.head: nn.Module = head or nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.width = width or int(backbone.width)  # type: ignore[arg-type]
+        self.width = width or width_of(backbone)
 
     def forward(self, images: Tensor) -> Encoding:
         """(B, 3, H, W) to an Encoding."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manyviews.backbones.encoding import Encoding
+from manyviews.backbones.encoding import Encoding, width_of
 from manyviews.backbones.weights import load_weights
 
 
@@ -300,7 +300,7 @@ class FrameMean(nn.Module):
         if frames not in ("all", "middle"):
             raise ValueError(f"frames must be 'all' or 'middle', got {frames!r}")
         self.backbone, self.frames = backbone, frames
-        self.width = int(backbone.width)  # type: ignore[arg-type]
+        self.width = width_of(backbone)
 
     def forward(self, clips: Tensor) -> Encoding:
         """(B, T, 3, H, W) to an Encoding with one token a frame."""

@@ -22,7 +22,6 @@ NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 UNION = re.compile(r'Parser key "([\w.]+)":\s+Does not validate against any of the Union subtypes\s+Subtypes: (.+)')
 LITERAL = re.compile(r"Literal\[([^\]]+)\]")
 GIVEN = re.compile(r"Given value: (.+)")
-NO_WIDTH = re.compile(r"'(\w+)' object has no attribute 'width'")
 REQUIRED = re.compile(r"following arguments are required: (.+)")
 
 
@@ -53,8 +52,6 @@ def explain(error: BaseException, options: Iterable[str] = ()) -> str:
         if words:
             what = value[1].strip()
             return f"{found[1]}: expected one of {', '.join(dict.fromkeys(words))}, got {what}" + meant(what, words)
-    if found := NO_WIDTH.search(text):
-        return f"{found[1]} is no backbone: one needs an attribute `width`, the D of its pooled features (B, D)"
     if found := EXPECTED.search(text):
         kind = re.sub(r"<class '([\w.]+)'>", r"\1", found[1])
         return f"{'.'.join(KEY.findall(text))}: expected {kind}, got {found[2].splitlines()[0].strip()}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from manyviews import distributed
 from manyviews.backbones import Encoding, views_of
@@ -24,11 +25,13 @@ class Accuracy(JointProtocol):
     labels = True
     texts = False
 
-    def ready(self, module: Any, data: Any) -> None:  # noqa: D102
+    @override
+    def ready(self, module: Any, data: Any) -> None:
         if not hasattr(module, "class_scores") or not hasattr(module, "classes"):
             raise ValueError(f"{type(module).__name__} does not classify: train manyviews.methods.Classifier on it")
 
-    def measure(self, module: Any, data: Any) -> Result:  # noqa: D102
+    @override
+    def measure(self, module: Any, data: Any) -> Result:
         self.ready(module, data)
         classes = int(module.classes)
 

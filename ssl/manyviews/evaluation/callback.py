@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
 
 from manyviews import distributed
 from manyviews.evaluation import plots
@@ -55,7 +56,8 @@ class Evaluation(pl.Callback):
             for protocol in self.protocols:
                 protocol.check(batch)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if (trainer.current_epoch + 1) % self.every_n_epochs and not _is_last(trainer):
             return
         data: Any = getattr(trainer, "datamodule", None)

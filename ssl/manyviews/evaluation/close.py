@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from manyviews.backbones import views_of
 from manyviews.distributed import LOCAL
@@ -80,7 +81,8 @@ class TextToImage(JointProtocol):
     labels = True
 
     @torch.no_grad()
-    def measure(self, module: Any, data: Any) -> Result:  # noqa: D102
+    @override
+    def measure(self, module: Any, data: Any) -> Result:
         if self.adapter not in ("noise", "shift", "both", "none"):
             raise ValueError(f"adapter must be noise, shift, both or none, got {self.adapter!r}")
         train, val = (self._pairs(module, data, split) for split in ("train", "val"))

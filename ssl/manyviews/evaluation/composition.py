@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from typing_extensions import override
 
 from manyviews import foreign
 from manyviews.backbones import Encoding, views_of
@@ -45,13 +46,15 @@ class Composition(JointProtocol):
     smoothing: float = 0.1
     name = "composition"
 
-    def check(self, batch: dict[str, Any]) -> None:  # noqa: D102
+    @override
+    def check(self, batch: dict[str, Any]) -> None:
         super().check(batch)
         if "cases" not in batch:
             raise ValueError("Composition needs samples with `cases` in their .json: a true caption and false ones")
 
     @torch.no_grad()
-    def measure(self, module: Any, data: Any) -> Result:  # noqa: D102
+    @override
+    def measure(self, module: Any, data: Any) -> Result:
         tallies: dict[str, list[list[float]]] = defaultdict(list)
         blind = Bigrams(_captions(data), self.smoothing)
         for batch in prepared(module, data, self.split, LOCAL):  # every rank all of it: such sets are small
@@ -172,7 +175,8 @@ class ARO(JointProtocol):
     texts = False
 
     @property
-    def title(self) -> str:  # noqa: D102
+    @override
+    def title(self) -> str:
         return f"aro_{Path(self.cases).stem}"
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from typing_extensions import override
 
 from manyviews.backbones import Encoding, views_of
 from manyviews.distributed import LOCAL
@@ -37,7 +38,8 @@ class Cost(JointProtocol):
         """Every method has a backbone."""
 
     @torch.no_grad()
-    def measure(self, module: Any, data: Any) -> Result:  # noqa: D102
+    @override
+    def measure(self, module: Any, data: Any) -> Result:
         batches = prepared(module, data, "val", LOCAL)
         view = views_of(next(batches))[0][: self.samples]
         # As plain products, so that those of attention are told from the others; the counter's hooks want gradients.

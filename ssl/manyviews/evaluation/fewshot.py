@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from manyviews.evaluation.features import Features
 from manyviews.evaluation.protocol import Protocol, Result, need_labels
@@ -35,10 +36,12 @@ class FewShot(Protocol):
     name = "fewshot"
 
     @property
-    def title(self) -> str:  # noqa: D102
+    @override
+    def title(self) -> str:
         return f"fewshot_{self.ways}way_{self.shots}shot" + ("_opta" if self.transport else "")
 
-    def evaluate(self, train: Features, val: Features) -> Result:  # noqa: D102
+    @override
+    def evaluate(self, train: Features, val: Features) -> Result:
         _, val = need_labels("few-shot", train, val)
         z, label = unit(val.views.mean(0)), val.label
         need = self.shots + self.queries

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from manyviews.backbones import Encoding
 from manyviews.evaluation.features import Features, frozen
@@ -37,7 +38,8 @@ class JointProtocol(Protocol):
         """Frozen features are not enough here."""
         raise TypeError(f"{type(self).__name__} needs the method's towers: call measure(method, data)")
 
-    def check(self, batch: dict[str, Any]) -> None:  # noqa: D102
+    @override
+    def check(self, batch: dict[str, Any]) -> None:
         super().check(batch)
         if self.texts and "text" not in batch:
             raise ValueError(f"{type(self).__name__} needs texts: set data.text to viewshards.Captions")

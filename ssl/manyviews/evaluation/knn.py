@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from manyviews.evaluation.features import Features
 from manyviews.evaluation.protocol import Protocol, Result, need_labels
@@ -33,7 +34,8 @@ class KNN(Protocol):
         if len(self.k) != len(self.temperature) or min(self.k) < 1 or min(self.temperature) <= 0:
             raise ValueError(f"one temperature > 0 for each k >= 1: got k={self.k}, temperature={self.temperature}")
 
-    def evaluate(self, train: Features, val: Features) -> Result:  # noqa: D102
+    @override
+    def evaluate(self, train: Features, val: Features) -> Result:
         train, val = need_labels("kNN", train, val)
         bank, bank_label = train.flat()
         queries, label = val.flat()

@@ -10,6 +10,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
 from torch import Tensor
+from typing_extensions import override
 
 from manyviews.evaluation.features import Features
 from manyviews.evaluation.protocol import Protocol, Result, need_labels
@@ -38,7 +39,8 @@ class LinearProbe(Protocol):
     seeds: tuple[int, ...] = (0, 1, 2)
     name = "linear"
 
-    def evaluate(self, train: Features, val: Features) -> Result:  # noqa: D102
+    @override
+    def evaluate(self, train: Features, val: Features) -> Result:
         train, val = need_labels("linear probe", train, val)
         classes = int(torch.cat([train.label, val.label]).max()) + 1
         settings = list(product(self.lr, self.weight_decay))
@@ -110,7 +112,8 @@ class LogisticRegression(Protocol):
     limit: int = 50_000
     name = "logistic"
 
-    def evaluate(self, train: Features, val: Features) -> Result:  # noqa: D102
+    @override
+    def evaluate(self, train: Features, val: Features) -> Result:
         train, val = need_labels("logistic regression", train, val)
         if len(train.label) * len(train.views) > self.limit:
             raise ValueError(f"logistic regression is for up to {self.limit} views; use LinearProbe")

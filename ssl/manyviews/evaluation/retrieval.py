@@ -7,6 +7,7 @@ from itertools import permutations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from manyviews.evaluation.features import Features
 from manyviews.evaluation.protocol import Protocol, Result, chance_at
@@ -31,7 +32,8 @@ class Retrieval(Protocol):
     labels = False
     views = 2
 
-    def evaluate(self, train: Features, val: Features) -> Result:  # noqa: D102
+    @override
+    def evaluate(self, train: Features, val: Features) -> Result:
         self.check({"image": val.views, "label": val.label})
         scores = {}
         for a, b in permutations(range(len(val.views)), 2):

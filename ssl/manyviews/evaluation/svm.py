@@ -11,6 +11,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 from torch import Tensor
+from typing_extensions import override
 
 from manyviews import foreign
 from manyviews.evaluation.features import Features
@@ -31,10 +32,12 @@ class LinearSVM(Protocol):
     name = "svm"
 
     @property
-    def title(self) -> str:  # noqa: D102
+    @override
+    def title(self) -> str:
         return f"svm_c{self.c:g}"
 
-    def evaluate(self, train: Features, val: Features) -> Result:  # noqa: D102
+    @override
+    def evaluate(self, train: Features, val: Features) -> Result:
         train, val = need_labels("linear SVM", train, val)
         machine, label = Machine(*train.flat(), self.c), val.flat()[1]
         predicted = machine(val.flat()[0])
@@ -68,10 +71,12 @@ class FewShotSVM(Protocol):
     name = "fewshot_svm"
 
     @property
-    def title(self) -> str:  # noqa: D102
+    @override
+    def title(self) -> str:
         return f"fewshot_{self.ways}way_{self.shots}shot_svm"
 
-    def evaluate(self, train: Features, val: Features) -> Result:  # noqa: D102
+    @override
+    def evaluate(self, train: Features, val: Features) -> Result:
         train, val = need_labels("few-shot", train, val)
         folds = self.drawn(train, val)
         places = [{int(i): k for k, i in enumerate(part.index)} for part in (train, val)]

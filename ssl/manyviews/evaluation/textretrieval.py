@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from manyviews import distributed
 from manyviews.backbones import Encoding, views_of
@@ -40,7 +41,8 @@ class TextRetrieval(JointProtocol):
     name = "text_retrieval"
 
     @torch.no_grad()
-    def measure(self, module: Any, data: Any) -> Result:  # noqa: D102
+    @override
+    def measure(self, module: Any, data: Any) -> Result:
         gather = distributed.current()
         (images, image_of), (texts, text_of), alike, said = self._embedded(module, data, gather)
         sample = image_of

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from manyviews import foreign
 from manyviews.backbones import Encoding
@@ -45,7 +46,8 @@ class ZeroShot(JointProtocol):
     texts: ClassVar[bool] = False  # the samples need none
 
     @torch.no_grad()
-    def measure(self, module: Any, data: Any) -> Result:  # noqa: D102
+    @override
+    def measure(self, module: Any, data: Any) -> Result:
         names, prompts = self.read(data.classes)
         if not names:
             raise ValueError("zero-shot needs names of the classes: data with a label field that names them")
@@ -70,15 +72,18 @@ class ZeroShot(JointProtocol):
         return Result(found, details, confusion, chance, dict.fromkeys(found, int(samples)))
 
     @property
-    def title(self) -> str:  # noqa: D102
+    @override
+    def title(self) -> str:
         return self.name if self.bank == "plain" else f"{self.name}_{Path(self.bank).stem}"
 
-    def describe(self) -> dict[str, Any]:  # noqa: D102
+    @override
+    def describe(self) -> dict[str, Any]:
         file = Path(self.bank)
         known = {"bank_sha256": hashlib.sha256(file.read_bytes()).hexdigest()} if file.is_file() else {}
         return super().describe() | known
 
-    def ready(self, module: Any, data: Any) -> None:  # noqa: D102
+    @override
+    def ready(self, module: Any, data: Any) -> None:
         super().ready(module, data)
         if not self.read(data.classes)[0]:
             raise ValueError("zero-shot needs names of the classes: data with a label field that names them")

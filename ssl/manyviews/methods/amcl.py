@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from manyviews import objectives
+from manyviews.backbones import width_of
 from manyviews.heads import MultiHead, projector
 from manyviews.methods.asymmetric import Asymmetric
 from manyviews.optim import OptimizerFactory, Schedule
@@ -47,7 +48,7 @@ class AMCL(Asymmetric):
         objective = objective or objectives.AMCL()
         if (getattr(objective, "queue", None) is None) != (momentum is None):
             raise ValueError("AMCL over MoCo needs both: an objective with queue_size, and momentum (0.99)")
-        width: int = backbone.width  # type: ignore[assignment]
+        width = width_of(backbone)
         hidden, dim = projector_hidden or width, objective.dim
         predictor = None
         if isinstance(objective, objectives.AMCLSimSiam):

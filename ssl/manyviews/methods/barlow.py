@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from torch import nn
+from typing_extensions import override
 
 from manyviews import objectives
-from manyviews.backbones import views_of
+from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import LARS, OptimizerFactory, Schedule
@@ -36,12 +37,13 @@ class BarlowTwins(Method):
         grad_cache: int = 0,
         views_together: bool = False,
     ) -> None:
-        head = projector(backbone.width, projector_width, projector_width, layers=3, last_bias=False)  # type: ignore[arg-type]
+        head = projector(width_of(backbone), projector_width, projector_width, layers=3, last_bias=False)
         super().__init__(
             backbone, head, objectives.BarlowTwins(redundancy), optimizer, schedule, grad_cache, views_together
         )
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         h = self.encode(self.backbone, views_of(batch))
         z = self.project(h)
         return Step(self.objective(z, **self.context(batch)), features=h, projections=z)
@@ -72,11 +74,12 @@ class VICReg(Method):
         grad_cache: int = 0,
         views_together: bool = False,
     ) -> None:
-        head = projector(backbone.width, projector_width, projector_width, layers=3, last_bias=False)  # type: ignore[arg-type]
+        head = projector(width_of(backbone), projector_width, projector_width, layers=3, last_bias=False)
         objective = objectives.VICReg(invariance, variance, covariance)
         super().__init__(backbone, head, objective, optimizer, schedule, grad_cache, views_together)
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         h = self.encode(self.backbone, views_of(batch))
         z = self.project(h)
         return Step(self.objective(z, **self.context(batch)), features=h, projections=z)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from manyviews import objectives
+from manyviews.backbones import width_of
 from manyviews.heads import projector
 from manyviews.methods.asymmetric import Asymmetric
 from manyviews.methods.method import Batch, Step
@@ -49,7 +50,7 @@ class BECLR(Asymmetric):
         objective = objectives.BECLR(projector_out, memory, clusters, neighbours, spread, from_epoch=from_epoch)
         super().__init__(
             backbone,
-            projector(backbone.width, projector_hidden, projector_out, 3),  # type: ignore[arg-type]
+            projector(width_of(backbone), projector_hidden, projector_out, 3),
             objective,
             optimizer,
             schedule,

@@ -7,8 +7,10 @@ from typing import Literal
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from manyviews import objectives
+from manyviews.backbones import width_of
 from manyviews.heads import projector
 from manyviews.methods.asymmetric import Asymmetric
 from manyviews.methods.method import Batch, Step
@@ -41,7 +43,7 @@ class BYOL(Asymmetric):
     ) -> None:
         super().__init__(
             backbone,
-            projector(backbone.width, projector_hidden, projector_out, last_bias=False),  # type: ignore[arg-type]
+            projector(width_of(backbone), projector_hidden, projector_out, last_bias=False),
             objectives.BYOL(),
             optimizer,
             schedule,
@@ -52,7 +54,8 @@ class BYOL(Asymmetric):
             views_together=views_together,
         )
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         views = self.pair(batch)
         h = self.encode(self.backbone, views)
         z = self.project(h)
@@ -88,7 +91,7 @@ class SimSiam(Asymmetric):
         hidden = projector_hidden
         super().__init__(
             backbone,
-            projector(backbone.width, hidden, hidden, projector_layers, last="standard"),  # type: ignore[arg-type]
+            projector(width_of(backbone), hidden, hidden, projector_layers, last="standard"),
             objectives.SimSiam(),
             optimizer,
             schedule,
@@ -97,11 +100,13 @@ class SimSiam(Asymmetric):
             views_together=views_together,
         )
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         h = self.encode(self.backbone, self.pair(batch))
         z = self.project(h)
         targets = [view.detach() for view in z]
         return Step(self.objective(self.predict(z), targets=targets[::-1], **self.context(batch)), h, z)
 
-    def constant_rate(self) -> nn.Module | None:  # noqa: D102
+    @override
+    def constant_rate(self) -> nn.Module | None:
         return self.predictor

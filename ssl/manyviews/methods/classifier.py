@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from manyviews import objectives
-from manyviews.backbones import Encoding, views_of
+from manyviews.backbones import Encoding, views_of, width_of
 from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import OptimizerFactory, Schedule
 
@@ -39,7 +39,7 @@ class Classifier(Method):
         optimizer: OptimizerFactory = partial(torch.optim.AdamW, lr=5e-4, weight_decay=0.05),
         schedule: Schedule = Schedule(scaling="none"),
     ) -> None:
-        width, layers = int(backbone.width), []  # type: ignore[arg-type]
+        width, layers = width_of(backbone), []
         for wide in hidden:
             layers += [nn.Linear(width, wide), nn.BatchNorm1d(wide), nn.ReLU(), nn.Dropout(dropout)]
             width = wide

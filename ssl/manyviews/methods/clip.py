@@ -7,8 +7,10 @@ from functools import partial
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from manyviews import objectives
+from manyviews.backbones import width_of
 from manyviews.heads import LogitScale
 from manyviews.methods.imagetext import ADAMW, ImageText
 from manyviews.methods.method import Batch, Step
@@ -47,7 +49,8 @@ class CLIP(ImageText):
             optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
         )  # fmt: skip
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         images, texts = self.towers(batch)
         pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
         return Step(self.objective(pair, **self.context(batch)), features=images, projections=pair)
@@ -78,14 +81,15 @@ class ALIGN(ImageText):
         locked: Sequence[str] = (),
         positives: Positives = "own",
     ) -> None:
-        width = int(backbone.width)  # type: ignore[arg-type]
+        width = width_of(backbone)
         super().__init__(
             backbone, text_backbone, objectives.CLIP(logit_scale or LogitScale(1.0), smoothing, positives), width,
-            nn.Identity(), nn.Linear(int(text_backbone.width), width),  # type: ignore[arg-type]
+            nn.Identity(), nn.Linear(width_of(text_backbone), width),
             optimizer, schedule, grad_cache, locked,
         )  # fmt: skip
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         images, texts = self.towers(batch)
         pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
         return Step(self.objective(pair, **self.context(batch)), features=images, projections=pair)
@@ -117,7 +121,8 @@ class SigLIP(ImageText):
             optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
         )  # fmt: skip
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         images, texts = self.towers(batch)
         pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
         return Step(self.objective(pair, **self.context(batch)), features=images, projections=pair)

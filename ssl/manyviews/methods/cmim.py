@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from manyviews.backbones import Encoding
+from manyviews.backbones import Encoding, width_of
 from manyviews.methods.method import Batch, Method, Step
 from manyviews.objectives import CMIM as Objective
 from manyviews.objectives import Objective as AnyObjective
@@ -75,7 +75,7 @@ class CMIM(Method):
         schedule: Schedule = Schedule(scaling="none"),
         grad_cache: int = 0,
     ) -> None:
-        head = nn.Linear(backbone.width, 2 * latent)  # type: ignore[arg-type]
+        head = nn.Linear(width_of(backbone), 2 * latent)
         super().__init__(
             backbone, head, Objective(temperature, contrast, reconstruction), optimizer, schedule, grad_cache
         )

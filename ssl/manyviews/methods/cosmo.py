@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 from torch import nn
+from typing_extensions import override
 
 from manyviews import objectives
-from manyviews.backbones import Encoding
+from manyviews.backbones import Encoding, width_of
 from manyviews.heads import LatentPool, LogitScale
 from manyviews.methods.imagetext import ADAMW, ImageText
 from manyviews.methods.method import Batch, Step
@@ -42,19 +43,22 @@ class COSMO(ImageText):
         locked: Sequence[str] = (),
         positives: Positives = "own",
     ) -> None:
-        image, text = (LatentPool(int(tower.width), dim, heads) for tower in (backbone, text_backbone))  # type: ignore[arg-type]
+        image, text = (LatentPool(width_of(tower), dim, heads) for tower in (backbone, text_backbone))
         objective = objectives.CLIP(logit_scale or LogitScale(math.exp(0.2), None), positives=positives)
         super().__init__(
             backbone, text_backbone, objective, dim, image, text, optimizer, schedule, grad_cache, locked
         )  # fmt: skip
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         images, texts = self.towers(batch, tokens=True)
         pair = [self.projector(*images[0].patches()), self.text_projector(*texts[0].patches())]
         return Step(self.objective(pair, **self.context(batch)), images, pair)
 
-    def joint_image(self, features: Encoding) -> Encoding:  # noqa: D102
+    @override
+    def joint_image(self, features: Encoding) -> Encoding:
         return Encoding(unit(self.projector(*features.patches())))
 
-    def joint_text(self, features: Encoding) -> Encoding:  # noqa: D102
+    @override
+    def joint_text(self, features: Encoding) -> Encoding:
         return Encoding(unit(self.text_projector(*features.patches())))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from manyviews import objectives
-from manyviews.backbones import views_of
+from manyviews.backbones import views_of, width_of
 from manyviews.heads import LogitScale
 from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import OptimizerFactory, Schedule
@@ -37,7 +37,7 @@ class Decoding(Method):
     ) -> None:
         scale = LogitScale(1.0, None, learned=False)
         super().__init__(
-            backbone, nn.Linear(int(backbone.width), dim), objectives.CLIP(scale, directions="first", normalise=False),  # type: ignore[arg-type]
+            backbone, nn.Linear(width_of(backbone), dim), objectives.CLIP(scale, directions="first", normalise=False),
             optimizer, schedule, grad_cache,
         )  # fmt: skip
         self.target = target

@@ -7,9 +7,10 @@ from functools import partial
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from manyviews import objectives
-from manyviews.backbones import Encoding
+from manyviews.backbones import Encoding, width_of
 from manyviews.heads import LogitScale
 from manyviews.methods.imagetext import ImageText
 from manyviews.methods.method import Batch, Step
@@ -43,14 +44,15 @@ class FDT(ImageText):
         locked: Sequence[str] = (),
         positives: Positives = "own",
     ) -> None:
-        widths = int(backbone.width), int(text_backbone.width)  # type: ignore[arg-type]
+        widths = width_of(backbone), width_of(text_backbone)
         objective = objectives.FDT(widths, codes, dim, temperature, scale=logit_scale, positives=positives)
         super().__init__(
             backbone, text_backbone, objective, dim, nn.Identity(), nn.Identity(),
             optimizer, schedule, grad_cache, locked,
         )  # fmt: skip
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         images, texts = self.towers(batch, tokens=True)
         tokens, masks = zip(*(each[0].patches() for each in (images, texts)), strict=True)
         pair = [images[0].pooled, texts[0].pooled]
@@ -60,10 +62,12 @@ class FDT(ImageText):
         with torch.no_grad():
             return Step(loss, images, [self.joint_image(images[0]).pooled, self.joint_text(texts[0]).pooled])
 
-    def joint_image(self, features: Encoding) -> Encoding:  # noqa: D102
+    @override
+    def joint_image(self, features: Encoding) -> Encoding:
         assert isinstance(self.objective, objectives.FDT)
         return Encoding(self.objective.embed(*features.patches(), 0))
 
-    def joint_text(self, features: Encoding) -> Encoding:  # noqa: D102
+    @override
+    def joint_text(self, features: Encoding) -> Encoding:
         assert isinstance(self.objective, objectives.FDT)
         return Encoding(self.objective.embed(*features.patches(), 1))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from torch import nn
+from typing_extensions import override
 
 from manyviews import objectives
+from manyviews.backbones import width_of
 from manyviews.heads import projector
 from manyviews.methods.asymmetric import Asymmetric
 from manyviews.optim import LARS, OptimizerFactory, Schedule
@@ -50,10 +52,10 @@ class Hallucinator(Asymmetric):
         if isinstance(objective.host, objectives.InfoNCE) != (momentum is not None):
             raise ValueError("Hallucinator over MoCo needs both: InfoNCE as the host, and momentum (0.999)")
         dim = objective.dim
-        hidden: int = projector_hidden or backbone.width  # type: ignore[assignment]
+        hidden = projector_hidden or width_of(backbone)
         predicts = isinstance(objective.host, objectives.BYOL)
         head = projector(
-            backbone.width, hidden, dim, norm=projector_norm or predicts, last="standard" if predicts else "linear"  # type: ignore[arg-type]
+            width_of(backbone), hidden, dim, norm=projector_norm or predicts, last="standard" if predicts else "linear"
         )  # fmt: skip
         super().__init__(
             backbone, head, objective, optimizer, schedule, grad_cache, momentum=momentum,
@@ -61,5 +63,6 @@ class Hallucinator(Asymmetric):
             symmetric=symmetric or momentum is None, views_together=views_together,
         )  # fmt: skip
 
-    def constant_rate(self) -> nn.Module | None:  # noqa: D102
+    @override
+    def constant_rate(self) -> nn.Module | None:
         return self.predictor

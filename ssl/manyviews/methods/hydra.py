@@ -6,9 +6,10 @@ from functools import partial
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from manyviews import objectives
-from manyviews.backbones import views_of
+from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.asymmetric import Asymmetric
 from manyviews.methods.method import Batch, Method, Step
@@ -36,10 +37,11 @@ class Hydra(Method):
         schedule: Schedule = Schedule(warmup_epochs=2, scaling="none"),
         grad_cache: int = 0,
     ) -> None:
-        head = projector(backbone.width, projector_hidden, objective.dim, last="layer")  # type: ignore[arg-type]
+        head = projector(width_of(backbone), projector_hidden, objective.dim, last="layer")
         super().__init__(backbone, head, objective, optimizer, schedule, grad_cache)
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         h = self.encode(self.backbone, views_of(batch))
         z = self.project(h)
         return Step(self.objective(z, **self.context(batch)), features=h, projections=z)
@@ -73,7 +75,7 @@ class HydraMoCo(Asymmetric):
         dim: int = objective.hydra.dim
         super().__init__(
             backbone,
-            projector(backbone.width, projector_hidden, dim, 3, last="batch"),  # type: ignore[arg-type]
+            projector(width_of(backbone), projector_hidden, dim, 3, last="batch"),
             objective,
             optimizer,
             schedule,
@@ -84,7 +86,8 @@ class HydraMoCo(Asymmetric):
             views_together=views_together,
         )
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         views = self.pair(batch)
         h = self.encode(self.backbone, views)
         z = self.project(h)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from manyviews import distributed
-from manyviews.backbones import Encoding, views_of
+from manyviews.backbones import Encoding, views_of, width_of
 from manyviews.methods.gradcache import check_exact
 from manyviews.methods.method import Batch, Method
 from manyviews.monitoring import diagnostics
@@ -135,7 +135,7 @@ def projection(tower: nn.Module, dim: int) -> nn.Module:
 
     A tower that ends with its projection (open_clip's ResNets) gets none.
     """
-    width = int(tower.width)  # type: ignore[arg-type]
+    width = width_of(tower)
     own = getattr(tower, "projection", False)
     if own is None:
         if width != dim:

@@ -8,9 +8,10 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from manyviews import distributed, objectives
-from manyviews.backbones import Encoding, views_of
+from manyviews.backbones import Encoding, views_of, width_of
 from manyviews.heads import LogitScale, projector
 from manyviews.methods.imagetext import ImageText
 from manyviews.methods.method import Batch, Step
@@ -63,9 +64,10 @@ class ImprovedCLIP(ImageText):
     @property
     def widths(self) -> tuple[int, int]:
         """Of the image features and of the text features."""
-        return int(self.backbone.width), int(self.text_backbone.width)  # type: ignore[arg-type]
+        return width_of(self.backbone), width_of(self.text_backbone)
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         images, texts = self.towers(batch)
         if len(images) != len(texts) or len(images) < 2:
             raise ValueError(
@@ -143,7 +145,7 @@ class SiamLIP(_Companion):
         positives: Positives = "own",
         reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
-        widths = int(backbone.width), int(text_backbone.width)  # type: ignore[arg-type]
+        widths = width_of(backbone), width_of(text_backbone)
         wide, out = companion_hidden, companion_out
         super().__init__(
             objectives.SiamLIP(), [projector(width, wide, out, last="standard") for width in widths],
@@ -158,7 +160,8 @@ class SiamLIP(_Companion):
             followed = {name: tower for name, tower in towers.items() if trained(tower)}
             self.teacher = Teacher({"heads": self.heads, **followed}, Ramp(momentum))
 
-    def further(  # noqa: D102
+    @override
+    def further(
         self, images: list[Encoding], texts: list[Encoding], strong: list[Tensor], batch: Batch
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         projections = self.projected(images, texts)
@@ -246,7 +249,7 @@ class BarLIP(_Companion):
         positives: Positives = "own",
         reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
-        widths = int(backbone.width), int(text_backbone.width)  # type: ignore[arg-type]
+        widths = width_of(backbone), width_of(text_backbone)
         heads = [projector(width, companion_hidden, companion_out, 3, last="batch") for width in widths]
         super().__init__(
             objectives.BarLIP(), heads,
@@ -255,7 +258,8 @@ class BarLIP(_Companion):
             grad_cache=grad_cache, locked=locked, positives=positives, reduction=reduction,
         )  # fmt: skip
 
-    def further(  # noqa: D102
+    @override
+    def further(
         self, images: list[Encoding], texts: list[Encoding], strong: list[Tensor], batch: Batch
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         loss = self.companion(self.projected(images, texts), gather=distributed.current())
@@ -295,7 +299,8 @@ class SwALIP(ImprovedCLIP):
         assert isinstance(self.objective, objectives.ImprovedCLIP)
         self.weight, self.companion = weight, objectives.SwALIP(self.objective.strong.scale)
 
-    def further(  # noqa: D102
+    @override
+    def further(
         self, images: list[Encoding], texts: list[Encoding], strong: list[Tensor], batch: Batch
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         loss = self.companion([strong[0], strong[0], *strong], gather=distributed.current())

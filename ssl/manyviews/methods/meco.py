@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from manyviews import distributed, objectives
-from manyviews.backbones import Encoding, views_of
+from manyviews.backbones import Encoding, views_of, width_of
 from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import OptimizerFactory, Schedule
 
@@ -42,7 +42,7 @@ class MECO(Method):
                 f"an energy must not depend on the batch an image is in, but the backbone has BatchNorm ({norms[0]}): "
                 "use one with GroupNorm or LayerNorm (ConvNet with norm: group)"
             )
-        head = nn.Linear(backbone.width, 1)  # type: ignore[arg-type]
+        head = nn.Linear(width_of(backbone), 1)
         super().__init__(backbone, head, objectives.MECO(gamma), optimizer, schedule)
         self.noise = noise
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from manyviews import objectives
-from manyviews.backbones import Encoding
+from manyviews.backbones import Encoding, width_of
 from manyviews.methods.tokens import TokenImageText
 from manyviews.optim import OptimizerFactory, Schedule
 from manyviews.similarity import unit
@@ -49,7 +50,7 @@ class MGCA(TokenImageText):
             backbone, text_backbone, objective or objectives.MGCA(dim), dim, None,
             optimizer, schedule, grad_cache, locked,
         )  # fmt: skip
-        widths = int(backbone.width), int(text_backbone.width)  # type: ignore[arg-type]
+        widths = width_of(backbone), width_of(text_backbone)
         self.projector, self.text_projector = (self._head(width, hidden, dim) for width in widths)
         self.token_heads = nn.ModuleList(self._head(width, hidden, dim) for width in widths)
         self.token_projector = self.text_token_projector = nn.Identity()  # type: ignore[assignment]
@@ -61,11 +62,13 @@ class MGCA(TokenImageText):
             nn.BatchNorm1d(dim, affine=False),
         )  # fmt: skip
 
-    def patches(self, image: Encoding) -> tuple[Tensor, Tensor]:  # noqa: D102
+    @override
+    def patches(self, image: Encoding) -> tuple[Tensor, Tensor]:
         tokens, mask = super().patches(image)
         return self._local(0, tokens, mask)
 
-    def words(self, text: Encoding) -> tuple[Tensor, Tensor]:  # noqa: D102
+    @override
+    def words(self, text: Encoding) -> tuple[Tensor, Tensor]:
         tokens, mask = super().words(text)
         return self._local(1, tokens, mask)
 
@@ -74,11 +77,14 @@ class MGCA(TokenImageText):
         valid = self.token_heads[modality](tokens[mask])
         return valid.new_zeros(*mask.shape, valid.shape[1]).masked_scatter(mask[..., None], valid), mask
 
-    def whole(self, image: Encoding, text: Encoding, patches: Any, words: Any) -> list[Tensor]:  # noqa: D102
+    @override
+    def whole(self, image: Encoding, text: Encoding, patches: Any, words: Any) -> list[Tensor]:
         return [self.projector(image.pooled), self.text_projector(text.pooled)]
 
-    def joint_image(self, features: Encoding) -> Encoding:  # noqa: D102
+    @override
+    def joint_image(self, features: Encoding) -> Encoding:
         return Encoding(unit(self.projector(features.pooled)))
 
-    def joint_text(self, features: Encoding) -> Encoding:  # noqa: D102
+    @override
+    def joint_text(self, features: Encoding) -> Encoding:
         return Encoding(unit(self.text_projector(features.pooled)))

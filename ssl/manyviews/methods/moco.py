@@ -7,8 +7,10 @@ from typing import Literal
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from manyviews import objectives
+from manyviews.backbones import width_of
 from manyviews.heads import projector
 from manyviews.methods.asymmetric import Asymmetric
 from manyviews.methods.method import Batch, Step
@@ -55,7 +57,7 @@ class MoCo(Asymmetric):
         grad_cache: int = 0,
         views_together: bool = True,
     ) -> None:
-        width: int = backbone.width  # type: ignore[assignment]
+        width = width_of(backbone)
         super().__init__(
             backbone,
             projector(width, projector_hidden or width, projector_out, projector_layers, norm=projector_norm),
@@ -110,7 +112,7 @@ class MoCHi(Asymmetric):
         grad_cache: int = 0,
         views_together: bool = True,
     ) -> None:
-        width: int = backbone.width  # type: ignore[assignment]
+        width = width_of(backbone)
         objective = objectives.MoCHi(temperature, queue_size, projector_out, hard, mixed, mixed_with_query, from_epoch)
         head = projector(width, projector_hidden or width, projector_out, norm=projector_norm)
         super().__init__(
@@ -162,7 +164,7 @@ class MoCoV3(Asymmetric):
         hidden, out = projector_hidden, projector_out
         super().__init__(
             backbone,
-            projector(backbone.width, hidden, out, projector_layers, last="standard"),  # type: ignore[arg-type]
+            projector(width_of(backbone), hidden, out, projector_layers, last="standard"),
             InfoNCE(temperature, scale=scale),
             optimizer,
             schedule,
@@ -173,7 +175,8 @@ class MoCoV3(Asymmetric):
             views_together=views_together,
         )
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         views = self.pair(batch)
         h = self.encode(self.backbone, views)
         z = self.project(h)

@@ -6,8 +6,9 @@ from functools import partial
 
 import torch
 from torch import nn
+from typing_extensions import override
 
-from manyviews.backbones import views_of
+from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.method import Batch, Method, Step
 from manyviews.objectives import MVDHEL, Objective
@@ -38,11 +39,12 @@ class MultiView(Method):
         schedule: Schedule = Schedule(),
         grad_cache: int = 0,
     ) -> None:
-        hidden: int = projector_hidden or backbone.width  # type: ignore[assignment]
-        head = projector(backbone.width, hidden, projector_out, last="batch")  # type: ignore[arg-type]
+        hidden = projector_hidden or width_of(backbone)
+        head = projector(width_of(backbone), hidden, projector_out, last="batch")
         super().__init__(backbone, head, objective or MVDHEL(), optimizer, schedule, grad_cache)
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         h = self.encode(self.backbone, views_of(batch))
         z = self.project(h)
         return Step(self.objective(z, **self.context(batch)), features=h, projections=z)

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from manyviews import objectives
 from manyviews.methods.clip import CLIP
@@ -23,7 +24,8 @@ class NegCLIP(CLIP):
     (`data.cells`, made by `manyviews mine`). Arguments as CLIP's. The paper tunes a pretrained CLIP with lr 1e-6.
     """
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         if "hard_text" not in batch:
             raise ValueError("NegCLIP needs hard captions: samples with hard_captions, and data.text with hard: 1")
         hard = [batch["hard_text"][:, k] for k in range(batch["hard_text"].shape[1])]
@@ -72,7 +74,8 @@ class MCIP(ImageText):
             optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
         )  # fmt: skip
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         images, texts = self.towers(batch)
         image = self.projector(images[0].pooled)
         captions = torch.stack([self.text_projector(text.pooled) for text in texts], 1)
@@ -109,7 +112,8 @@ class MultiModal(ImageText):
             optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
         )  # fmt: skip
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         images, texts = self.towers(batch)
         views = [self.projector(image.pooled) for image in images]
         views += [self.text_projector(text.pooled) for text in texts]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from torch import nn
+from typing_extensions import override
 
 from manyviews import objectives
+from manyviews.backbones import width_of
 from manyviews.heads import projector
 from manyviews.methods.asymmetric import Asymmetric
 from manyviews.methods.method import Batch, Step
@@ -43,7 +45,7 @@ class NNCLR(Asymmetric):
     ) -> None:
         super().__init__(
             backbone,
-            projector(backbone.width, projector_hidden, projector_out, 3, last="batch"),  # type: ignore[arg-type]
+            projector(width_of(backbone), projector_hidden, projector_out, 3, last="batch"),
             objectives.NNCLR(temperature, support, projector_out, decoupled),
             optimizer,
             schedule,
@@ -52,7 +54,8 @@ class NNCLR(Asymmetric):
             views_together=views_together,
         )
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         h = self.encode(self.backbone, self.pair(batch))
         z = self.project(h)
         targets = [view.detach() for view in z]

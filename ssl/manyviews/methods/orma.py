@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from manyviews import objectives
 from manyviews.backbones import Encoding
@@ -40,13 +41,16 @@ class ORMA(TokenImageText):
             backbone, text_backbone, objective or objectives.ORMA(), dim, None, optimizer, schedule, grad_cache, locked
         )
 
-    def whole(self, image: Encoding, text: Encoding, patches: Any, words: Any) -> list[Tensor]:  # noqa: D102
+    @override
+    def whole(self, image: Encoding, text: Encoding, patches: Any, words: Any) -> list[Tensor]:
         return [self.projector(image.pooled), self.text_projector(text.pooled)]
 
-    def joint_image(self, features: Encoding) -> Encoding:  # noqa: D102
+    @override
+    def joint_image(self, features: Encoding) -> Encoding:
         return with_pooled(super().joint_image(features), self.projector(features.pooled))
 
-    def joint_text(self, features: Encoding) -> Encoding:  # noqa: D102
+    @override
+    def joint_text(self, features: Encoding) -> Encoding:
         return with_pooled(super().joint_text(features), self.text_projector(features.pooled))
 
     def similarity(self, images: Encoding, texts: Encoding) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from manyviews import objectives
-from manyviews.backbones import views_of
+from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import OptimizerFactory, Schedule
@@ -34,7 +34,7 @@ class _Partly(Method):
         super().__init__(backbone, head, objective, optimizer, schedule)
         if not 0 < known <= classes or not 0 < labelled <= 1:
             raise ValueError(f"known={known} of classes={classes}, labelled={labelled}: out of range")
-        self.classifier = nn.Linear(backbone.width, classes)  # type: ignore[arg-type]
+        self.classifier = nn.Linear(width_of(backbone), classes)
         self.known, self.labelled = known, labelled
 
     def shown(self, batch: Batch) -> Tensor:
@@ -72,7 +72,7 @@ class BaCon(_Partly):
         optimizer: OptimizerFactory = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-5),
         schedule: Schedule = Schedule(warmup_epochs=0, scaling="none"),
     ) -> None:
-        head = projector(backbone.width, projector_hidden, projector_out)  # type: ignore[arg-type]
+        head = projector(width_of(backbone), projector_hidden, projector_out)
         objective = objectives.BaCon(temperature, supervised=supervised, soft_from=soft_from)
         super().__init__(backbone, head, objective, optimizer, schedule, classes, known, labelled)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manyviews import distributed
-from manyviews.backbones import Encoding
+from manyviews.backbones import Encoding, width_of
 from manyviews.heads import projector
 from manyviews.methods.method import Batch, Method, Step
 from manyviews.objectives import NTXent
@@ -43,7 +43,7 @@ class ScatSimCLR(Method):
         optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=3e-4, weight_decay=1e-5),
         schedule: Schedule = Schedule(warmup_epochs=0, scaling="none"),
     ) -> None:
-        width: int = backbone.width  # type: ignore[assignment]
+        width = width_of(backbone)
         head = projector(width, width, projector_out, norm=False)
         super().__init__(backbone, head, NTXent(temperature), optimizer, schedule)
         if pretext not in ("rotation", "jigsaw", "none"):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from manyviews import objectives
-from manyviews.backbones import Encoding, views_of
+from manyviews.backbones import Encoding, views_of, width_of
 from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import OptimizerFactory, Schedule
 
@@ -38,7 +38,7 @@ class SepCLR(Method):
         optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=3e-4),
         schedule: Schedule = Schedule(scaling="none"),
     ) -> None:
-        head = nn.Linear(backbone.width, width)  # type: ignore[arg-type]
+        head = nn.Linear(width_of(backbone), width)
         super().__init__(
             backbone, head, objectives.SepCLR(temperature, salient, background, joint), optimizer, schedule
         )

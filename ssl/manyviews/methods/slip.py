@@ -7,8 +7,10 @@ from functools import partial
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from manyviews import objectives
+from manyviews.backbones import width_of
 from manyviews.heads import LogitScale, projector
 from manyviews.methods.imagetext import ImageText
 from manyviews.methods.method import Batch, Step
@@ -50,10 +52,11 @@ class SLIP(ImageText):
             backbone, text_backbone, objectives.SLIP(logit_scale, weight, temperature, positives), dim,
             optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
         )  # fmt: skip
-        width = int(backbone.width)  # type: ignore[arg-type]
+        width = width_of(backbone)
         self.image_projector = projector(width, projector_hidden, projector_out, 3)
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         images, texts = self.towers(batch)
         if len(images) != 3:
             raise ValueError(f"SLIP needs three views of the image, for CLIP and two for SimCLR, got {len(images)}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from torch import nn
+from typing_extensions import override
 
 from manyviews import objectives
-from manyviews.backbones import views_of
+from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import LARS, OptimizerFactory, Schedule
@@ -40,12 +41,13 @@ class SogCLR(Method):
         grad_cache: int = 0,
         views_together: bool = False,
     ) -> None:
-        hidden: int = projector_hidden or backbone.width  # type: ignore[assignment]
-        head = projector(backbone.width, hidden, projector_out, last="standard")  # type: ignore[arg-type]
+        hidden = projector_hidden or width_of(backbone)
+        head = projector(width_of(backbone), hidden, projector_out, last="standard")
         objective = objectives.SogCLR(samples, temperature, gamma)
         super().__init__(backbone, head, objective, optimizer, schedule, grad_cache, views_together)
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         h = self.encode(self.backbone, views_of(batch))
         z = self.project(h)
         return Step(self.objective(z, **self.context(batch)), features=h, projections=z)
@@ -82,12 +84,13 @@ class ISogCLR(Method):
         schedule: Schedule = Schedule(scaling="none", decay_all=True),
         grad_cache: int = 0,
     ) -> None:
-        hidden: int = projector_hidden or backbone.width  # type: ignore[assignment]
-        head = projector(backbone.width, hidden, projector_out, last="standard")  # type: ignore[arg-type]
+        hidden = projector_hidden or width_of(backbone)
+        head = projector(width_of(backbone), hidden, projector_out, last="standard")
         objective = objectives.ISogCLR(samples, temperature, gamma, rho, low, high, rate, momentum)
         super().__init__(backbone, head, objective, optimizer, schedule, grad_cache)
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         h = self.encode(self.backbone, views_of(batch))
         z = self.project(h)
         return Step(self.objective(z, **self.context(batch)), features=h, projections=z)

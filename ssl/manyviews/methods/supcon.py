@@ -6,9 +6,10 @@ from functools import partial
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from manyviews import objectives
-from manyviews.backbones import views_of
+from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import OptimizerFactory, Schedule
@@ -39,11 +40,12 @@ class SupCon(Method):
         grad_cache: int = 0,
         views_together: bool = True,
     ) -> None:
-        head = projector(backbone.width, projector_hidden or backbone.width, projector_out)  # type: ignore[arg-type]
+        head = projector(width_of(backbone), projector_hidden or width_of(backbone), projector_out)
         objective = objectives.SupCon(temperature, base_temperature)
         super().__init__(backbone, head, objective, optimizer, schedule, grad_cache, views_together)
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         h = self.encode(self.backbone, views_of(batch))
         z = self.project(h)
         return Step(self.objective(z, **self.context(batch)), features=h, projections=z)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from torch import nn
+from typing_extensions import override
 
 from manyviews import objectives
-from manyviews.backbones import views_of
+from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import LARS, OptimizerFactory, Schedule
@@ -48,10 +49,11 @@ class SwAV(Method):
             projector_out, prototypes, temperature, epsilon, large=large, queue_size=queue_size,
             queue_from=queue_from, frozen_epochs=frozen_epochs,
         )  # fmt: skip
-        head = projector(backbone.width, projector_hidden, projector_out)  # type: ignore[arg-type]
+        head = projector(width_of(backbone), projector_hidden, projector_out)
         super().__init__(backbone, head, objective, optimizer, schedule, grad_cache, views_together)
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         h = self.encode(self.backbone, views_of(batch))
         z = self.project(h)
         return Step(self.objective(z, **self.context(batch)), features=h, projections=z)
@@ -83,10 +85,11 @@ class DeepCluster(Method):
         views_together: bool = True,
     ) -> None:
         objective = objectives.DeepCluster(samples, projector_out, prototypes, temperature, large)
-        head = projector(backbone.width, projector_hidden, projector_out)  # type: ignore[arg-type]
+        head = projector(width_of(backbone), projector_hidden, projector_out)
         super().__init__(backbone, head, objective, optimizer, schedule, grad_cache, views_together)
 
-    def step(self, batch: Batch) -> Step:  # noqa: D102
+    @override
+    def step(self, batch: Batch) -> Step:
         h = self.encode(self.backbone, views_of(batch))
         z = self.project(h)
         return Step(self.objective(z, **self.context(batch)), features=h, projections=z)

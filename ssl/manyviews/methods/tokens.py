@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from manyviews.backbones import Encoding
+from manyviews.backbones import Encoding, width_of
 from manyviews.methods.imagetext import ADAMW, ImageText
 from manyviews.methods.method import Batch, Step
 from manyviews.objectives import Objective
@@ -40,8 +41,8 @@ class TokenImageText(ImageText):
             backbone, text_backbone, objective, dim,
             optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
         )  # fmt: skip
-        self.token_projector = nn.Linear(int(backbone.width), dim, bias=False)  # type: ignore[arg-type]
-        self.text_token_projector = nn.Linear(int(text_backbone.width), dim, bias=False)  # type: ignore[arg-type]
+        self.token_projector = nn.Linear(width_of(backbone), dim, bias=False)
+        self.text_token_projector = nn.Linear(width_of(text_backbone), dim, bias=False)
         self.reduce: nn.Module | None = reduce
 
     def patches(self, image: Encoding) -> tuple[Tensor, Tensor]:
@@ -72,12 +73,14 @@ class TokenImageText(ImageText):
         """What stands for the whole image and the whole text: here the means of their unit tokens."""
         return [masked_mean(unit(tokens), mask) for tokens, mask in (patches, words)]
 
-    def joint_image(self, features: Encoding) -> Encoding:  # noqa: D102
+    @override
+    def joint_image(self, features: Encoding) -> Encoding:
         tokens, mask = self.patches(features)
         tokens = unit(tokens)
         return Encoding(masked_mean(tokens, mask), tokens, mask)
 
-    def joint_text(self, features: Encoding) -> Encoding:  # noqa: D102
+    @override
+    def joint_text(self, features: Encoding) -> Encoding:
         tokens, mask = self.words(features)
         tokens = unit(tokens)
         return Encoding(masked_mean(tokens, mask), tokens, mask)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from manyviews import objectives
-from manyviews.backbones import Encoding
+from manyviews.backbones import Encoding, width_of
 from manyviews.heads import projector
 from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import OptimizerFactory, Schedule
@@ -60,7 +60,7 @@ class ImageVolume(Method):
         optimizer: OptimizerFactory = partial(torch.optim.SGD, lr=1e-2, momentum=0.9, weight_decay=1e-6),
         schedule: Schedule = Schedule(scaling="none"),
     ) -> None:
-        width: int = backbone.width  # type: ignore[assignment]
+        width = width_of(backbone)
         dim = objective.intra.prototypes.shape[1]
         super().__init__(backbone, projector(width, projector_hidden, dim), objective, optimizer, schedule)
         self.fusion = Fusion(width, objective.slices)

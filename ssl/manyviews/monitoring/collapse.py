@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import lightning.pytorch as pl
+from typing_extensions import override
 
 from manyviews.monitoring import diagnostics
 
@@ -45,7 +46,8 @@ class CollapseAlarm(pl.Callback):
         self.seen = 0
         self.alarms = 0
 
-    def on_train_batch_end(  # noqa: D102
+    @override
+    def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step

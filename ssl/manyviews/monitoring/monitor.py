@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from typing_extensions import override
 
 from manyviews.backbones import views_of
 from manyviews.monitoring import diagnostics, pictures
@@ -64,10 +65,12 @@ class Monitor(pl.Callback):
         self._buffer = {name: list(values) for name, values in state_dict["buffer"].items()}
         self._replaced, self.latest = state_dict["replaced"], dict(state_dict["latest"])
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._mark = (time.perf_counter(), 0, 0.0)
 
-    def on_train_batch_end(  # noqa: D102
+    @override
+    def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from manyviews.distributed import Rows
 from manyviews.objectives.byol import BYOL
@@ -107,7 +108,8 @@ class Hallucinator(Objective):
         }
         return loss
 
-    def takes(self) -> set[str]:  # noqa: D102
+    @override
+    def takes(self) -> set[str]:
         return super().takes() | self.host.takes() - {"enqueue"}
 
     def hallucinate(self, q: Tensor, k: Tensor, r: Tensor | float) -> Tensor:

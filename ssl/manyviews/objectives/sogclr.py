@@ -7,6 +7,7 @@ import math
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from manyviews.distributed import Rows
 from manyviews.memory import recall, remember
@@ -117,7 +118,8 @@ class ISogCLR(SogCLR):
         self.register_buffer("tau_momentum", torch.zeros(samples))
         self._warned = False
 
-    def temperatures(self, index: Tensor, like: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def temperatures(self, index: Tensor, like: Tensor) -> Tensor:
         return recall(self.tau, index).to(like.dtype)
 
     def observe(self, index: Tensor, t: Tensor, log_u: Tensor, mean_s: Tensor, rows: Rows) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from manyviews.distributed import Rows
 from manyviews.objectives.objective import Objective
@@ -102,7 +103,8 @@ class GroupWhitened(Objective):
         self.diagnostics = dict(self.host.diagnostics)
         return loss
 
-    def takes(self) -> set[str]:  # noqa: D102
+    @override
+    def takes(self) -> set[str]:
         return self.host.takes()
 
 

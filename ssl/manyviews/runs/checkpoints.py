@@ -10,6 +10,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from typing_extensions import override
 
 from manyviews.names import meant
 from manyviews.runs.storage import alias, remove, saved_steps, sidecar
@@ -94,7 +95,8 @@ class Checkpoints(Checkpoint):
                     if sidecar(path).exists():
                         sidecar(path).rename(sidecar(aside))
 
-    def on_train_batch_end(  # noqa: D102
+    @override
+    def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step == 1 and self.monitor is not None and not re.search(r"\bval\b|^train/", self.monitor):
@@ -107,7 +109,8 @@ class Checkpoints(Checkpoint):
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0 and not trainer.is_last_batch:
             self.save(trainer)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         try:
             score = self._score(trainer)
         except ValueError:

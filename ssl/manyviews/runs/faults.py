@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from manyviews import signals
 from manyviews.runs.checkpoints import Checkpoints
@@ -46,7 +47,8 @@ class FiniteGuard(pl.Callback):
         """Takes up the counts."""
         self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
 
-    def on_train_batch_start(  # noqa: D102
+    @override
+    def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         buffers = list(pl_module.buffers())
@@ -55,7 +57,8 @@ class FiniteGuard(pl.Callback):
         elif buffers:
             torch._foreach_copy_(self._kept, buffers)
 
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:  # noqa: D102
+    @override
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         self._loss = loss.detach()
 
     def on_before_optimizer_step(
@@ -103,7 +106,8 @@ class Patience(pl.Callback):
     def __init__(self, seconds: float) -> None:
         self.limit: timedelta | None = timedelta(seconds=seconds)
 
-    def on_train_batch_end(  # noqa: D102
+    @override
+    def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.limit is None or trainer.world_size == 1:
@@ -154,14 +158,16 @@ class StopOnSignal(pl.Callback):
         if self._agree(trainer, pl_module):
             raise self._stopped(saved=True)
 
-    def on_train_batch_end(  # noqa: D102
+    @override
+    def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # After an epoch's last batch the epoch is ended first, evaluation and all: nothing of it has to be repeated.
         if not trainer.is_last_batch and (trainer.world_size == 1 or trainer.global_step % self.every_n_steps == 0):
             self._leave(trainer, pl_module, epoch_end=False)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._leave(trainer, pl_module, epoch_end=True)
 
     def _leave(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch_end: bool) -> None:
@@ -189,7 +195,8 @@ class StopOnSignal(pl.Callback):
         assert number is not None
         return Stopped(number, saved)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: D102
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import lightning.pytorch as pl
+from typing_extensions import override
 
 from manyviews import foreign
 from manyviews.runs.files import write_text
@@ -55,7 +56,8 @@ class Ledger(pl.Callback):
         self.folder, self.every_n_steps = folder, every_n_steps
         self.now: Attempt | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         job = os.environ.get("SLURM_JOB_ID")
         step = trainer.global_step
         self.now = Attempt(step, trainer.world_size, step, host=platform.node(), job=job)
@@ -68,24 +70,28 @@ class Ledger(pl.Callback):
         """What came since the last batch was evaluation."""
         self._batch_end = time.perf_counter()
 
-    def on_train_batch_start(  # noqa: D102
+    @override
+    def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         assert self.now is not None
         self.now.waited += time.perf_counter() - self._batch_end
         self.now.samples += len(batch["index"]) * trainer.world_size
 
-    def on_train_batch_end(  # noqa: D102
+    @override
+    def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step % self.every_n_steps == 0:
             self._write(trainer)
         self._batch_end = time.perf_counter()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: D102
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._write(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write(trainer)
 
     def _write(self, trainer: pl.Trainer) -> None:

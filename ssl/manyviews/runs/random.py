@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from typing_extensions import override
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,8 @@ class RandomState(pl.Callback):
     def __init__(self) -> None:
         self._states: list[dict[str, Any]] | None = None
 
-    def on_save_checkpoint(  # noqa: D102
+    @override
+    def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         states = [capture(pl_module.device)]
@@ -35,12 +37,14 @@ class RandomState(pl.Callback):
             states = gathered
         checkpoint[self.KEY] = states
 
-    def on_load_checkpoint(  # noqa: D102
+    @override
+    def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._states = checkpoint.get(self.KEY)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._states is None:
             if trainer.world_size > 1:  # all ranks were seeded alike, to build the same model
                 _seed_apart(trainer)
