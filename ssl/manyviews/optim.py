@@ -10,9 +10,9 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from manyviews.internals import BatchNorm, foreach_add, foreach_add_, foreach_lerp_, foreach_mul, foreach_mul_
 from manyviews.sharding import norms, parts
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
@@ -73,10 +73,10 @@ class LARS(Optimizer):
             grads = [p.grad for p in params]
             still = norms(grads) == 0 if group["adapt"] else None
             if group["weight_decay"]:
-                grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
+                grads = list(foreach_add(grads, params, alpha=group["weight_decay"]))
             if still is not None:
                 ratio = self._trust(norms(params), norms(grads), still, group)
-                grads = list(torch._foreach_mul(parts(grads), list(ratio.unbind())))
+                grads = list(foreach_mul(parts(grads), list(ratio.unbind())))
             buffers = []
             for p in params:
                 state = self.state[p]
@@ -84,10 +84,10 @@ class LARS(Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(p)
                 buffers.append(state["momentum_buffer"])
             buffers = parts(buffers)
-            torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, parts(grads))
+            foreach_mul_(buffers, group["momentum"])
+            foreach_add_(buffers, parts(grads))
             rate = group["lr"] * (1.0 if group["adapt"] else group["plain_rate"])
-            torch._foreach_add_(parts(params), buffers, alpha=-rate)
+            foreach_add_(parts(params), buffers, alpha=-rate)
         return loss
 
     @staticmethod
@@ -218,7 +218,7 @@ class Teacher(nn.Module):
         """Training mode for BatchNorm only."""
         super().train(mode)
         for part in self.modules():
-            part.training = mode and isinstance(part, _BatchNorm)
+            part.training = mode and isinstance(part, BatchNorm)
         return self
 
     @torch.no_grad()
@@ -226,6 +226,6 @@ class Teacher(nn.Module):
         """theta <- momentum * theta + (1 - momentum) * the method's, in a few launches for all tensors."""
         followed = nn.ModuleList(method.get_submodule(name) for name, _ in self.named_children())
         momentum = self.momentum.at(step, total)
-        torch._foreach_lerp_(parts(self.parameters()), parts(followed.parameters()), 1 - momentum)
+        foreach_lerp_(parts(self.parameters()), parts(followed.parameters()), 1 - momentum)
         for buffer, other in zip(self.buffers(), followed.buffers(), strict=True):
             buffer.copy_(other)

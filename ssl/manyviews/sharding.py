@@ -17,6 +17,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from manyviews.internals import foreach_norm, wake
+
 
 def shard(method: nn.Module, mesh: DeviceMesh) -> None:
     """Cuts a method's parameters over the ranks of a mesh, block by block, the rest as one."""
@@ -44,7 +46,7 @@ def whole(method: nn.Module) -> Iterator[None]:
     """All weights on every rank for a while, so that any part may be called, on any rank: evaluation."""
     sharded = [part for part in method.modules() if isinstance(part, FSDPModule)]
     if isinstance(method, FSDPModule):
-        method._get_fsdp_state()._lazy_init()  # or the first block that is called takes itself for the root
+        wake(method)
     for part in sharded:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
@@ -64,7 +66,7 @@ def parts(tensors: Iterable[Tensor]) -> list[Tensor]:
 def norms(tensors: Iterable[Tensor]) -> Tensor:
     """(n,) 2-norms of n whole tensors, in float32 or better. Of sharded ones all ranks have to ask."""
     tensors = list(tensors)
-    each = torch._foreach_norm(parts(tensors))
+    each = foreach_norm(parts(tensors))
     found = torch.stack([norm.to(torch.promote_types(norm.dtype, torch.float32)) for norm in each])
     if isinstance(tensors[0], DTensor):
         squares = found.square()

@@ -11,7 +11,6 @@ import platform
 import sys
 import traceback
 import warnings
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +25,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 import manyviews.evaluation  # short class names in YAML are those of imported classes
 import manyviews.methods
-from manyviews import foreign, signals
+from manyviews import foreign, internals, signals
 from manyviews.backbones import not_read
 from manyviews.cli.errors import explain
 from manyviews.cli.written import Written, check_written, spell_out
@@ -139,18 +138,19 @@ class FitCLI(LightningCLI):
                 plugins=[AtomicCheckpointIO(), *environment],
                 **kwargs,
             )
+        internals.check(trainer)
         if str(self.config.trainer.precision).startswith("16") and trainer.precision == "bf16-mixed":
             print(f"trainer.precision {self.config.trainer.precision}: on a CPU that is bf16-mixed", file=sys.stderr)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in internals.callbacks(trainer):
             if isinstance(callback, manyviews.evaluation.Evaluation) and callback.folder is None:
                 callback.folder = str(self.folder.path)
-        trainer.callbacks.append(self.ledger)  # type: ignore[attr-defined]  # after the checkpoints
+        internals.callbacks(trainer).append(self.ledger)  # after the checkpoints
         if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy) and not isinstance(
             trainer.strategy, FullySharded
         ):
             raise ValueError(ONLY_OURS)
         if isinstance(trainer.strategy, DDPStrategy | FullySharded):
-            trainer.strategy._timeout = timedelta(seconds=self.config.startup_timeout)
+            internals.set_timeout(trainer, self.config.startup_timeout)
         return trainer
 
 

@@ -17,7 +17,6 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from manyviews.backbones import Encoding, Pixels, ShapeStatistics, not_read, views_of
 from manyviews.cli.evaluate import Trained, bring_up, instantiate, pixels_of
@@ -32,6 +31,7 @@ from manyviews.evaluation import (
 )
 from manyviews.evaluation.features import Features, prepared
 from manyviews.evaluation.linear import COARSE_PROBE
+from manyviews.internals import BatchNorm
 from manyviews.methods import ImageText, Method
 from manyviews.monitoring import pictures
 from manyviews.monitoring.board import watch
@@ -125,7 +125,7 @@ def calibrated(method: Method, data: Any) -> Method:
 
     Without it their running statistics would be those of no data at all, and random features worse than they are.
     """
-    if any(isinstance(module, _BatchNorm) for module in method.backbone.modules()):
+    if any(isinstance(module, BatchNorm) for module in method.backbone.modules()):
         for batch in prepared(method, data, "train", LOCAL):
             method.backbone.train()
             method.embed(batch)

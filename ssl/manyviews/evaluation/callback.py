@@ -9,7 +9,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch.distributed as dist
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from manyviews import distributed
@@ -18,6 +17,7 @@ from manyviews.evaluation.features import Features, extract, prepared
 from manyviews.evaluation.joint import JointProtocol
 from manyviews.evaluation.knn import KNN
 from manyviews.evaluation.protocol import Protocol, Result, about, fingerprint, result_path, save
+from manyviews.internals import BatchNorm
 from manyviews.monitoring.monitor import tensorboards
 from manyviews.sharding import whole
 
@@ -111,7 +111,7 @@ def _share_statistics(module: nn.Module) -> None:
     """
     if dist.is_available() and dist.is_initialized():
         for part in module.modules():
-            if isinstance(part, _BatchNorm):
+            if isinstance(part, BatchNorm):
                 for statistics in part.buffers(recurse=False):
                     dist.broadcast(statistics, 0)
 

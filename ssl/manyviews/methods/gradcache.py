@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from manyviews.internals import BatchNorm
 
 RngState = tuple[Tensor, Tensor | None]
 
@@ -86,7 +87,7 @@ class GradCache:
 
 def check_exact(backbone: nn.Module) -> None:
     """Refuses a backbone whose output for one image depends on the chunk it is in."""
-    norms = [name for name, module in backbone.named_modules() if isinstance(module, _BatchNorm)]
+    norms = [name for name, module in backbone.named_modules() if isinstance(module, BatchNorm)]
     if norms:
         raise ValueError(
             f"grad_cache is exact only if an image's features do not depend on its chunk, but the backbone has "

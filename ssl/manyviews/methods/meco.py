@@ -7,10 +7,10 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from manyviews import distributed, objectives
 from manyviews.backbones import Encoding, views_of, width_of
+from manyviews.internals import BatchNorm
 from manyviews.methods.method import Batch, Method, Step
 from manyviews.optim import OptimizerFactory, Schedule
 
@@ -36,7 +36,7 @@ class MECO(Method):
         optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=1e-4),
         schedule: Schedule = Schedule(scaling="none"),
     ) -> None:
-        norms = [name for name, module in backbone.named_modules() if isinstance(module, _BatchNorm)]
+        norms = [name for name, module in backbone.named_modules() if isinstance(module, BatchNorm)]
         if norms:
             raise ValueError(
                 f"an energy must not depend on the batch an image is in, but the backbone has BatchNorm ({norms[0]}): "

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from manyviews import distributed
 from manyviews.backbones import Encoding, views_of
+from manyviews.internals import BatchNorm, synchronise
 from manyviews.methods.gradcache import GradCache, check_exact
 from manyviews.objectives import Objective
 from manyviews.optim import LARS, OptimizerFactory, Schedule, Teacher, decay_groups
@@ -182,7 +182,7 @@ class Method(pl.LightningModule):
         self._ddp_params_and_buffers_to_ignore = [
             f"objective.{name}.{buffer}".replace("..", ".")
             for name, module in self.objective.named_modules()
-            if not isinstance(module, _BatchNorm)
+            if not isinstance(module, BatchNorm)
             for buffer, _ in module.named_buffers(recurse=False)
         ]
 
@@ -250,9 +250,7 @@ class Method(pl.LightningModule):
             return
         if self.grad_cache:
             raise ValueError("grad_cache encodes each chunk twice, which fsdp2 does not know of: use one of the two")
-        synchronise = getattr(self.trainer.strategy, "_layer_sync", None)  # trainer.sync_batchnorm
-        if synchronise is not None:  # it replaces modules, and Lightning leaves it out where a method cuts itself
-            synchronise.apply(self)
+        synchronise(self.trainer, self)
         shard(self, self.device_mesh["data_parallel"])
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

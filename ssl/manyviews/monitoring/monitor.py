@@ -20,6 +20,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from manyviews.backbones import views_of
+from manyviews.internals import callbacks
 from manyviews.monitoring import diagnostics, pictures
 from manyviews.monitoring.board import watch
 from manyviews.runs.faults import FiniteGuard
@@ -101,7 +102,7 @@ class Monitor(pl.Callback):
         metrics |= self._look(module, outputs) | self._speed(trainer)
         metrics["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         metrics["data/replaced_samples"] = self._replaced_everywhere
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in callbacks(trainer):
             if isinstance(callback, FiniteGuard):
                 metrics["train/skipped_steps"] = callback.skipped
         self.latest = {name: float(value) for name, value in metrics.items() if not name.startswith("speed/")}
@@ -120,7 +121,7 @@ class Monitor(pl.Callback):
 
     def _speed(self, trainer: pl.Trainer) -> dict[str, float]:
         """Since the last readings, if the run keeps a ledger."""
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in callbacks(trainer):
             if isinstance(callback, Ledger) and callback.now is not None:
                 before, self._mark = self._mark, (time.perf_counter(), callback.now.samples, callback.now.waited)
                 passed, samples, waited = (now - then for now, then in zip(self._mark, before, strict=True))

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
+from manyviews.internals import callbacks, state_of
 from manyviews.names import meant
 from manyviews.runs.storage import alias, remove, saved_steps, sidecar
 from manyviews.sharding import norms
@@ -72,7 +73,7 @@ class Checkpoints(Checkpoint):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuses a score that nobody will give."""
-        others = [c for c in _callbacks(trainer) if hasattr(c, "scores") or not type(c).__module__.startswith(OURS)]
+        others = [c for c in callbacks(trainer) if hasattr(c, "scores") or not type(c).__module__.startswith(OURS)]
         if self.monitor is not None and self.monitor.startswith("val/") and not others:
             raise ValueError(
                 f"checkpoints.monitor is {self.monitor!r}, but nothing is evaluated: add "
@@ -102,7 +103,7 @@ class Checkpoints(Checkpoint):
         if trainer.global_step == 1 and self.monitor is not None and not re.search(r"\bval\b|^train/", self.monitor):
             # Scores come with the first evaluation, some of train/ later; the user's own classes log what they like.
             known = self._found(trainer)
-            own = [part for part in (*_callbacks(trainer), pl_module) if not type(part).__module__.startswith(OURS)]
+            own = [part for part in (*callbacks(trainer), pl_module) if not type(part).__module__.startswith(OURS)]
             if not own or self.monitor.partition("/")[0] in {name.partition("/")[0] for name in known}:
                 self._look_up(known)
         # After an epoch's last batch it is saved when the epoch has been ended, evaluation and all.
@@ -143,14 +144,14 @@ class Checkpoints(Checkpoint):
         if self.monitor is None:
             return None
         found = self._found(trainer)
-        waits = any(getattr(callback, "scores", None) == {} for callback in _callbacks(trainer))
+        waits = any(getattr(callback, "scores", None) == {} for callback in callbacks(trainer))
         return None if waits and self.monitor not in found else self._look_up(found)
 
     @staticmethod
     def _found(trainer: pl.Trainer) -> dict[str, float]:
         """Readings, scores and what was logged, as the first rank knows it."""
         found: dict[str, float] = {}
-        for callback in _callbacks(trainer):
+        for callback in callbacks(trainer):
             found |= (getattr(callback, "latest", None) or {}) | (getattr(callback, "scores", None) or {})
         found |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         return trainer.strategy.broadcast(found)
@@ -187,7 +188,7 @@ class Checkpoints(Checkpoint):
             logger.error("step %d: weights are not finite; not saved", trainer.global_step)
             return None
         problem: Exception | None = None
-        content = trainer._checkpoint_connector.dump_checkpoint(False)
+        content = state_of(trainer)
         _mark_epoch(content["loops"]["fit_loop"], epoch_ended)
         try:
             trainer.strategy.save_checkpoint(content, path)
@@ -206,10 +207,6 @@ class Checkpoints(Checkpoint):
             for _, old in saved_steps(self.folder)[: -self.keep_last]:
                 remove(old)
         return path
-
-
-def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
-    return trainer.callbacks  # type: ignore[attr-defined,no-any-return]
 
 
 def _mark_epoch(loop: dict[str, Any], ended: bool) -> None:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from manyviews import signals
+from manyviews.internals import callbacks, foreach_copy_, leave_signals
 from manyviews.runs.checkpoints import Checkpoints
 from manyviews.sharding import norms
 
@@ -55,7 +56,7 @@ class FiniteGuard(pl.Callback):
         if len(self._kept) != len(buffers):
             self._kept = [buffer.clone() for buffer in buffers]
         elif buffers:
-            torch._foreach_copy_(self._kept, buffers)
+            foreach_copy_(self._kept, buffers)
 
     @override
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
@@ -84,7 +85,7 @@ class FiniteGuard(pl.Callback):
             for p in group["params"]:
                 p.grad = None
         if self._kept:
-            torch._foreach_copy_(list(pl_module.buffers()), self._kept)
+            foreach_copy_(list(pl_module.buffers()), self._kept)
         if self.in_a_row >= self.patience:
             raise FloatingPointError(
                 f"{self.in_a_row} steps in a row had a non-finite gradient (last at step {trainer.global_step}). The "
@@ -147,10 +148,8 @@ class StopOnSignal(pl.Callback):
         self._before: dict[int, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Takes over the handlers. Lightning's own call collectives inside the handler, and hang."""
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        # Nor the broadcast that it makes each step to tell of a SIGTERM, which waits for the device.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        """Takes over the handlers."""
+        leave_signals(trainer)
         self._before = signals.listen(*signals.ALL)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -174,7 +173,7 @@ class StopOnSignal(pl.Callback):
         if not self._agree(trainer, pl_module):
             return
         kept = []
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in callbacks(trainer):
             if isinstance(callback, Checkpoints):
                 if epoch_end:  # its turn would come after this: the epoch's score may be the best
                     callback.on_train_epoch_end(trainer, pl_module)

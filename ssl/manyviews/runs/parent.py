@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from manyviews.internals import BatchNorm
 from manyviews.runs.storage import load, newest_whole, sha256_of
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def start_from(method: pl.LightningModule, path: Path) -> dict[str, Any]:
     remembered = {
         f"{name}.{buffer}"
         for name, part in method.named_modules()
-        if name.split(".")[0] == "objective" and not isinstance(part, _BatchNorm)
+        if name.split(".")[0] == "objective" and not isinstance(part, BatchNorm)
         for buffer, _ in part.named_buffers(recurse=False)
     }
     taken = {
