@@ -1,6 +1,7 @@
 """What is given is used, or refused with a word: options, metrics, loggers, through the command."""
 
 import json
+import signal
 
 import pytest
 import torch
@@ -33,6 +34,21 @@ def train(tmp_path, config, *arguments, name="run"):
         (["--checkpoints.monitor", "representation/rankme"], "there is no 'representation/rankme'; did you mean representation/rankme_features"),
         (["--optimizer", "SGD", "--optimizer.lr", "0.1"], "no argument --optimizer; give model.optimizer"),
         (["--lr_scheduler", "CosineAnnealingLR"], "no argument --lr_scheduler; give model.schedule"),
+        (["--trainer.val_check_interval", "0.5"], "trainer.val_check_interval is not used here: protocols are run by"),
+        (["--trainer.limit_val_batches", "0"], "trainer.limit_val_batches is not used here"),
+        (["--trainer.overfit_batches", "2"], "trainer.overfit_batches is not used here: every epoch takes other"),
+        (["--trainer.log_every_n_steps", "5"], "trainer.log_every_n_steps is not used here: give monitor.every_n_steps"),
+        (["--trainer.gradient_clip_algorithm", "value"], "trainer.gradient_clip_val: give it too"),
+        (["--trainer.min_steps", "50", "--trainer.max_steps", "2"], "trainer.min_steps 50 is more than max_steps 2"),
+        (["--trainer.limit_train_batches", "0"], "trainer.limit_train_batches 0.0 leaves none of"),
+        (["--trainer.limit_train_batches", "0.001"], "trainer.limit_train_batches 0.001 leaves none of"),
+        (["--data.window", "0"], "data.window: expected 1 or more, got 0"),
+        (["--data.lanes", "0"], "data.lanes: expected 1 or more, got 0"),
+        (["--data.max_broken", "7"], "data.max_broken: expected a share, in [0, 1], got 7"),
+        (["--collapse.every_n_steps", "0"], "collapse.every_n_steps: expected 1 or more, got 0"),
+        (["--monitor.every_n_steps", "0"], "monitor.every_n_steps: expected 1 or more, got 0"),
+        (["--checkpoints.every_n_epochs", "-1"], "every_n_epochs -1: 0 or more"),
+        (["--data.text", "viewshards.Captions"], "data.text is given, and SimCLR reads no texts: leave it out"),
     ],
 )  # fmt: skip
 def test_refused_at_the_start(digits, tmp_path, capsys, arguments, message):
@@ -96,6 +112,67 @@ def test_limited_epochs_are_planned_for(digits, tmp_path):
             assert train(tmp_path, config, name=f"again{step}") == 0
         whole, again = weights(tmp_path / "run"), weights(tmp_path / f"again{step}")
         assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_stop_waits_for_the_step_of_accumulated_batches(digits, tmp_path):
+    """A signal between two steps: what was accumulated is in the step, and a resume is bit-equal."""
+    config = recipe(digits, trainer__max_steps=4, checkpoints__every_n_steps=3)
+    config["model"] = {
+        "class_path": "manyviews.methods.SimSiam",
+        "init_args": {
+            "backbone": config["model"]["init_args"]["backbone"], "projector_hidden": 16, "predictor_hidden": 8,
+            "schedule": {"warmup_epochs": 0, "scaling": "none"},
+        },
+    }  # fmt: skip
+    config["trainer"]["accumulate_grad_batches"] = 4
+    assert train(tmp_path, config) == 0
+    once = {"class_path": "tests.recipe.Interrupt", "init_args": {"step": 2, "once": str(tmp_path / "once")}}
+    config["trainer"]["callbacks"] = [once]
+    assert train(tmp_path, config, name="again") == 128 + signal.SIGTERM
+    assert max(p.name for p in (tmp_path / "again/checkpoints").glob("step-*.ckpt")) == "step-00000002.ckpt"
+    assert train(tmp_path, config, name="again") == 0
+    whole, again = weights(tmp_path / "run"), weights(tmp_path / "again")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_two_settings_of_a_protocol_are_both_kept(digits, tmp_path, capsys):
+    other = {"class_path": "manyviews.evaluation.KNN", "init_args": {"k": [3], "temperature": [0.1]}}
+    cooler = {"class_path": "manyviews.evaluation.KNN", "init_args": {"k": [5], "temperature": [0.01]}}
+    config = recipe(digits, trainer__max_steps=22, trainer__callbacks=[evaluation()])
+    config["trainer"]["callbacks"][0]["init_args"]["protocols"] = [KNN, other, cooler]
+    assert train(tmp_path, config) == 0
+    found = scalars(tmp_path / "run")
+    assert {"val/knn3", "val/knn5"} <= found.keys()
+    assert sum(name.startswith("val/knn-") and name.endswith("/knn5") for name in found) == 1
+    assert len(list((tmp_path / "run/evaluations").glob("knn-*.json"))) == 3
+    config["trainer"]["callbacks"][0]["init_args"]["protocols"] = [KNN, KNN]
+    assert train(tmp_path, config, name="twice") == 2
+    assert "stands there twice with the same settings" in capsys.readouterr().err
+
+
+def test_what_a_command_cannot_mean_is_refused(digits, tmp_path, capsys):
+    assert train(tmp_path, recipe(digits, trainer__max_steps=1)) == 0
+    run = ["--trust", "tests.recipe", "--run", str(tmp_path / "run")]
+    for arguments, message in (
+        (["knn", *run, "--split", "train"], "--split train: that is what the protocols train on"),
+        (["knn", *run, "--k", "5", "5", "--temperature", "0.1", "1"], "each may stand there once"),
+        (["retrieve", *run, "--model", "ViT-B-32"], "--model says what a file of --pretrained is"),
+        (["composition", *run, "--images", "/nowhere"], "--images and --exclude are of ARO's files"),
+        (["transfer", *run, "--adapter", "none", "--sigma", "5"], "--adapter none adds none"),
+        (["mine", *run, "--m", "9", "--out", "x.npz"], "--m is of --kind owners"),
+    ):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+    assert main(["probe", *run, "--epochs", "1", "--seeds", "1", "--json", str(tmp_path / "p.json")]) == 0
+    kept = [json.loads(path.read_text())["protocol"]["protocol"] for path in sorted(tmp_path.glob("p*.json"))]
+    assert kept == ["LogisticRegression", "LinearProbe"]
+
+
+def test_a_time_limit_is_told(digits, tmp_path, capsys):
+    config = recipe(digits, trainer__max_steps=100000)
+    config["trainer"]["max_time"] = "00:00:00:01"
+    assert train(tmp_path, config) == 0
+    assert "before max_steps or max_epochs (trainer.max_time); the same command goes on" in capsys.readouterr().err
 
 
 def test_half_precision_on_a_cpu_is_said(digits, tmp_path, capsys):

@@ -126,8 +126,18 @@ class ShardDataModule(pl.LightningDataModule):
         self.clusters, self.workers, self.max_broken, self.missing = clusters, workers, max_broken, missing
         self.cells, self.cell_samples = cells, cell_samples
         self.timeout, self.limits, self.accept_changed_data = timeout, limits, accept_changed_data
-        if timeout <= 0:
-            raise ValueError(f"data.timeout must be positive, got {timeout}")
+        for name, value, is_right, expected in (
+            ("timeout", timeout, timeout > 0, "seconds, more than 0"),
+            ("global_batch_size", global_batch_size, global_batch_size >= 1, "1 or more"),
+            ("window", window, window >= 1, "1 or more"),
+            ("lanes", lanes, lanes is None or lanes >= 1, "1 or more"),
+            ("workers", workers, workers is None or workers >= 0, "0 or more"),
+            ("max_broken", max_broken, 0 <= max_broken <= 1, "a share, in [0, 1]"),
+            ("cache_gb", cache_gb, cache_gb > 0, "more than 0"),
+            ("cell_samples", cell_samples, cell_samples is None or cell_samples >= 1, "1 or more"),
+        ):
+            if not is_right:
+                raise ValueError(f"data.{name}: expected {expected}, got {value}")
         self.cache = ShardCache(cache_dir, int(cache_gb * 2**30)) if cache_dir and is_remote(root) else None
         if cache_dir and not is_remote(root):
             logger.warning("data.cache_dir is not used: %s is a folder, and its shards are read where they lie", root)
@@ -202,9 +212,20 @@ class ShardDataModule(pl.LightningDataModule):
             self.trainer.callbacks.insert(0, _Position(self))  # type: ignore[attr-defined]  # before any checkpoint is saved
 
     def _check_languages(self) -> None:
-        """Raises ValueError if samples trained on have no caption in a language that is asked for."""
-        if self.text is None or not self.text.languages or self.text.leave_out or self.missing:
+        """Raises ValueError if samples trained on have no caption in a language that is asked for; warns of val's."""
+        if self.text is None or not self.text.languages:
             return
+        if not self.text.leave_out and not self.missing:
+            self._check_trained()
+        if self.val_split in self.manifest.splits and self.val_split != self.train_split:
+            counts = [shard.lacking(self.text.languages) or 0 for shard in self.val_set.shards]
+            if sum(counts) == len(self.val_set):
+                raise ValueError(self._untold(self.val_set, sum(counts)))
+            if sum(counts):
+                logger.warning("%s", self._untold(self.val_set, sum(counts)).partition(". ")[0])
+
+    def _check_trained(self) -> None:
+        assert self.text is not None
         lacking = [shard.lacking(self.text.languages) for shard in self.train_set.shards]
         if None in lacking:
             asked = ", ".join(self.text.languages)

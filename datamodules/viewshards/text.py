@@ -157,6 +157,10 @@ class Captions:
         context: int = 77,
         tokenizer: str = "ViT-B-32",
     ) -> None:
+        if augmentations is not None and views not in (1, len(augmentations)):
+            raise ValueError(f"Captions: {views} views, but augmentations of {len(augmentations)}: give one of the two")
+        if distinct and (len(augmentations) if augmentations is not None else views) < 2:
+            raise ValueError("Captions: distinct is of several views, and there is one")
         self.augmentations = list(augmentations) if augmentations is not None else [None] * views
         if not self.augmentations or not fields or every < 1:
             raise ValueError("Captions needs at least one view, one field and every >= 1")

@@ -65,6 +65,11 @@ def callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
     return found
 
 
+def is_dry(trainer: pl.Trainer) -> bool:
+    """Whether `trainer.fast_dev_run` was asked for."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
 def leave_signals(trainer: pl.Trainer) -> None:
     """Keeps Lightning from handling signals: its handlers call collectives, and hang.
 

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections import Counter
+from dataclasses import replace
 
 import lightning.pytorch as pl
 import numpy as np
@@ -437,6 +438,27 @@ def test_samples_without_a_language_are_counted_before_training(spoken):
         started(fed(spoken, language="fr"))
     with pytest.raises(ValueError, match="8 of 8 samples have no caption in fr"):
         fed(spoken, language="fr", leave_out=True).train_set  # noqa: B018
+
+
+def test_val_without_a_language_is_told(spoken, caplog):
+    manifest = Manifest.load(str(spoken))
+    (shard,) = manifest.splits["val"]
+    manifest.splits["val"] = [replace(shard, languages={"de+en": 1, "en": shard.samples - 1})]
+    manifest.save(spoken)
+    started(fed(spoken, language=["en", "de"], leave_out=True))
+    assert "split 'val'" not in caplog.text
+    started(fed(spoken, language="de", leave_out=True))
+    assert "split 'val': 1 of 2 samples have no caption in de" in caplog.text
+    manifest.splits["val"] = [replace(shard, languages={"en": shard.samples})]
+    manifest.save(spoken)
+    with pytest.raises(ValueError, match="split 'val': 2 of 2 samples have no caption in de"):
+        started(fed(spoken, language="de", leave_out=True))
+
+
+def test_captions_that_contradict_themselves_are_refused():
+    for options in ({"views": 3, "augmentations": [None, None]}, {"distinct": True}):
+        with pytest.raises(ValueError, match="Captions"):
+            Captions(**options)
 
 
 def test_samples_without_a_language_are_left_out(spoken, caplog):

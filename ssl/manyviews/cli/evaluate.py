@@ -38,7 +38,7 @@ from manyviews.evaluation import (
 )
 from manyviews.evaluation.callback import features_of
 from manyviews.evaluation.features import Features
-from manyviews.evaluation.protocol import about, result_path, save
+from manyviews.evaluation.protocol import about, digest, result_path, save
 from manyviews.methods import ImageText, Method
 from manyviews.monitoring import pictures
 from manyviews.monitoring.board import watch
@@ -93,6 +93,8 @@ def bring_up(arguments: argparse.Namespace) -> Trained:
     changes |= {"workers": getattr(arguments, "workers", None), "val_split": getattr(arguments, "val_split", None)}
     settings = config["data"].setdefault("init_args", {})
     settings.update({key: value for key, value in changes.items() if value is not None})
+    if settings.get("val_split", "val") == settings.get("train_split", "train"):
+        raise ValueError(f"--split {settings['val_split']}: that is what the protocols train on; name another split")
     weights = sum(value.nbytes for value in content["state_dict"].values() if isinstance(value, torch.Tensor))
     with _bounded(ROOM + 8 * weights), not_read():
         method, data = instantiate(config, str(checkpoint))
@@ -181,7 +183,10 @@ def probe(arguments: argparse.Namespace) -> None:
     if len(train.label) * len(train.views) <= logistic.limit:
         protocols.append(logistic)
     for protocol in protocols:
-        show(trained, protocol, protocol.evaluate(train, val), arguments.json)
+        target = arguments.json
+        if target and protocol is not linear:
+            target = str(Path(target).with_name(f"{Path(target).stem}-{protocol.name}{Path(target).suffix}"))
+        show(trained, protocol, protocol.evaluate(train, val), target)
 
 
 def knn(arguments: argparse.Namespace) -> None:
@@ -222,6 +227,8 @@ def retrieve(arguments: argparse.Namespace) -> None:
         from manyviews.cli.joint import pretrained
 
         trained = pretrained(arguments)
+    elif arguments.model:
+        raise ValueError("--model says what a file of --pretrained is: leave it out")
     else:
         trained = bring_up(arguments)
     if isinstance(trained.method, ImageText):
@@ -249,13 +256,16 @@ def outliers(arguments: argparse.Namespace) -> None:
     result = Outliers().against(trained.features("train"), trained.features("val"), other)
     result.details["other"] = arguments.other
     path = result_path(trained.run, Outliers(), trained.data, trained.step)
-    name = f"{path.stem}-against-{Path(arguments.other).name}.json"
+    name = f"{path.stem}-against-{Path(arguments.other).name}-{digest(other.shards)}.json"
     show(trained, Outliers(), result, arguments.json or str(path.with_name(name)))
 
 
 def show(trained: Trained, protocol: Protocol, result: Result, target: str | None) -> None:
     """Prints the scores; protocol, scores and provenance go to a file, the confusion matrix to a picture."""
     path = Path(target) if target else result_path(trained.run, protocol, trained.data, trained.step)
+    checkpoint = trained.checkpoint.resolve()
+    if not target and checkpoint.is_file() and checkpoint.parent.name != "checkpoints":  # other runs' may lie beside
+        path = path.with_name(f"{path.stem}-of-{checkpoint.stem}-{digest(str(checkpoint))}.json")
     save(path, protocol, result, trained.about())
     intervals, deviation = result.intervals(), result.details.get("std_over_seeds")
     for name, score in result.scores.items():

@@ -135,10 +135,11 @@ class FitCLI(LightningCLI):
             trainer = super().instantiate_trainer(
                 **({"logger": logger} if logger is not True else {}),
                 callbacks=[*(self.config_init.trainer.callbacks or []), *extra],
-                plugins=[AtomicCheckpointIO(), *environment],
+                plugins=[AtomicCheckpointIO(), *environment, *self._plugins()],
                 **kwargs,
             )
         internals.check(trainer)
+        self._check_used(trainer)
         if str(self.config.trainer.precision).startswith("16") and trainer.precision == "bf16-mixed":
             print(f"trainer.precision {self.config.trainer.precision}: on a CPU that is bf16-mixed", file=sys.stderr)
         for callback in internals.callbacks(trainer):
@@ -152,6 +153,35 @@ class FitCLI(LightningCLI):
         if isinstance(trainer.strategy, DDPStrategy | FullySharded):
             internals.set_timeout(trainer, self.config.startup_timeout)
         return trainer
+
+    def _plugins(self) -> list[Any]:
+        given = self.config_init.trainer.plugins or []
+        return list(given) if isinstance(given, list | tuple) else [given]
+
+    def _check_used(self, trainer: pl.Trainer) -> None:
+        """Raises ValueError for an option of Lightning's that has nothing to act on here."""
+        given = self.config.trainer
+        for name, instead in UNUSED.items():
+            if given.get(name) not in (None, USUAL.get(name)):
+                raise ValueError(f"trainer.{name} is not used here: {instead}")
+        if given.get("gradient_clip_algorithm") is not None and given.get("gradient_clip_val") is None:
+            raise ValueError("trainer.gradient_clip_algorithm clips at trainer.gradient_clip_val: give it too")
+        if trainer.min_steps is not None and 0 < trainer.max_steps < trainer.min_steps:
+            raise ValueError(f"trainer.min_steps {trainer.min_steps} is more than max_steps {trainer.max_steps}")
+
+
+UNUSED = {
+    **dict.fromkeys(
+        ("val_check_interval", "limit_val_batches", "check_val_every_n_epoch", "num_sanity_val_steps"),
+        "protocols are run by the callback manyviews.evaluation.Evaluation, as often as its every_n_epochs says",
+    ),
+    "overfit_batches": "every epoch takes other samples; give trainer.limit_train_batches, or a small set of shards",
+    "log_every_n_steps": "give monitor.every_n_steps",
+}
+"""Options of Lightning's trainer that have nothing to act on, and what to give instead."""
+USUAL = {
+    "check_val_every_n_epoch": 1, "num_sanity_val_steps": 0, "overfit_batches": 0.0, "log_every_n_steps": 50,
+}  # fmt: skip
 
 
 SECTIONS: dict[str, Any] = {
@@ -338,6 +368,9 @@ def _fit(argv: list[str]) -> int:
             except OSError as error:
                 print(f"manyviews fit: trained and saved, but {finished} not written: {error}", file=sys.stderr)
                 return 2
+        elif not internals.is_dry(cli.trainer):
+            said = f"ended at step {cli.trainer.global_step}, before max_steps or max_epochs (trainer.max_time)"
+            print(f"{cli.folder.path}: {said}; the same command goes on", file=sys.stderr)
     return 0
 
 
@@ -403,7 +436,7 @@ def _is_complete(trainer: pl.Trainer) -> bool:
     """Whether the run reached its end: a time limit or a dry run stops it before."""
     steps_done = 0 < trainer.max_steps <= trainer.global_step
     epochs_done = trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch
-    return not trainer.fast_dev_run and (steps_done or epochs_done)  # type: ignore[attr-defined]
+    return not internals.is_dry(trainer) and (steps_done or epochs_done)
 
 
 def _quiet() -> None:

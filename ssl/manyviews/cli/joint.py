@@ -31,6 +31,8 @@ def image_text(arguments: argparse.Namespace) -> tuple[Trained, ImageText]:
     Raises:
         ValueError: if it knows no texts.
     """
+    if getattr(arguments, "model", None) and not arguments.pretrained:
+        raise ValueError("--model says what a file of --pretrained is: leave it out")
     trained = pretrained(arguments) if getattr(arguments, "pretrained", None) else bring_up(arguments)
     if not isinstance(trained.method, ImageText):
         raise ValueError(f"{trained.checkpoint}: {type(trained.method).__name__} knows no texts")
@@ -43,6 +45,8 @@ def pretrained(arguments: argparse.Namespace) -> Trained:
     path = Path(arguments.pretrained)
     if not path.exists():
         raise FileNotFoundError(f"{path}: not there; --pretrained takes an open_clip folder, or a file with --model")
+    if path.is_dir() and arguments.model:
+        raise ValueError(f"{path} is a folder, which says itself what it is of: leave --model out")
     if path.is_file() and not arguments.model:
         raise ValueError(f"{path} is a file of weights: give --model, the open_clip model it is of")
     if not arguments.data:
@@ -92,7 +96,7 @@ def pretrained(arguments: argparse.Namespace) -> Trained:
         },
     }
     method, data = instantiate(recipe)
-    run = Path("runs") / f"pretrained-{path.stem}-{digest(str(path.resolve()))}"
+    run = Path("runs") / f"pretrained-{path.stem}-{digest([str(path.resolve()), name])}"
     device = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     return Trained(method.to(device), data, path, 0, run, recipe)
 
@@ -104,20 +108,27 @@ def zeroshot(arguments: argparse.Namespace) -> None:
 
 def composition(arguments: argparse.Namespace) -> None:
     """True against false captions: of a split's own cases, or of ARO's files."""
+    if not arguments.aro and (arguments.images or arguments.exclude):
+        raise ValueError("--images and --exclude are of ARO's files: give --aro")
     if not arguments.aro:
         return _measure(arguments, Composition(arguments.split))
     excluded = foreign.read_json(Path(arguments.exclude), list[str]) if arguments.exclude else []
-    return _measure(arguments, ARO(arguments.aro, arguments.images, tuple(excluded)))
+    return _measure(arguments, ARO(arguments.aro, arguments.images or ".", tuple(excluded)))
 
 
 def transfer(arguments: argparse.Namespace) -> None:
     """A classifier trained on captions, asked about images."""
-    _measure(arguments, TextToImage(arguments.adapter, arguments.sigma))
+    if arguments.sigma is not None and arguments.adapter not in ("noise", "both"):
+        raise ValueError(f"--sigma is of the noise, and --adapter {arguments.adapter} adds none")
+    sigma = {} if arguments.sigma is None else {"sigma": arguments.sigma}
+    _measure(arguments, TextToImage(arguments.adapter, **sigma))
 
 
 @torch.no_grad()
 def mine(arguments: argparse.Namespace) -> None:
     """Cells of training samples that shall meet in a batch."""
+    if arguments.m is not None and arguments.kind != "owners":
+        raise ValueError("--m is of --kind owners")
     if not arguments.out.endswith(".npz"):
         raise ValueError(f"{arguments.out}: expected a name that ends in .npz")
     trained, method = image_text(arguments)
@@ -132,7 +143,7 @@ def mine(arguments: argparse.Namespace) -> None:
     if arguments.kind == "neighbours":
         cells = neighbour_cells(torch.cat(images), arguments.k, duplicate)
     else:
-        cells = owner_cells(torch.cat(texts), torch.cat(images), arguments.k, arguments.m)
+        cells = owner_cells(torch.cat(texts), torch.cat(images), arguments.k, arguments.m or 3)
     cells = np.where(cells >= 0, number.numpy()[cells], -1)
     trained.data.keep_numbers(arguments.out, cells)
     print(f"{arguments.out}: {len(cells)} cells of {cells.shape[1]} samples; set data.cells to it")

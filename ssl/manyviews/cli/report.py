@@ -31,6 +31,7 @@ from manyviews.evaluation import (
 )
 from manyviews.evaluation.features import Features, prepared
 from manyviews.evaluation.linear import COARSE_PROBE
+from manyviews.evaluation.protocol import digest, fingerprint
 from manyviews.internals import BatchNorm
 from manyviews.methods import ImageText, Method
 from manyviews.monitoring import pictures
@@ -86,10 +87,19 @@ def report(arguments: argparse.Namespace) -> None:
         described |= {p.name: p.describe() for p in protocols}
         if name == "trained encoder":
             kept = train, val
-    picture = trained.run / "neighbours.png"
+    what = [
+        fingerprint(trained.data, "val"),
+        trained.data.label,
+        arguments.bank,
+        arguments.texts,
+        str(trained.checkpoint),
+    ]
+    usual = not (arguments.data or arguments.label or arguments.texts or arguments.val_split or arguments.checkpoint)
+    name = "" if usual and arguments.bank == "plain" else f"-{digest(what)}"
+    picture = trained.run / f"neighbours{name}.png"
     with whole(picture) as part:
         Image.fromarray(_neighbours(trained, *kept)).save(part)
-    path = trained.run / "evaluations" / "report.json"
+    path = trained.run / "evaluations" / f"report{name}.json"
     content = {"scores": scores, "protocols": list(described.values()), **trained.about()}
     write_text(path, json.dumps(content, indent=1) + "\n")
     _print_report(trained, scores)
@@ -101,7 +111,7 @@ def _began_with(trained: Trained) -> dict[str, Trained]:
     """The encoder with the published weights that its training began with; nothing without such."""
     begun = trained.config["model"]["init_args"].get("backbone")
     file = begun.get("init_args", {}).get("checkpoint") if isinstance(begun, dict) else None
-    if file is None:
+    if file is None or trained.config.get("from"):  # a parent's weights came after it
         return {}
     try:
         method, _ = instantiate(trained.config)

@@ -40,6 +40,11 @@ class Evaluation(pl.Callback):
     ) -> None:
         self.protocols = list(protocols) if protocols is not None else [KNN()]
         self.every_n_epochs, self.folder = every_n_epochs, folder
+        if every_n_epochs < 1:
+            raise ValueError(f"Evaluation.every_n_epochs: expected 1 or more, got {every_n_epochs}")
+        names = [_named(protocol) for protocol in self.protocols]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"Evaluation.protocols: {twice[0]} stands there twice with the same settings")
         self.scores: dict[str, float] = {}
         """Of the last evaluation, by `val/NAME`: what `checkpoints.monitor` may choose by."""
 
@@ -67,12 +72,12 @@ class Evaluation(pl.Callback):
         with whole(pl_module):
             for protocol in self.protocols:
                 if isinstance(protocol, JointProtocol):  # all ranks take part
-                    found[protocol.title] = protocol, protocol.measure(pl_module, data)
+                    found[_named(protocol)] = protocol, protocol.measure(pl_module, data)
             if frozen:
                 train, val = (features_of(pl_module, data, split) for split in ("train", "val"))
         if trainer.is_global_zero:
-            found |= {protocol.title: (protocol, protocol.evaluate(train, val)) for protocol in frozen}
-            scores = {f"val/{name}": score for _, result in found.values() for name, score in result.scores.items()}
+            found |= {_named(protocol): (protocol, protocol.evaluate(train, val)) for protocol in frozen}
+            scores = _scores([found[_named(protocol)] for protocol in self.protocols])
             self._write(trainer, found, scores)
         else:
             scores = {}
@@ -92,8 +97,23 @@ class Evaluation(pl.Callback):
             save(path, protocol, result, {"online": True, **about(data, trainer.global_step)})
             if result.confusion is not None and (boards := tensorboards(trainer)):
                 picture = plots.confusion(result.confusion, data.classes)
+                alone = sum(other.title == protocol.title for other, _ in found.values()) == 1
+                tag = f"pictures/confusion_{protocol.title if alone else name}"
                 for board in boards:
-                    board.add_image(f"pictures/confusion_{name}", picture, trainer.global_step, dataformats="HWC")
+                    board.add_image(tag, picture, trainer.global_step, dataformats="HWC")
+
+
+def _named(protocol: Protocol) -> str:
+    return "-".join(part for part in (protocol.title, protocol.settings()) if part)
+
+
+def _scores(found: list[tuple[Protocol, Result]]) -> dict[str, float]:
+    """By `val/NAME`; where two protocols give one NAME that of the later is `val/TITLE-SETTINGS/NAME`."""
+    scores: dict[str, float] = {}
+    for protocol, result in found:
+        for name, score in result.scores.items():
+            scores[f"val/{name}" if f"val/{name}" not in scores else f"val/{_named(protocol)}/{name}"] = score
+    return scores
 
 
 def features_of(module: Any, data: Any, split: str, embed: Any = None) -> Features:

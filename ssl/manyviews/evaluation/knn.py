@@ -33,6 +33,8 @@ class KNN(Protocol):
     def __post_init__(self) -> None:
         if len(self.k) != len(self.temperature) or min(self.k) < 1 or min(self.temperature) <= 0:
             raise ValueError(f"one temperature > 0 for each k >= 1: got k={self.k}, temperature={self.temperature}")
+        if len(set(self.k)) < len(self.k):
+            raise ValueError(f"k={self.k}: a score is called by its k, so each may stand there once")
 
     @override
     def evaluate(self, train: Features, val: Features) -> Result:

@@ -46,7 +46,11 @@ class TextRetrieval(JointProtocol):
         gather = distributed.current()
         (images, image_of), (texts, text_of), alike, said = self._embedded(module, data, gather)
         sample = image_of
+        if len(text_of) and self.bank != "plain":
+            raise ValueError(f"retrieval asks with the captions that samples have, and bank {self.bank!r} is not used")
         if not len(text_of):
+            if spoken := getattr(getattr(data, "text", None), "languages", None):
+                raise ValueError(f"no sample of val has a caption in {', '.join(spoken)} (data.text.language)")
             texts, text_of, image_of, said = self._of_classes(module, data, images, image_of, alike[:, 1])
             alike = torch.full_like(alike[: len(said), :1], -1)
         pairs = Pairs(image_of, text_of, alike[:, 0], said)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +20,8 @@ from manyviews.evaluation.accuracy import classified
 from manyviews.evaluation.joint import JointProtocol, embed_texts
 from manyviews.evaluation.protocol import Result
 from manyviews.names import meant
+
+logger = logging.getLogger(__name__)
 
 SLOT = re.compile(r"\{c?\}")
 """Where a template has the name of the class."""
@@ -52,6 +56,10 @@ class ZeroShot(JointProtocol):
         if not names:
             raise ValueError("zero-shot needs names of the classes: data with a label field that names them")
         texts = None  # a method may bring a classifier of its own: learned prompts
+        if hasattr(module, "class_scores") and self.bank != "plain":
+            raise ValueError(
+                f"{type(module).__name__} classifies by prompts of its own; bank {self.bank!r} is not used"
+            )
         if not hasattr(module, "class_scores"):
             texts = self._classifier(module, data, prompts)
         classes = len(names)
@@ -134,6 +142,11 @@ class ZeroShot(JointProtocol):
     @staticmethod
     def _classifier(module: Any, data: Any, prompts: list[list[str]]) -> Encoding:
         """One text a class, or where tokens are compared every prompt of every class."""
+        if alike := _alike(data, prompts):
+            logger.warning(
+                "zero-shot: the prompts of %d classes read like those of others, named alike or cut to the context of "
+                "the tokenizer: the earlier class gets their images", alike,
+            )  # fmt: skip
         texts = embed_texts(module, data, [prompt for of_class in prompts for prompt in of_class])
         if texts.tokens is not None:
             return texts
@@ -150,3 +163,12 @@ class ZeroShot(JointProtocol):
             return own
         scores: Tensor = module.similarity(images, texts)[0].float()
         return scores.view(len(scores), classes, -1).mean(2)
+
+
+def _alike(data: Any, prompts: list[list[str]]) -> int:
+    """How many classes have the same tokens as another one, in all prompts."""
+    first = [row.tobytes() for row in data.tokens([of_class[0] for of_class in prompts]).numpy()]
+    often = Counter(first)
+    suspects = [of_class for of_class, read in zip(prompts, first, strict=True) if often[read] > 1]
+    whole = Counter(data.tokens(of_class).numpy().tobytes() for of_class in suspects)
+    return sum(count for count in whole.values() if count > 1)

@@ -52,7 +52,8 @@ class CLIP(ImageText):
     @override
     def step(self, batch: Batch) -> Step:
         images, texts = self.towers(batch)
-        pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
+        image, text = self.only(images, texts)
+        pair = [self.projector(image.pooled), self.text_projector(text.pooled)]
         return Step(self.objective(pair, **self.context(batch)), features=images, projections=pair)
 
 
@@ -91,7 +92,8 @@ class ALIGN(ImageText):
     @override
     def step(self, batch: Batch) -> Step:
         images, texts = self.towers(batch)
-        pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
+        image, text = self.only(images, texts)
+        pair = [self.projector(image.pooled), self.text_projector(text.pooled)]
         return Step(self.objective(pair, **self.context(batch)), features=images, projections=pair)
 
 
@@ -124,5 +126,6 @@ class SigLIP(ImageText):
     @override
     def step(self, batch: Batch) -> Step:
         images, texts = self.towers(batch)
-        pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
+        image, text = self.only(images, texts)
+        pair = [self.projector(image.pooled), self.text_projector(text.pooled)]
         return Step(self.objective(pair, **self.context(batch)), features=images, projections=pair)

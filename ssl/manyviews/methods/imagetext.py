@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,10 @@ class ImageText(Method):
         locked: parts that stay as they are, by name, such as [backbone] (LiT) or [text_backbone.model.transformer]:
             no gradient, eval mode, out of the optimiser.
     """
+
+    reads_texts: ClassVar[bool] = True
+    hard_captions: ClassVar[bool] = False
+    """Whether hard captions are read."""
 
     def __init__(
         self,
@@ -79,6 +83,8 @@ class ImageText(Method):
                 f"data.text.duplicates is true, and {type(self.objective).__name__} does not know of duplicates (it "
                 "takes no `group`): leave it out"
             )
+        if getattr(getattr(self._data, "text", None), "hard", 0) and not self.hard_captions:
+            raise ValueError(f"{type(self).__name__} reads no hard captions: set data.text.hard to 0")
         super().on_fit_start()
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -105,6 +111,19 @@ class ImageText(Method):
         """Encodings of all image views and of all text views; `tokens`: as in `encode`."""
         images = self.encode(self.backbone, views_of(batch), tokens)
         return images, self.encode(self.text_backbone, batch["text"], tokens)
+
+    def only(self, images: list[Encoding], texts: list[Encoding]) -> tuple[Encoding, Encoding]:
+        """The one view of the image and the one of the text.
+
+        Raises:
+            ValueError: if there are more, which would be encoded and not compared.
+        """
+        if len(images) != 1 or len(texts) != 1:
+            raise ValueError(
+                f"{type(self).__name__} compares one view of the image with one of the text, got {len(images)} and "
+                f"{len(texts)}: set data.views and data.text to one each, data.natural_views to one drawing"
+            )
+        return images[0], texts[0]
 
     # What evaluation asks.
 

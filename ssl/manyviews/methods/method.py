@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -63,6 +63,9 @@ class Method(pl.LightningModule):
             another, BatchNorm seeing one view at a time (the code of BYOL, SimSiam, MoCo v3, Barlow Twins, VICReg,
             SogCLR, Hydra, AMCL, and solo-learn's of every method).
     """
+
+    reads_texts: ClassVar[bool] = False
+    """Whether batches must hold texts."""
 
     def __init__(
         self,
@@ -199,6 +202,8 @@ class Method(pl.LightningModule):
                     f"the training set has {there} samples, but the objective was made for samples={part.samples}: set "
                     "it to the size of the training set"
                 )
+        if getattr(self._data, "text", None) is not None and not self.reads_texts:
+            raise ValueError(f"data.text is given, and {type(self).__name__} reads no texts: leave it out")
         if self.objective.batch_coupled and getattr(self._data, "global_batch_size", 2) < 2:
             raise ValueError(
                 f"data.global_batch_size is 1, and {type(self.objective).__name__} compares the samples of a batch: "
@@ -304,7 +309,10 @@ class Method(pl.LightningModule):
         if batches is None:
             return None
         limit = self.trainer.limit_train_batches  # a number of batches, or a share of them
+        all_of_them = batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        if batches < 1:
+            raise ValueError(f"trainer.limit_train_batches {limit} leaves none of {all_of_them} batches an epoch")
         return max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
 
     def _total_steps(self, per_epoch: int | None) -> int:

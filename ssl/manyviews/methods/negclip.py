@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -23,6 +24,8 @@ class NegCLIP(CLIP):
     Hard captions come with the data (`data.text` with `hard: 1`); hard images are neighbours that stand in one batch
     (`data.cells`, made by `manyviews mine`). Arguments as CLIP's. The paper tunes a pretrained CLIP with lr 1e-6.
     """
+
+    hard_captions: ClassVar[bool] = True
 
     @override
     def step(self, batch: Batch) -> Step:

@@ -41,6 +41,8 @@ class CollapseAlarm(pl.Callback):
         warmup_steps: int = 100,
         stop: bool = False,
     ) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"collapse.every_n_steps: expected 1 or more, got {every_n_steps}")
         self.every_n_steps, self.min_spread, self.min_rank = every_n_steps, min_spread, min_rank
         self.patience, self.warmup_steps, self.stop = patience, warmup_steps, stop
         self.seen = 0

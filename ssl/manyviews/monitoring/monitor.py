@@ -49,6 +49,11 @@ class Monitor(pl.Callback):
     """
 
     def __init__(self, every_n_steps: int = 50, pictures_every_n_steps: int = 1000) -> None:
+        if every_n_steps < 1 or pictures_every_n_steps < 0:
+            raise ValueError(
+                f"monitor.every_n_steps: expected 1 or more, got {every_n_steps}; "
+                f"monitor.pictures_every_n_steps: expected 0 or more, got {pictures_every_n_steps}"
+            )
         self.every_n_steps, self.pictures_every_n_steps = every_n_steps, pictures_every_n_steps
         self.latest: dict[str, float] = {}
         """The last readings, on the first rank: what `checkpoints.monitor` may choose by."""

@@ -57,6 +57,8 @@ class Checkpoints(Checkpoint):
         if mode not in ("max", "min"):
             raise ValueError(f"mode must be 'max' or 'min', got {mode!r}")
         self.folder = Path(folder)
+        if min(every_n_steps, every_n_epochs) < 0:
+            raise ValueError(f"checkpoints: every_n_steps {every_n_steps}, every_n_epochs {every_n_epochs}: 0 or more")
         self.every_n_steps, self.every_n_epochs, self.keep_last = every_n_steps, every_n_epochs, keep_last
         self.monitor, self.sign, self.max_failures = monitor, 1 if mode == "max" else -1, max_failures
         self.best: float | None = None
@@ -107,7 +109,9 @@ class Checkpoints(Checkpoint):
             if not own or self.monitor.partition("/")[0] in {name.partition("/")[0] for name in known}:
                 self._look_up(known)
         # After an epoch's last batch it is saved when the epoch has been ended, evaluation and all.
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0 and not trainer.is_last_batch:
+        is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # between two there are gradients to be lost
+        due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        if due and is_step and not trainer.is_last_batch:
             self.save(trainer)
 
     @override

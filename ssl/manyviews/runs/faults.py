@@ -162,7 +162,10 @@ class StopOnSignal(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # After an epoch's last batch the epoch is ended first, evaluation and all: nothing of it has to be repeated.
-        if not trainer.is_last_batch and (trainer.world_size == 1 or trainer.global_step % self.every_n_steps == 0):
+        # Between two steps there are gradients that no checkpoint has.
+        is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        asks = trainer.world_size == 1 or trainer.global_step % self.every_n_steps == 0
+        if is_step and asks and not trainer.is_last_batch:
             self._leave(trainer, pl_module, epoch_end=False)
 
     @override

@@ -117,6 +117,7 @@ class RunFolder:
         self._lock = None
         for events in self.path.glob(f"events.out.tfevents.*.{os.getpid()}.*"):  # of this process, and empty
             events.unlink()
+        (self.path / "hparams.yaml").unlink(missing_ok=True)  # Lightning's logger writes one for every run
         for folder in (self.path / "attempts", self.checkpoints, self.path):
             with contextlib.suppress(OSError):  # not empty, or not there
                 folder.rmdir()
