@@ -134,6 +134,19 @@ def test_open_clip_loads_what_was_trained(trained, capsys, tmp_path):
     assert "--pretrained needs --data" in capsys.readouterr().err
 
 
+def test_views_that_would_be_compared_with_nothing_are_refused(trained, tmp_path, capsys):
+    config = yaml.safe_load((trained[0] / "config.yaml").read_text())
+    for key in ("run", "checkpoints"):
+        config.pop(key)
+    config["trainer"]["callbacks"] = None
+    for name, value, message in (("views", 3, "got 1 and 3"), ("hard", 2, "CLIP reads no hard captions")):
+        changed = json.loads(json.dumps(config))
+        changed["data"]["init_args"]["text"]["init_args"] |= {"augmentations": None, "views": 1, name: value}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(changed))
+        assert main(["fit", "--config", str(tmp_path / "recipe.yaml"), "--run", str(tmp_path / name)]) == 2
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("mode", "interpolation", "mean"), [("squash", "bicubic", 0.5), ("longest", "bilinear", 0.3), ("shortest", "bicubic", 0.5)]
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -32,6 +33,8 @@ class CLIP(ImageText):
         locked: parts that stay as they are, such as [backbone].
     """
 
+    one_pair: ClassVar[bool] = True
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -52,8 +55,7 @@ class CLIP(ImageText):
     @override
     def step(self, batch: Batch) -> Step:
         images, texts = self.towers(batch)
-        image, text = self.only(images, texts)
-        pair = [self.projector(image.pooled), self.text_projector(text.pooled)]
+        pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
         return Step(self.objective(pair, **self.context(batch)), features=images, projections=pair)
 
 
@@ -69,6 +71,8 @@ class ALIGN(ImageText):
         schedule, grad_cache, locked: as in CLIP.
         positives: as in CLIP.
     """
+
+    one_pair: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -92,8 +96,7 @@ class ALIGN(ImageText):
     @override
     def step(self, batch: Batch) -> Step:
         images, texts = self.towers(batch)
-        image, text = self.only(images, texts)
-        pair = [self.projector(image.pooled), self.text_projector(text.pooled)]
+        pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
         return Step(self.objective(pair, **self.context(batch)), features=images, projections=pair)
 
 
@@ -106,6 +109,8 @@ class SigLIP(ImageText):
         optimizer: paper: AdamW with beta2 0.95, lr 1e-3, weight decay 1e-4.
         schedule: as in CLIP.
     """
+
+    one_pair: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -126,6 +131,5 @@ class SigLIP(ImageText):
     @override
     def step(self, batch: Batch) -> Step:
         images, texts = self.towers(batch)
-        image, text = self.only(images, texts)
-        pair = [self.projector(image.pooled), self.text_projector(text.pooled)]
+        pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
         return Step(self.objective(pair, **self.context(batch)), features=images, projections=pair)

@@ -40,6 +40,8 @@ class ImageText(Method):
     reads_texts: ClassVar[bool] = True
     hard_captions: ClassVar[bool] = False
     """Whether hard captions are read."""
+    one_pair: ClassVar[bool] = False
+    """Whether the first view of the image is compared with the first of the text, and further ones with nothing."""
 
     def __init__(
         self,
@@ -83,6 +85,13 @@ class ImageText(Method):
                 f"data.text.duplicates is true, and {type(self.objective).__name__} does not know of duplicates (it "
                 "takes no `group`): leave it out"
             )
+        if self.one_pair:
+            given = (len(getattr(getattr(self._data, name, None), "augmentations", [0])) for name in ("views", "text"))
+            if (counts := tuple(given)) != (1, 1):
+                raise ValueError(
+                    f"{type(self).__name__} compares one view of the image with one of the text, got {counts[0]} and "
+                    f"{counts[1]}: set data.views and data.text to one each"
+                )
         if getattr(getattr(self._data, "text", None), "hard", 0) and not self.hard_captions:
             raise ValueError(f"{type(self).__name__} reads no hard captions: set data.text.hard to 0")
         super().on_fit_start()
@@ -111,19 +120,6 @@ class ImageText(Method):
         """Encodings of all image views and of all text views; `tokens`: as in `encode`."""
         images = self.encode(self.backbone, views_of(batch), tokens)
         return images, self.encode(self.text_backbone, batch["text"], tokens)
-
-    def only(self, images: list[Encoding], texts: list[Encoding]) -> tuple[Encoding, Encoding]:
-        """The one view of the image and the one of the text.
-
-        Raises:
-            ValueError: if there are more, which would be encoded and not compared.
-        """
-        if len(images) != 1 or len(texts) != 1:
-            raise ValueError(
-                f"{type(self).__name__} compares one view of the image with one of the text, got {len(images)} and "
-                f"{len(texts)}: set data.views and data.text to one each, data.natural_views to one drawing"
-            )
-        return images[0], texts[0]
 
     # What evaluation asks.
 
