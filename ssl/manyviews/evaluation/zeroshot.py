@@ -142,7 +142,7 @@ class ZeroShot(JointProtocol):
     @staticmethod
     def _classifier(module: Any, data: Any, prompts: list[list[str]]) -> Encoding:
         """One text a class, or where tokens are compared every prompt of every class."""
-        if alike := _alike(data, prompts):
+        if len(prompts) > 1 and (alike := _alike(data, prompts)):
             logger.warning(
                 "zero-shot: the prompts of %d classes read like those of others, named alike or cut to the context of "
                 "the tokenizer: the earlier class gets their images", alike,
