@@ -24,7 +24,7 @@ long: $(READY)  ## what the suite has no time for: every recipe all the way, amo
 fuzz: $(READY)  ## fifty times the damaged and hostile inputs that the suite tries
 	FUZZ=50 $(BIN)/python -m pytest -n 2 tests/fuzz
 
-gpu:  ## on a machine with a GPU, by its own Python (PYTHON=...): checks and measurements, to $OUT or runs/gpu
+gpu:  ## on a machine with a GPU, by its own Python (PYTHON=..., else .venv's): checks, measurements, to $OUT or runs/gpu
 	PYTHON=$(PYTHON) tests/gpu.sh
 
 check: $(READY)  ## style, types and the import contracts

@@ -6,7 +6,7 @@ set -u
 cd "$(dirname "$0")/.."
 export OUT=${OUT:-$PWD/runs/gpu} DEVICE=${DEVICE:-cuda}
 export PYTHONPATH="$PWD/ssl:$PWD/datamodules:$PWD${PYTHONPATH:+:$PYTHONPATH}"
-python=${PYTHON:-python}
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 failed=0
 mkdir -p "$OUT"
 

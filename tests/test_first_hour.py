@@ -38,6 +38,11 @@ def train(tmp_path, config, *arguments, name="run"):
         (["--trainer.limit_val_batches", "0"], "trainer.limit_val_batches is not used here"),
         (["--trainer.overfit_batches", "2"], "trainer.overfit_batches is not used here: every epoch takes other"),
         (["--trainer.log_every_n_steps", "5"], "trainer.log_every_n_steps is not used here: give monitor.every_n_steps"),
+        *((["--trainer." + name, value], f"trainer.{name} is not used here") for name, value in (
+            ("limit_test_batches", "3"), ("limit_predict_batches", "3"), ("inference_mode", "false"),
+            ("val_check_interval", "1"),
+        )),
+        (["--trainer.min_epochs", "50", "--trainer.max_epochs", "2"], "trainer.min_epochs 50 is more than max_epochs 2"),
         (["--trainer.gradient_clip_algorithm", "value"], "trainer.gradient_clip_val: give it too"),
         (["--trainer.min_steps", "50", "--trainer.max_steps", "2"], "trainer.min_steps 50 is more than max_steps 2"),
         (["--trainer.limit_train_batches", "0"], "trainer.limit_train_batches 0.0 leaves none of"),
@@ -154,7 +159,11 @@ def test_what_a_command_cannot_mean_is_refused(digits, tmp_path, capsys):
     assert train(tmp_path, recipe(digits, trainer__max_steps=1)) == 0
     run = ["--trust", "tests.recipe", "--run", str(tmp_path / "run")]
     for arguments, message in (
-        (["knn", *run, "--split", "train"], "--split train: that is what the protocols train on"),
+        (["knn", *run, "--split", "train"], "KNN learns from the split 'train' and is measured on 'train'"),
+        (["report", *run, "--split", "train"], "KNN learns from the split 'train'"),
+        (["report", *run, "--bank", "openai"], "--bank is of methods that read texts, not of SimCLR"),
+        (["composition", *run, "--aro", "x.json", "--split", "train"], "give one of the two"),
+        (["mine", *run, "--kind", "owners", "--m", "0", "--out", "x.npz"], "--m 0: expected 1 or more"),
         (["knn", *run, "--k", "5", "5", "--temperature", "0.1", "1"], "each may stand there once"),
         (["retrieve", *run, "--model", "ViT-B-32"], "--model says what a file of --pretrained is"),
         (["composition", *run, "--images", "/nowhere"], "--images and --exclude are of ARO's files"),
@@ -163,6 +172,7 @@ def test_what_a_command_cannot_mean_is_refused(digits, tmp_path, capsys):
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
+    assert main(["cost", *run, "--split", "train"]) == 0  # which learns nothing
     assert main(["probe", *run, "--epochs", "1", "--seeds", "1", "--json", str(tmp_path / "p.json")]) == 0
     kept = [json.loads(path.read_text())["protocol"]["protocol"] for path in sorted(tmp_path.glob("p*.json"))]
     assert kept == ["LogisticRegression", "LinearProbe"]
@@ -171,8 +181,19 @@ def test_what_a_command_cannot_mean_is_refused(digits, tmp_path, capsys):
 def test_a_time_limit_is_told(digits, tmp_path, capsys):
     config = recipe(digits, trainer__max_steps=100000)
     config["trainer"]["max_time"] = "00:00:00:01"
+    config["trainer"] |= {"limit_val_batches": 1.0, "val_check_interval": 1.0}  # as Lightning has them
     assert train(tmp_path, config) == 0
     assert "before max_steps or max_epochs (trainer.max_time); the same command goes on" in capsys.readouterr().err
+
+
+def test_who_stopped_early_is_told(digits, tmp_path, capsys):
+    stop = {
+        "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+        "init_args": {"monitor": "val/knn5", "patience": 1, "mode": "min", "min_delta": 9.0, "check_on_train_epoch_end": True},
+    }  # fmt: skip
+    config = recipe(digits, trainer__callbacks=[evaluation(), stop], trainer__max_steps=1000)
+    assert train(tmp_path, config) == 0
+    assert "before max_steps or max_epochs (EarlyStopping); the same command goes on" in capsys.readouterr().err
 
 
 def test_half_precision_on_a_cpu_is_said(digits, tmp_path, capsys):
@@ -270,7 +291,7 @@ def test_a_run_with_published_weights_is_evaluated_and_resumed_without_their_fil
     assert "no row of the weights that training began with" in capsys.readouterr().err
     file.write_bytes(held)
     assert main(report) == 0
-    scores = json.loads((tmp_path / "run/evaluations/report.json").read_text())["scores"]
+    scores = json.loads(next((tmp_path / "run/evaluations").glob("report-step-*.json")).read_text())["scores"]
     assert [*scores] == ["trained encoder", "weights it began with", "untrained encoder", "raw pixels"]
 
 

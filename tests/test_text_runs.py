@@ -139,7 +139,10 @@ def test_views_that_would_be_compared_with_nothing_are_refused(trained, tmp_path
     for key in ("run", "checkpoints"):
         config.pop(key)
     config["trainer"]["callbacks"] = None
-    for name, value, message in (("views", 3, "got 1 and 3"), ("hard", 2, "CLIP reads no hard captions")):
+    for name, value, message in (
+        ("views", 3, "CLIP takes 1 text of a sample, got 3: set data.text"),
+        ("hard", 2, "CLIP reads no hard captions"),
+    ):
         changed = json.loads(json.dumps(config))
         changed["data"]["init_args"]["text"]["init_args"] |= {"augmentations": None, "views": 1, name: value}
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(changed))

@@ -52,8 +52,9 @@ class ShardDataModule(pl.LightningDataModule):
     sample's stable number; `key`; `label` (B,), -1 unknown; `group` (B,), -1 or the number of a set of samples known to
     be the same; `weight` (B,), 0 for padding and for what stands in for an unreadable sample; `replaced`, what could
     not be read; `caption` where samples have a `.txt`; with `text` also `text`, a list of views (B, L) int64,
-    `hard_text` (B, k, L) and `hard_present` (B, k) on request, and in evaluation `text_present` (B, M); with `missing`
-    `present` (B, V + texts), which views a sample has.
+    `hard_text` (B, k, L) and `hard_present` (B, k) on request, and in evaluation `text_present` (B, M) and
+    `text_unspoken` (B,), whether all captions that a sample has are in other languages; with `missing` `present`
+    (B, V + texts), which views a sample has.
 
     Its state is what the optimiser consumed, not what a loader fetched ahead. It holds for every number of workers,
     and for every number of ranks that divides `lanes`.
@@ -169,7 +170,7 @@ class ShardDataModule(pl.LightningDataModule):
 
     @cached_property
     def train_set(self) -> ShardSet:
-        """The shards trained on."""
+        """The shards trained on, without the samples that `data.text.leave_out` leaves out."""
         found = ShardSet(self.root, self.train_split, self.cache, self.limits)
         if self.text is not None and self.text.leave_out:
             before, left_out = len(found), found.leave_out(self.text.languages)
@@ -219,8 +220,6 @@ class ShardDataModule(pl.LightningDataModule):
             self._check_trained()
         if self.val_split in self.manifest.splits and self.val_split != self.train_split:
             counts = [shard.lacking(self.text.languages) or 0 for shard in self.val_set.shards]
-            if sum(counts) == len(self.val_set):
-                raise ValueError(self._untold(self.val_set, sum(counts)))
             if sum(counts):
                 logger.warning("%s", self._untold(self.val_set, sum(counts)).partition(". ")[0])
 
@@ -229,7 +228,10 @@ class ShardDataModule(pl.LightningDataModule):
         lacking = [shard.lacking(self.text.languages) for shard in self.train_set.shards]
         if None in lacking:
             asked = ", ".join(self.text.languages)
-            logger.warning("%s: indexed by --fast, so not counted which samples lack captions in %s", self.root, asked)
+            logger.warning(
+                "%s: not known which samples lack captions in %s, since its manifest does not count languages: "
+                "`viewshards index` counts them (without --fast)", self.root, asked,
+            )  # fmt: skip
         elif count := sum(filter(None, lacking)):
             raise ValueError(self._untold(self.train_set, count))
 
@@ -291,12 +293,13 @@ class ShardDataModule(pl.LightningDataModule):
         return self.evaluation_loader(self.val_split)
 
     def evaluation_loader(
-        self, split: str, batch_size: int = 256, world: int | None = None, rank: int | None = None
+        self, split: str | ShardSet, batch_size: int = 256, world: int | None = None, rank: int | None = None
     ) -> DataLoader[Sample]:
         """Every sample of a split once, un-augmented, each natural view a view; the last batch is padded (weight 0).
 
         Args:
-            split: `train` and `val` stand for the splits this module trains and evaluates on; or any other name.
+            split: `train` and `val` stand for the splits this module trains and evaluates on; or any other name; or
+                `train_set`, of whose samples `data.text.leave_out` leaves some out.
             batch_size: per rank.
             world, rank: default those of the trainer, or of one process.
         """
@@ -310,11 +313,16 @@ class ShardDataModule(pl.LightningDataModule):
             check_room(dataset, batch_size, workers, ranks)
         return Loader(dataset, EvalBatches(len(shards), batch_size, world, rank), workers, False, self.timeout)
 
-    def shards_of(self, split: str) -> ShardSet:
-        """The shards of a split; `train` and `val` stand for those this module trains and evaluates on."""
+    def shards_of(self, split: str | ShardSet) -> ShardSet:
+        """The shards of a whole split; `train` and `val` stand for those this module trains and evaluates on."""
+        if isinstance(split, ShardSet):
+            return split
         name = {"train": self.train_split, "val": self.val_split}.get(split, split)
-        known = {self.train_split: "train_set", self.val_split: "val_set"}.get(name)
-        return getattr(self, known) if known else ShardSet(self.root, name, self.cache, self.limits)
+        if name == self.val_split:
+            return self.val_set
+        if name == self.train_split and not (self.text is not None and self.text.leave_out):
+            return self.train_set
+        return ShardSet(self.root, name, self.cache, self.limits)
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """(n, L) ids of n texts by the tokenizer of training: for prompts.
@@ -434,7 +442,7 @@ class ShardDataModule(pl.LightningDataModule):
 
     def _frame(self) -> dict[str, Any]:
         return {
-            "shards": {split: self.shards_of(split).fingerprint for split in self._splits()},
+            "shards": {split: shards.fingerprint for split, shards in self._read_in_training().items()},
             "seed": self.seed,
             "global_batch_size": self.global_batch_size,
             "lanes": self.lanes,
@@ -448,9 +456,10 @@ class ShardDataModule(pl.LightningDataModule):
             **({"synonyms": self.text.synonyms()} if self.text is not None and self.text.synonyms() else {}),
         }
 
-    def _splits(self) -> list[str]:
-        """The splits that training and evaluation read, as far as they are there."""
-        return [split for split in (self.train_split, self.val_split) if split in self.manifest.splits]
+    def _read_in_training(self) -> dict[str, ShardSet]:
+        """The shards that training and its evaluation read, by split, as far as they are there."""
+        named = {self.val_split: "val_set", self.train_split: "train_set"}
+        return {split: getattr(self, name) for split, name in named.items() if split in self.manifest.splits}
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any], what: str) -> None:
         """Raises ValueError if `before` was made on other data than `now`, in words; or warns, if that is accepted."""

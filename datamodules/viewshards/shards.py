@@ -42,7 +42,7 @@ class Shard:
         contents: hashes of the keys (`keys`) and of the files of each kind (`.jpg`) in it; empty if not known.
         part: name of the part of its samples that is meant, which has an index of its own; None: all.
         languages: how many samples have captions in which languages, by their names with `+` between them; None: not
-            known (indexed by `--fast`).
+            known (indexed by `--fast`, or written by an earlier version).
     """
 
     file: str

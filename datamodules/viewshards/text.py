@@ -162,6 +162,8 @@ class Captions:
         if distinct and (len(augmentations) if augmentations is not None else views) < 2:
             raise ValueError("Captions: distinct is of several views, and there is one")
         self.augmentations = list(augmentations) if augmentations is not None else [None] * views
+        if distinct and duplicates:
+            raise ValueError("Captions: duplicates compares the caption that is drawn, and distinct draws several")
         if not self.augmentations or not fields or every < 1:
             raise ValueError("Captions needs at least one view, one field and every >= 1")
         self.languages = [language] if isinstance(language, str) else list(language or ())
@@ -221,34 +223,34 @@ class Captions:
         Raises:
             ValueError: if there is none.
         """
+        if not (found := self._found(fields, self.languages)):
+            spoken = f" in language {' or '.join(map(repr, self.languages))}" if self.languages else ""
+            raise ValueError(f"no caption{spoken} in {', '.join(self.fields)}")
+        return found
+
+    def _found(self, fields: Mapping[str, Any], wanted: Sequence[str] = ()) -> dict[str, list[str]]:
         about = fields.get("json") or {}
         found: dict[str, list[str]] = {}
         for name in self.fields:
-            if self.languages and name != "captions":
+            if wanted and name != "captions":
                 continue  # whose language is not known
             value = fields.get("txt") if name == "txt" else about.get(name)
             captions = texts({name: value}, name)
             if name == "captions":
                 hard = about.get("hard_captions") or [[]] * len(captions)
                 keep = list(range(len(captions)))
-                if self.languages:
+                if wanted:
                     languages = about.get("languages") or [None] * len(captions)
-                    first = next((each for each in self.languages if each in spoken_in(about)), None)
+                    first = next((each for each in wanted if each in spoken_in(about)), None)
                     keep = [i for i in keep if first is not None and languages[i] == first]
                 found |= {captions[i]: list(hard[i]) for i in keep if captions[i].strip() and captions[i] not in found}
             else:
                 found |= {caption: [] for caption in captions if caption.strip() and caption not in found}
-        if not found:
-            spoken = f" in language {' or '.join(map(repr, self.languages))}" if self.languages else ""
-            raise ValueError(f"no caption{spoken} in {', '.join(self.fields)}")
         return found
 
     def has(self, fields: Mapping[str, Any]) -> bool:
-        """Whether the sample has a caption at all."""
-        try:
-            return bool(self.of(fields))
-        except ValueError:
-            return False
+        """Whether the sample has a caption."""
+        return bool(self._found(fields, self.languages))
 
     def none(self) -> dict[str, Any]:
         """What `draw` gives, of a sample without captions."""
@@ -259,7 +261,9 @@ class Captions:
         return {**empty, "hard_text": ids, "hard_present": present}
 
     def draw(self, fields: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """`text`: a (context,) array a view; with `hard`: `hard_text` (hard, context) and `hard_present` (hard,)."""
+        """`text`: a (context,) array a view; with `hard`: `hard_text` (hard, context) and `hard_present` (hard,); with
+        `duplicates`: `group`, the number of the drawn caption.
+        """
         captions = self.of(fields)
         order = [list(captions)[i] for i in rng.permutation(len(captions))]
         caption = order[0]
@@ -281,15 +285,21 @@ class Captions:
     def all(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """For evaluation: `text`, the first `every` captions as they are, `text_present` (every,), all as `captions`.
 
-        A sample may have none: classes have names, too.
+        A sample may have none: classes have names, too. `text_unspoken`: it has some, but none in `language`.
 
         And `cases` where the `.json` has them: the true caption and false ones by kind, as texts.
         """
-        said = list(self.of(fields)) if self.has(fields) else []
+        said = list(self._found(fields, self.languages))
         captions = said[: self.every]
         ids = np.zeros((self.every, self.context), np.int64)
         if captions:
             ids[: len(captions)] = self.tokens(captions)
         about = fields.get("json") or {}
         cases = {"cases": about["cases"]} if "cases" in about else {}
-        return {"text": list(ids), "text_present": np.arange(self.every) < len(captions), "captions": said, **cases}
+        return {
+            "text": list(ids),
+            "text_present": np.arange(self.every) < len(captions),
+            "text_unspoken": np.array(not said and bool(self._found(fields))),
+            "captions": said,
+            **cases,
+        }

@@ -49,6 +49,9 @@ MOST, DEEPEST = 1_000_000, 100
 LONGEST = 10_000
 """Characters of a text in a field of any type."""
 
+CONFIG_KEY = "manyviews_config"
+"""Where a checkpoint of ours holds the resolved configuration of its run."""
+
 trusted: set[str] = set()
 """Modules and classes that the user named by `--trust`, or in a configuration of their own."""
 

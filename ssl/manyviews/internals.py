@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 if TYPE_CHECKING:  # objectives do without Lightning
     import lightning.pytorch as pl
@@ -31,18 +32,22 @@ BatchNorm = _BatchNorm
 """Any layer that normalises by statistics of the batch."""
 
 
-def _of_torch(name: str) -> Callable[..., Any]:
-    found: Callable[..., Any] | None = getattr(torch, name, None)
+def _of(owner: Any, name: str) -> Callable[..., Any]:
+    found: Callable[..., Any] | None = getattr(owner, name, None)
     if found is None:
         raise ImportError(f"torch {torch.__version__} has no {name}; {MADE_FOR}")
     return found
 
 
-foreach_add, foreach_add_ = _of_torch("_foreach_add"), _of_torch("_foreach_add_")
-foreach_mul, foreach_mul_ = _of_torch("_foreach_mul"), _of_torch("_foreach_mul_")
-foreach_lerp_, foreach_norm = _of_torch("_foreach_lerp_"), _of_torch("_foreach_norm")
-foreach_copy_ = _of_torch("_foreach_copy_")
+foreach_add, foreach_add_ = _of(torch, "_foreach_add"), _of(torch, "_foreach_add_")
+foreach_mul, foreach_mul_ = _of(torch, "_foreach_mul"), _of(torch, "_foreach_mul_")
+foreach_lerp_, foreach_norm = _of(torch, "_foreach_lerp_"), _of(torch, "_foreach_norm")
+foreach_copy_ = _of(torch, "_foreach_copy_")
 """One launch for many tensors, as torch's own optimisers do it."""
+
+ignored_by_ddp = _of(DistributedDataParallel, "_set_params_and_buffers_to_ignore_for_model")
+"""`(module, names)`: parameters and buffers that DDP is not to send around."""
+_state_of_sharded = _of(FSDPModule, "_get_fsdp_state")
 
 
 def check(trainer: pl.Trainer) -> None:
@@ -51,7 +56,10 @@ def check(trainer: pl.Trainer) -> None:
     Raises:
         ValueError: if it is not there.
     """
-    for path in TRAINER:
+    from lightning.pytorch.strategies import ParallelStrategy  # objectives do without Lightning
+
+    parallel = ("strategy._layer_sync",) if isinstance(trainer.strategy, ParallelStrategy) else ()
+    for path in (*TRAINER, *parallel):
         found: Any = trainer
         for name in path.split("."):
             if not hasattr(found, name):
@@ -104,4 +112,4 @@ def synchronise(trainer: pl.Trainer, module: nn.Module) -> None:
 
 def wake(module: FSDPModule) -> None:
     """Makes a sharded module the root, or the first of its blocks that is called takes itself for it."""
-    module._get_fsdp_state()._lazy_init()
+    _state_of_sharded(module)._lazy_init()

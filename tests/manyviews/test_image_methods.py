@@ -118,9 +118,15 @@ def state(method):
 
 
 def test_every_method_of_the_package_is_here():
-    shared = {"Method", "Asymmetric", "Decoding", "Classifier", "PointMAE", "PointCMAE"}  # test_points.py
+    shared = {"Method", "Step", "Asymmetric", "Decoding", "Classifier", "PointMAE", "PointCMAE"}  # test_points.py
     texts = {name for name in m.__all__ if issubclass(getattr(m, name), m.ImageText)}  # test_text_methods.py
     assert {type(make(name)).__name__ for name in METHODS} == set(m.__all__) - shared - texts
+
+
+def batches(name, n=4):
+    """As many views as the method takes; of those that take any number four, of pairs two."""
+    views = 1 if name == "MECO" else 4 if name.startswith(("MultiView", "ImageVolume")) else 2
+    return Batches(n, views=views)
 
 
 @every
@@ -132,9 +138,8 @@ def test_it_learns_and_shows_its_readings(name):
         def on_train_batch_end(self, trainer, module, outputs, *_):
             seen.append(outputs["loss"].item())
 
-    views = 4 if name.startswith(("MultiView", "ImageVolume")) else 2
     before = state(method)
-    fit(method, 60, [Watch()], Batches(1, views=views))
+    fit(method, 60, [Watch()], batches(name, 1))
     assert all(torch.isfinite(torch.tensor(seen)))
     if name == "DeepCluster":
         assert seen[0] == 0  # no labels in the first epoch
@@ -155,7 +160,7 @@ def test_it_learns_and_shows_its_readings(name):
 @every
 def test_resume_is_bit_equal(name, tmp_path):
     """Queues, momentum encoders, per-sample state, prototypes: all of it is in the checkpoint."""
-    batches = Batches(8, views=4 if name.startswith(("MultiView", "ImageVolume")) else 2)
+    given = batches(name, 8)
 
     class Save(pl.Callback):
         def on_train_batch_end(self, trainer, *_):
@@ -163,12 +168,12 @@ def test_resume_is_bit_equal(name, tmp_path):
                 trainer.save_checkpoint(tmp_path / "half")
 
     whole = make(name)
-    fit(whole, 8, [Reseed(), Save()], batches)
+    fit(whole, 8, [Reseed(), Save()], given)
     again = make(name)
     with torch.no_grad():
         for value in again.state_dict().values():
             value.zero_()
-    fit(again, 8, [Reseed()], Rest(batches, 4), ckpt=tmp_path / "half")
+    fit(again, 8, [Reseed()], Rest(given, 4), ckpt=tmp_path / "half")
     for key, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[key]), key
 
@@ -276,7 +281,7 @@ def test_predictors_keep_their_rate():
 
 @pytest.mark.parametrize("name", ["MoCo", "BYOL", "AMCL-MoCo"])
 def test_more_views_than_two_are_refused_where_two_are_meant(name):
-    with pytest.raises(ValueError, match="defined for 2 views, got 4"):
+    with pytest.raises(ValueError, match="takes 2 views of a sample, got 4: set data.views"):
         make(name).training_step(Batches(views=4)[0], 0)
 
 
@@ -414,7 +419,7 @@ def test_nothing_unused_is_left_for_ddp():
     """Every parameter gets a gradient in a step, or DDP would wait for it."""
     for name in METHODS:
         method = make(name)
-        batch = Batches(views=4 if name.startswith(("MultiView", "ImageVolume")) else 2)[0]
+        batch = batches(name)[0]
         if name == "DeepCluster":  # in its first epoch, with a loss of 0
             assert method.training_step(batch, 0)["loss"].item() == 0
         method.training_step(batch, 0)["loss"].backward()
@@ -429,7 +434,7 @@ def test_image_volume_embeds_a_volume_and_heeds_the_order_of_its_slices():
     assert volume.pooled.shape == (24, 16) and volume.tokens.shape == (24, 2, 16)
     (turned,) = method.embed({"image": images[::-1]})
     assert not torch.allclose(volume.pooled, turned.pooled)
-    with pytest.raises(ValueError, match="expected each of 2 slices twice, got 2 views: set data.views to 4"):
+    with pytest.raises(ValueError, match="ImageVolume takes 4 views of a sample, got 2"):
         make("ImageVolume").training_step(Batches(views=2)[0], 0)
     whole = m.ImageVolume(ConvNet((8, 16)), o.ImageVolume(2, 16, 8), masked=0.0, projector_hidden=32, **FAST)
     whole.training_step(Batches(views=4)[0], 0)

@@ -245,6 +245,24 @@ def test_classes_stand_in_for_captions(tmp_path):
         TextRetrieval().measure(Plane(), data)
 
 
+def test_what_retrieval_asks_with_is_known_at_the_start(tmp_path):
+    data = Told(at(0, 90), captions=[[0.0], [90.0]], classes=["zero", "up"], label=[0, 1])
+    file = bank(tmp_path, ["{}"], zero="0", up="90")
+    with pytest.raises(ValueError, match="with the captions that samples have, and bank '.*bank.json' is not used"):
+        TextRetrieval(bank=file).ready(Plane(), data)
+    TextRetrieval().ready(Plane(), data)
+    loader = data.evaluation_loader
+    data.evaluation_loader = lambda *a, **k: ({**b, "text_present": b["text_present"] & False} for b in loader(*a, **k))
+    TextRetrieval(bank=file).ready(Plane(), data)
+    data.text = SimpleNamespace(languages=["de"])
+    assert TextRetrieval((1,), file).measure(Plane(), data).scores["t2i_r1"] == 1.0  # by its classes
+    data.evaluation_loader = lambda *a, **k: (
+        {**b, "text_present": b["text_present"] & False, "text_unspoken": b["label"] == 0} for b in loader(*a, **k)
+    )
+    with pytest.raises(ValueError, match=r"captions of val are in other languages than de \(data.text.language\)"):
+        TextRetrieval((1,), file).measure(Plane(), data)
+
+
 def test_templates(tmp_path):
     for templates, prompts in (
         (["a {}.", "one {c}"], [["a cat.", "one cat"], ["a big dog.", "one big dog"]]),

@@ -15,7 +15,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from timm.layers import DropPath
 from torch import nn
 
-from manyviews.backbones import ConvNet, Encoding, Exported, TimmBackbone
+from manyviews.backbones import ConvNet, Encoding, Exported, TimmBackbone, not_read
 from manyviews.heads import MultiHead, projector
 from manyviews.methods import MoCo, SimCLR, SimSiam
 from manyviews.optim import Schedule
@@ -275,6 +275,8 @@ def test_any_backbone_is_exported_and_comes_back(tmp_path):
         Exported(str(tmp_path / "gone"))
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "init_args": {"name": "resnet34", "small_stem": True}}))
+    with not_read():  # a checkpoint has them, or they are to be random ones
+        assert not torch.equal(Exported(str(tmp_path)).eval()(images).pooled, small.eval()(images).pooled)
     with pytest.raises(ValueError, match="its weights are not those of"):
         Exported(str(tmp_path))
 

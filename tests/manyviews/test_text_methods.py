@@ -1,5 +1,6 @@
 """Every method for images with texts: it learns, resumes bit-equal, chunks and ranks change nothing, locks hold."""
 
+import math
 from functools import partial
 
 import lightning.pytorch as pl
@@ -159,7 +160,7 @@ def make(name, **options):
 
 def pairs(name, n=4, **options):
     views = 3 if name in STRONG else 2 if name.startswith("MultiModal") else 1
-    texts = 3 if name in STRONG and name != "SLIP" else 2 if name == "MCIP" else 1
+    texts = 0 if name == "Decoding" else 3 if name in STRONG and name != "SLIP" else 2 if name == "MCIP" else 1
     return Pairs(n, images=views, texts=texts, **options)
 
 
@@ -393,15 +394,29 @@ def test_the_scale_is_brought_back_after_a_step():
     assert free.objective.scale().item() > 300
 
 
+@every
+def test_views_that_would_be_compared_with_nothing_are_refused(name):
+    """And too few. Those that take any number say so."""
+    method, seen = make(name), 0
+    for what in ("images", "texts"):
+        given = pairs(name)
+        least, most = method.takes_views if what == "images" else method.takes_texts
+        for count in {least - 1, most + 1} - {0, -1, math.inf}:
+            setattr(given, what, count)
+            wanted = f"{least} or more" if most == math.inf else str(least)
+            with pytest.raises(ValueError, match=f"takes {wanted} .*of a sample, got {count}: set data"):
+                method.training_step(given[0], 0)
+            seen += 1
+    assert seen or name.startswith("MultiModal")
+
+
 def test_what_a_method_needs_is_asked_for():
     batch = pairs("CLIP")[0]
     del batch["text"]
     with pytest.raises(ValueError, match=r"needs texts: set data.text"):
         make("CLIP").training_step(batch, 0)
-    with pytest.raises(ValueError, match="needs a weak and strong views"):
-        make("ImprovedCLIP").training_step(pairs("CLIP")[0], 0)
-    with pytest.raises(ValueError, match="needs three views of the image"):
-        make("SLIP").training_step(pairs("CLIP")[0], 0)
+    with pytest.raises(ValueError, match="takes a weak and strong views of image and text alike, got 3 .* and 2 of"):
+        make("ImprovedCLIP").training_step(Pairs(images=3, texts=2)[0], 0)
     batch = pairs("NegCLIP")[0]
     del batch["hard_text"]
     with pytest.raises(ValueError, match="needs hard captions"):

@@ -303,9 +303,10 @@ METHODS = {
 
 
 class Clips(torch.utils.data.Dataset):
-    """Batches of clips with trajectories and captions, from a seed."""
+    """Batches of clips with trajectories, from a seed: a view with its caption, or for `method` without texts two."""
 
-    def __init__(self, n=4, size=12, start=0):
+    def __init__(self, method="CLIP", n=4, size=12, start=0):
+        self.reads = method in ("CLIP", "SigLIP")
         self.n, self.size, self.start = n, size, start
 
     def __len__(self):
@@ -313,7 +314,8 @@ class Clips(torch.utils.data.Dataset):
 
     def __getitem__(self, i):
         pairs = [
-            clips(self.size, numbers=2 + (i + self.start + v) % 4, seed=10 * (i + self.start) + v) for v in range(2)
+            clips(self.size, numbers=2 + (i + self.start + v) % 4, seed=10 * (i + self.start) + v)
+            for v in range(1 if self.reads else 2)
         ]
         text = torch.randint(1, 40, (self.size, 6), generator=torch.Generator().manual_seed(i + self.start))
         for video, _ in pairs:
@@ -321,7 +323,7 @@ class Clips(torch.utils.data.Dataset):
         index = torch.arange(self.size) + (i + self.start) * self.size
         unknown = torch.full((self.size,), -1)
         return {
-            "video": [video for video, _ in pairs], "tracks": [ids for _, ids in pairs], "text": [text],
+            "video": [video for video, _ in pairs], "tracks": [ids for _, ids in pairs], **({"text": [text]} if self.reads else {}),
             "index": index, "group": unknown, "label": unknown, "replaced": [],
         }  # fmt: skip
 
@@ -343,13 +345,13 @@ def test_it_learns_and_resumes_bit_equal(backbone, method, tmp_path):
 
     losses, learner = [], make()
     before = state(learner)
-    fit(learner, 40, [Watch()], Clips(1))
+    fit(learner, 40, [Watch()], Clips(method, 1))
     assert sum(losses[-5:]) / 5 < 0.9 * losses[0]
     idle = {"objective.scale.log_scale"}
     assert not {key for key, p in learner.named_parameters() if torch.equal(p, before[key])} - idle
     whole, again = make(), make()
-    fit(whole, 6, [Reseed(), Watch()], Clips(6))
-    fit(again, 6, [Reseed()], Clips(3, start=3), ckpt=tmp_path / "half")
+    fit(whole, 6, [Reseed(), Watch()], Clips(method, 6))
+    fit(again, 6, [Reseed()], Clips(method, 3, start=3), ckpt=tmp_path / "half")
     for key, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[key]), key
 
@@ -359,7 +361,7 @@ def test_chunks_of_clips_give_the_weights_of_the_whole_batch():
         pl.seed_everything(0, verbose=False)
         method = m.CLIP(BACKBONES["TrajViT"](), Words(), dim=12, grad_cache=chunk, **FAST)
         method.optimizer = partial(torch.optim.SGD, lr=0.05)
-        fit(method, 2, batches=Clips(2))
+        fit(method, 2, batches=Clips(n=2))
         return method.state_dict()
 
     for (key, a), b in zip(train(0).items(), train(5).values(), strict=True):

@@ -1,6 +1,7 @@
 """Published weights, in the containers and by the names of those who publish them: features as theirs, or a word."""
 
 import argparse
+import copy
 import json
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import nn
 
 from manyviews.backbones import ConvNet, PointTransformer, TimmBackbone, load_weights, not_read
 from manyviews.backbones.published import of_transformers
+from manyviews.foreign import CONFIG_KEY
+from tests.manyviews.test_image_methods import make
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,7 +67,7 @@ def of_resnet(kind):
         "lightly's BYOL": {"state_dict": named("backbone.", body) | named("teacher_backbone.", others(body)) | {"prediction_head.0.weight": torch.zeros(2, 2)}, "hyper_parameters": {"lr": 0.1}, "loops": {"fit_loop": {}}},
         "lightly's DINO": {"state_dict": named("teacher_backbone.", body) | named("student_backbone.", others(body))},
         "stable-pretraining": {"state_dict": named("backbone.teacher.", body) | named("backbone.student.", others(body)) | {"callbacks_metrics.x": torch.zeros(2)}},
-        "a run of ours": {"state_dict": named("backbone.model.", body) | named("target.module.0.model.", others(body)) | {"projector.0.weight": torch.zeros(2, 2)}, "global_step": 3},
+        "a run of ours": {"state_dict": named("backbone.model.", body) | named("teacher.backbone.model.", others(body)) | {"projector.0.weight": torch.zeros(2, 2)}, "global_step": 3, CONFIG_KEY: {}},
     }[kind]  # fmt: skip
 
 
@@ -399,6 +402,19 @@ def test_any_backbone_takes_those_of_a_run(tmp_path):
     assert all(
         torch.equal(a, b) for a, b in zip(again.state_dict().values(), source.state_dict().values(), strict=True)
     )
+
+
+@pytest.mark.parametrize("name", ["MoCo", "MoCo-symmetric", "BYOL", "BECLR", "AMCL-MoCo", "HydraMoCo"])
+def test_of_a_run_with_a_teacher_the_trained_network_is_taken(name, tmp_path):
+    """As `--from`, evaluation and export take it; the teacher is told to be left."""
+    method = make(name)
+    spread(method.teacher)
+    torch.save({"state_dict": method.state_dict(), CONFIG_KEY: {"model": {}}, "global_step": 1}, tmp_path / "a.ckpt")
+    backbone = spread(copy.deepcopy(method.backbone))
+    account = load_weights(backbone, str(tmp_path / "a.ckpt"))
+    assert account.source == "state_dict.backbone" and "state_dict.teacher.*" in account.dropped
+    for key, value in method.backbone.state_dict().items():
+        assert torch.equal(backbone.state_dict()[key], value)
 
 
 def test_vits_take_pictures_of_any_size_that_the_patch_divides():

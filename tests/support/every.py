@@ -9,7 +9,6 @@ import torch
 
 from manyviews.methods import Method
 from tests.manyviews import test_image_methods, test_points, test_text_methods, test_video
-from tests.manyviews.test_methods import Batches
 
 
 @dataclass(frozen=True)
@@ -21,8 +20,7 @@ class Trial:
 
 
 def image(name: str) -> Trial:
-    views = 4 if name.startswith(("MultiView", "ImageVolume")) else 2
-    return Trial(lambda: test_image_methods.make(name), lambda: Batches(views=views))
+    return Trial(lambda: test_image_methods.make(name), lambda: test_image_methods.batches(name))
 
 
 def text(name: str) -> Trial:
@@ -30,7 +28,7 @@ def text(name: str) -> Trial:
 
 
 def points(name: str) -> Trial:
-    return Trial(lambda: test_points.make(name), test_points.Clouds)
+    return Trial(lambda: test_points.make(name), lambda: test_points.Clouds(name))
 
 
 def video(backbone: str, method: str) -> Trial:
@@ -38,7 +36,7 @@ def video(backbone: str, method: str) -> Trial:
         pl.seed_everything(0, verbose=False)
         return test_video.METHODS[method](test_video.BACKBONES[backbone]())
 
-    return Trial(make, test_video.Clips)
+    return Trial(make, lambda: test_video.Clips(method))
 
 
 TRIALS = {

@@ -5,7 +5,8 @@
 Every method of the tables makes a step on it. OUT.json then holds, for each: the losses on the CPU and on the device,
 the mixes of devices that CUDA would refuse, where the host waits for the device (a value read, a blocking copy, a shape
 that depends on values), and how many kernels are launched. It changes torch for its whole process, so it runs in one of
-its own. What it cannot see: faults of CUDA's kernels, of cuDNN, of memory and of NCCL (`make gpu` looks at these).
+its own. It sees forward and backward alone: not the optimiser's step, nor teachers that follow, callbacks and autocast. Nor
+faults of CUDA's kernels, of cuDNN, of memory and of NCCL (`make gpu` looks at all of these).
 
 Autograd asks a device for a guard; `guard.cpp` registers one that does nothing, and is compiled against the headers of
 the torch that is installed.

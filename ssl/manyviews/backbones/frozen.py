@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from manyviews import foreign
 from manyviews.backbones.encoding import Encoding, width_of
-from manyviews.backbones.weights import not_read
+from manyviews.backbones.weights import not_read, reads
 
 
 class Exported(nn.Module):
@@ -66,11 +66,13 @@ def load_exported(folder: Path) -> nn.Module:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "backbone")  # as a recipe is read: a backbone may lie in another
     _loading.add(folder.resolve())
+    wants_weights = reads()
     try:
         with not_read():  # its weights lie beside the file
             made: nn.Module = parser.instantiate(parser.parse_object({"backbone": wanted})).backbone
         inner = made.get_submodule("model") if "architecture" in how else made  # timm's files have timm's names
-        inner.load_state_dict(load_file(folder / "model.safetensors"))
+        if wants_weights:
+            inner.load_state_dict(load_file(folder / "model.safetensors"))
     except (foreign.Refused, OSError):
         raise
     except Exception as error:  # the parser, safetensors and torch have their own kinds

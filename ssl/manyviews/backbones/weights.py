@@ -36,6 +36,8 @@ PREFERRED = (
     "base_encoder", "encoder_q", "teacher_backbone", "encoder", "MAE_encoder", "student_backbone", "student", "trunk",
 )  # fmt: skip
 """Parts of names, in the order in which a network under them is taken where several fit equally well."""
+TEACHERS = "state_dict.teacher."
+"""Beginning of names in a checkpoint of ours of what follows its methods' own networks."""
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What DataParallel, DDP, torch.compile, FSDP and activation checkpointing put into names."""
 LEFT_OUT = re.compile(
@@ -109,8 +111,9 @@ def load_weights(backbone: nn.Module, path: str | None) -> Account | None:
         return None
     file = Path(path).expanduser()
     everything, about = read(file)
+    candidates = {name: value for name, value in everything.items() if not name.startswith(TEACHERS)}
     names = set(getattr(backbone, "published_names", None) or backbone.state_dict())
-    source, state = chosen(everything, names, str(file))
+    source, state = chosen(candidates if about.get("ours") else everything, names, str(file))
     kept = {name: value for name, value in state.items() if name in names or not LEFT_OUT.match(name)}
     _check_values(kept, file)
     converted = getattr(backbone, "converted", None)
@@ -140,7 +143,10 @@ def read(path: Path) -> tuple[State, dict[str, Any]]:
         about = foreign.read_json(path / "config.json", dict[str, foreign.Unchecked])
     state: State = {}
     for file in _files(path) if path.is_dir() else [path]:
-        state |= {WRAPPERS.sub("", name): value for name, value in _flat(_content(file))}
+        content = _content(file)
+        if isinstance(content, Mapping) and foreign.CONFIG_KEY in content:
+            about["ours"] = True
+        state |= {WRAPPERS.sub("", name): value for name, value in _flat(content)}
     if not state:
         raise ValueError(f"{path}: holds no tensors by name")
     if state.keys() >= OPENAI:

@@ -203,7 +203,7 @@ def parser() -> argparse.ArgumentParser:
     for name in ("zeroshot", "retrieve", "report"):
         made[name].add_argument("--bank", default="plain", help="plain, openai, simple or a JSON file (plain)")
     made["report"].add_argument("--texts", metavar="FOLDER", help="a run with texts on the same shards, as a row more")
-    made["composition"].add_argument("--split", default="val", help="whose cases (default: %(default)s)")
+    made["composition"].add_argument("--split", help="whose cases (default: val)")
     made["composition"].add_argument("--aro", metavar="JSON", help="a file of the ARO benchmark instead")
     made["composition"].add_argument("--images", metavar="FOLDER", help="where its image_path starts (default: here)")
     made["composition"].add_argument("--exclude", metavar="JSON", help="list of relations the macro mean leaves out")
@@ -212,7 +212,7 @@ def parser() -> argparse.ArgumentParser:
     made["mine"].add_argument("--kind", choices=("neighbours", "owners"), default="neighbours")
     made["mine"].add_argument("--k", type=int, default=3, help="others of a cell (default: %(default)s)")
     made["mine"].add_argument("--m", type=int, help="candidates for each (owners; default: 3)")
-    made["mine"].add_argument("--out", required=True, metavar="FILE.npy", help="for data.cells")
+    made["mine"].add_argument("--out", required=True, metavar="FILE.npz", help="for data.cells")
     made["search"].add_argument("--text", help="what to look for")
     made["search"].add_argument("--image", metavar="FILE", help="what to look for")
     made["search"].add_argument("--split", default="val", help="where (default: %(default)s)")

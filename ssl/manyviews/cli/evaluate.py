@@ -6,7 +6,7 @@ import argparse
 import json
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from manyviews.evaluation import (
     Cost,
     FewShot,
     FewShotSVM,
+    JointProtocol,
     LinearProbe,
     LinearSVM,
     LogisticRegression,
@@ -38,12 +39,12 @@ from manyviews.evaluation import (
 )
 from manyviews.evaluation.callback import features_of
 from manyviews.evaluation.features import Features
-from manyviews.evaluation.protocol import about, digest, result_path, save
+from manyviews.evaluation.protocol import about, digest, fingerprint, result_path, save
 from manyviews.methods import ImageText, Method
 from manyviews.monitoring import pictures
 from manyviews.monitoring.board import watch
 from manyviews.runs.files import printable, whole
-from manyviews.runs.folder import CONFIG_KEY, RunFolder
+from manyviews.runs.folder import RunFolder
 from manyviews.runs.storage import load, newest_whole
 from manyviews.similarity import unit
 
@@ -67,9 +68,17 @@ class Trained:
     run: Path
     config: dict[str, Any]
 
-    def features(self, split: str) -> Features:
-        """Features of a split."""
+    def features(self, split: Any) -> Features:
+        """Features of a split, by its name or as a set of shards."""
         return features_of(self.method, self.data, split)
+
+    def result(self, protocol: Protocol) -> Result:
+        """What a protocol finds."""
+        protocol.ready(self.method, self.data)
+        if isinstance(protocol, JointProtocol):
+            return protocol.measure(self.method, self.data)
+        val = self.features("val")
+        return protocol.evaluate(self.features("train") if protocol.learns else val, val)
 
     def about(self) -> dict[str, Any]:
         """What stands beside every number."""
@@ -93,8 +102,6 @@ def bring_up(arguments: argparse.Namespace) -> Trained:
     changes |= {"workers": getattr(arguments, "workers", None), "val_split": getattr(arguments, "val_split", None)}
     settings = config["data"].setdefault("init_args", {})
     settings.update({key: value for key, value in changes.items() if value is not None})
-    if settings.get("val_split", "val") == settings.get("train_split", "train"):
-        raise ValueError(f"--split {settings['val_split']}: that is what the protocols train on; name another split")
     weights = sum(value.nbytes for value in content["state_dict"].values() if isinstance(value, torch.Tensor))
     with _bounded(ROOM + 8 * weights), not_read():
         method, data = instantiate(config, str(checkpoint))
@@ -115,17 +122,22 @@ def foreign_config(content: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
         ValueError: if there is none, or it is not such as a run writes. foreign.Untrusted: if it names a class that is
             not admitted.
     """
-    if not isinstance(content.get(CONFIG_KEY), dict):
+    if not isinstance(content.get(foreign.CONFIG_KEY), dict):
         raise ValueError(f"{checkpoint}: holds no configuration; it was not written by `manyviews fit`")
     if not isinstance(content.get("state_dict"), dict) or not isinstance(content.get("global_step"), int):
         raise ValueError(f"{checkpoint}: holds no weights or no step; it was not written by `manyviews fit`")
-    config: dict[str, Any] = foreign.plain(content[CONFIG_KEY], str(checkpoint))
+    config: dict[str, Any] = foreign.plain(content[foreign.CONFIG_KEY], str(checkpoint))
     for key, wanted in (("model", Method), ("data", pl.LightningDataModule)):
         foreign.check(config.get(key), wanted, f"{checkpoint}: {key}")
         given = config[key] if isinstance(config[key], dict) else {"class_path": config[key]}
         config[key] = {**given, "init_args": given.get("init_args") or {}}
     foreign.check(config.get("seed_everything"), int | bool | None, f"{checkpoint}: seed_everything")
     return config
+
+
+def bounded(method: Method) -> AbstractContextManager[None]:
+    """At most the memory that building a method like this one may take."""
+    return _bounded(ROOM + 8 * sum(value.nbytes for value in method.state_dict().values()))
 
 
 @contextmanager
@@ -177,6 +189,7 @@ def probe(arguments: argparse.Namespace) -> None:
     """Linear probe, and logistic regression where the set is small."""
     linear = LinearProbe(epochs=arguments.epochs, seeds=tuple(range(arguments.seeds)))
     trained = bring_up(arguments)
+    linear.ready(trained.method, trained.data)
     train, val = trained.features("train"), trained.features("val")
     protocols: list[Protocol] = [linear]
     logistic = LogisticRegression(seeds=linear.seeds)
@@ -191,9 +204,7 @@ def probe(arguments: argparse.Namespace) -> None:
 
 def knn(arguments: argparse.Namespace) -> None:
     """kNN accuracy."""
-    protocol = KNN(tuple(arguments.k), tuple(arguments.temperature))
-    trained = bring_up(arguments)
-    show(trained, protocol, protocol.evaluate(trained.features("train"), trained.features("val")), arguments.json)
+    _show(bring_up(arguments), KNN(tuple(arguments.k), tuple(arguments.temperature)), arguments)
 
 
 def svm(arguments: argparse.Namespace) -> None:
@@ -205,20 +216,17 @@ def svm(arguments: argparse.Namespace) -> None:
         if arguments.ways
         else LinearSVM(arguments.c)
     )
-    trained = bring_up(arguments)
-    show(trained, protocol, protocol.evaluate(trained.features("train"), trained.features("val")), arguments.json)
+    _show(bring_up(arguments), protocol, arguments)
 
 
 def accuracy(arguments: argparse.Namespace) -> None:
     """Accuracy of a classifier's own head."""
-    trained = bring_up(arguments)
-    show(trained, Accuracy(), Accuracy().measure(trained.method, trained.data), arguments.json)
+    _show(bring_up(arguments), Accuracy(), arguments)
 
 
 def cost(arguments: argparse.Namespace) -> None:
     """Tokens, operations and time of the backbone."""
-    trained = bring_up(arguments)
-    show(trained, Cost(), Cost().measure(trained.method, trained.data), arguments.json)
+    _show(bring_up(arguments), Cost(), arguments)
 
 
 def retrieve(arguments: argparse.Namespace) -> None:
@@ -232,32 +240,33 @@ def retrieve(arguments: argparse.Namespace) -> None:
     else:
         trained = bring_up(arguments)
     if isinstance(trained.method, ImageText):
-        protocol = TextRetrieval(bank=arguments.bank)
-        return show(trained, protocol, protocol.measure(trained.method, trained.data), arguments.json)
+        return _show(trained, TextRetrieval(bank=arguments.bank), arguments)
     if arguments.bank != "plain":
         raise ValueError(f"--bank is of methods that read texts, not of {type(trained.method).__name__}")
-    val = trained.features("val")
-    return show(trained, Retrieval(), Retrieval().evaluate(val, val), arguments.json)
+    return _show(trained, Retrieval(), arguments)
 
 
 def fewshot(arguments: argparse.Namespace) -> None:
     """N-way K-shot classification."""
     protocol = FewShot(arguments.ways, arguments.shots, arguments.queries, transport=arguments.transport)
-    trained = bring_up(arguments)
-    val = trained.features("val")
-    show(trained, protocol, protocol.evaluate(val, val), arguments.json)
+    _show(bring_up(arguments), protocol, arguments)
 
 
 def outliers(arguments: argparse.Namespace) -> None:
     """Out-of-distribution detection against another data set."""
     trained = bring_up(arguments)
-    stranger = bring_up(argparse.Namespace(**{**vars(arguments), "data": arguments.other, "label": "cls"}))
-    other = stranger.features("val")
-    result = Outliers().against(trained.features("train"), trained.features("val"), other)
+    Outliers().ready(trained.method, trained.data)
+    other = {"data": arguments.other, "label": "cls", "val_split": None}
+    stranger = bring_up(argparse.Namespace(**{**vars(arguments), **other}))
+    result = Outliers().against(trained.features("train"), trained.features("val"), stranger.features("val"))
     result.details["other"] = arguments.other
     path = result_path(trained.run, Outliers(), trained.data, trained.step)
-    name = f"{path.stem}-against-{Path(arguments.other).name}-{digest(other.shards)}.json"
+    name = f"{path.stem}-against-{Path(arguments.other).name}-{digest(fingerprint(stranger.data, 'val'))}.json"
     show(trained, Outliers(), result, arguments.json or str(path.with_name(name)))
+
+
+def _show(trained: Trained, protocol: Protocol, arguments: argparse.Namespace) -> None:
+    show(trained, protocol, trained.result(protocol), arguments.json)
 
 
 def show(trained: Trained, protocol: Protocol, result: Result, target: str | None) -> None:

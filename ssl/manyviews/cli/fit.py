@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import sys
+import tempfile
 import traceback
 import warnings
 from pathlib import Path
@@ -18,7 +19,7 @@ import lightning.pytorch as pl
 import yaml
 from jsonargparse import ActionConfigFile, set_parsing_settings  # type: ignore[attr-defined]
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
@@ -93,6 +94,10 @@ class FitCLI(LightningCLI):
         """Opens the run's folder, or refuses to continue another experiment in it."""
         files = self.config.get("config") or []
         default = Path("runs") / (Path(str(files[0])).stem if files else "unnamed")
+        if self.config.trainer.fast_dev_run:
+            self._dry = tempfile.TemporaryDirectory(prefix="manyviews-dry-run-")  # gone at the end
+            default, self.config.run = Path(self._dry.name), None
+            print("dry run (trainer.fast_dev_run): nothing of it is kept", file=sys.stderr)
         self.folder = RunFolder(Path(self.config.run or default))
         self.config.run = str(self.folder.path)
         self.config.checkpoints.folder = str(self.folder.checkpoints)
@@ -162,12 +167,15 @@ class FitCLI(LightningCLI):
         """Raises ValueError for an option of Lightning's that has nothing to act on here."""
         given = self.config.trainer
         for name, instead in UNUSED.items():
-            if given.get(name) not in (None, USUAL.get(name)):
+            value, usual = given.get(name), USUAL.get(name)
+            if value is not None and (type(value), value) != (type(usual), usual):
                 raise ValueError(f"trainer.{name} is not used here: {instead}")
         if given.get("gradient_clip_algorithm") is not None and given.get("gradient_clip_val") is None:
             raise ValueError("trainer.gradient_clip_algorithm clips at trainer.gradient_clip_val: give it too")
         if trainer.min_steps is not None and 0 < trainer.max_steps < trainer.min_steps:
             raise ValueError(f"trainer.min_steps {trainer.min_steps} is more than max_steps {trainer.max_steps}")
+        if trainer.min_epochs is not None and 0 < (trainer.max_epochs or 0) < trainer.min_epochs:
+            raise ValueError(f"trainer.min_epochs {trainer.min_epochs} is more than max_epochs {trainer.max_epochs}")
 
 
 UNUSED = {
@@ -175,13 +183,20 @@ UNUSED = {
         ("val_check_interval", "limit_val_batches", "check_val_every_n_epoch", "num_sanity_val_steps"),
         "protocols are run by the callback manyviews.evaluation.Evaluation, as often as its every_n_epochs says",
     ),
+    **dict.fromkeys(
+        ("limit_test_batches", "limit_predict_batches", "inference_mode"),
+        "training has no test and no predict loop; the commands on a run evaluate",
+    ),
     "overfit_batches": "every epoch takes other samples; give trainer.limit_train_batches, or a small set of shards",
     "log_every_n_steps": "give monitor.every_n_steps",
 }
 """Options of Lightning's trainer that have nothing to act on, and what to give instead."""
 USUAL = {
-    "check_val_every_n_epoch": 1, "num_sanity_val_steps": 0, "overfit_batches": 0.0, "log_every_n_steps": 50,
+    "val_check_interval": 1.0, "limit_val_batches": 1.0, "check_val_every_n_epoch": 1, "num_sanity_val_steps": 0,
+    "limit_test_batches": 1.0, "limit_predict_batches": 1.0, "inference_mode": True, "overfit_batches": 0.0,
+    "log_every_n_steps": 50,
 }  # fmt: skip
+"""Their values where nobody set them."""
 
 
 SECTIONS: dict[str, Any] = {
@@ -369,7 +384,11 @@ def _fit(argv: list[str]) -> int:
                 print(f"manyviews fit: trained and saved, but {finished} not written: {error}", file=sys.stderr)
                 return 2
         elif not internals.is_dry(cli.trainer):
-            said = f"ended at step {cli.trainer.global_step}, before max_steps or max_epochs (trainer.max_time)"
+            enders = [
+                type(part).__name__ for part in internals.callbacks(cli.trainer) if isinstance(part, EarlyStopping)
+            ]
+            why = " or ".join([*enders, *(["trainer.max_time"] if cli.config.trainer.max_time else [])])
+            said = f"ended at step {cli.trainer.global_step}, before max_steps or max_epochs ({why or 'a callback'})"
             print(f"{cli.folder.path}: {said}; the same command goes on", file=sys.stderr)
     return 0
 

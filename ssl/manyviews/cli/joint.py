@@ -111,7 +111,9 @@ def composition(arguments: argparse.Namespace) -> None:
     if not arguments.aro and (arguments.images or arguments.exclude):
         raise ValueError("--images and --exclude are of ARO's files: give --aro")
     if not arguments.aro:
-        return _measure(arguments, Composition(arguments.split))
+        return _measure(arguments, Composition(arguments.split or "val"))
+    if arguments.split is not None:
+        raise ValueError("--split says whose own cases are asked, and --aro brings others: give one of the two")
     excluded = foreign.read_json(Path(arguments.exclude), list[str]) if arguments.exclude else []
     return _measure(arguments, ARO(arguments.aro, arguments.images or ".", tuple(excluded)))
 
@@ -129,11 +131,13 @@ def mine(arguments: argparse.Namespace) -> None:
     """Cells of training samples that shall meet in a batch."""
     if arguments.m is not None and arguments.kind != "owners":
         raise ValueError("--m is of --kind owners")
+    if arguments.m is not None and arguments.m < 1:
+        raise ValueError(f"--m {arguments.m}: expected 1 or more candidates")
     if not arguments.out.endswith(".npz"):
         raise ValueError(f"{arguments.out}: expected a name that ends in .npz")
     trained, method = image_text(arguments)
     images, texts, index, group = [], [], [], []
-    for batch in prepared(method, trained.data, "train", LOCAL):
+    for batch in prepared(method, trained.data, trained.data.train_set, LOCAL):
         real = batch["weight"] > 0
         images.append(method.embed_image(views_of(batch)[0][real]).pooled.float().cpu())
         texts.append(method.embed_text(batch["text"][0][real]).pooled.float().cpu())
@@ -150,8 +154,8 @@ def mine(arguments: argparse.Namespace) -> None:
 
 
 def _measure(arguments: argparse.Namespace, protocol: JointProtocol) -> None:
-    trained, method = image_text(arguments)
-    show(trained, protocol, protocol.measure(method, trained.data), arguments.json)
+    trained, _ = image_text(arguments)
+    show(trained, protocol, trained.result(protocol), arguments.json)
 
 
 @torch.no_grad()

@@ -71,7 +71,7 @@ def cluster(run: Path, k: int, before: Path | None, out: Path, seed: int = 0) ->
     """Writes the k-means cluster of each training sample in a run's space, below that of earlier stages."""
     trained = evaluate.bring_up(argparse.Namespace(checkpoint=None, run=str(run), device="auto"))
     earlier = None if before is None else trained.data.numbers(before)
-    trained.data.keep_numbers(out, refine(earlier, clusters_of(trained.features("train"), k, seed), k))
+    trained.data.keep_numbers(out, refine(earlier, clusters_of(trained.features(trained.data.train_set), k, seed), k))
 
 
 def clusters_of(features: Features, k: int, seed: int) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import nn
 
 from manyviews.backbones import Encoding, Pixels, ShapeStatistics, not_read, views_of
-from manyviews.cli.evaluate import Trained, bring_up, instantiate, pixels_of
+from manyviews.cli.evaluate import Trained, bounded, bring_up, instantiate, pixels_of
 from manyviews.distributed import LOCAL
 from manyviews.evaluation import (
     KNN,
@@ -72,9 +72,12 @@ def report(arguments: argparse.Namespace) -> None:
     if arguments.texts:
         beside = argparse.Namespace(**{**vars(arguments), "checkpoint": None, "run": arguments.texts})
         rows[f"with texts ({Path(arguments.texts).name})"] = bring_up(beside)
+    if arguments.bank != "plain" and not any(isinstance(row.method, ImageText) for row in rows.values()):
+        raise ValueError(f"--bank is of methods that read texts, not of {type(trained.method).__name__}")
     scores: dict[str, dict[str, float]] = {}
     described: dict[str, Any] = {}
     for name, row in rows.items():
+        KNN().ready(row.method, row.data)
         train, val = row.features("train"), row.features("val")
         protocols: list[Protocol] = [KNN(), COARSE_PROBE, *([Retrieval()] if len(val.views) > 1 else [])]
         if row.data.plain.modality == "points":
@@ -82,24 +85,23 @@ def report(arguments: argparse.Namespace) -> None:
         scores[name] = {k: v for p in protocols for k, v in p.evaluate(train, val).scores.items()}
         if isinstance(row.method, ImageText):
             joint = [TextRetrieval(), *([ZeroShot(arguments.bank)] if row.data.classes else [])]
-            scores[name] |= {k: v for p in joint for k, v in p.measure(row.method, row.data).scores.items()}
+            scores[name] |= {k: v for p in joint for k, v in row.result(p).scores.items()}
             protocols += joint
         described |= {p.name: p.describe() for p in protocols}
         if name == "trained encoder":
             kept = train, val
-    what = [
-        fingerprint(trained.data, "val"),
-        trained.data.label,
-        arguments.bank,
-        arguments.texts,
-        str(trained.checkpoint),
-    ]
-    usual = not (arguments.data or arguments.label or arguments.texts or arguments.val_split or arguments.checkpoint)
-    name = "" if usual and arguments.bank == "plain" else f"-{digest(what)}"
-    picture = trained.run / f"neighbours{name}.png"
+    what = {
+        "shards": fingerprint(trained.data, "val"), "label": trained.data.label, "protocols": described,
+        "encoders": {name: [str(row.checkpoint), row.step] for name, row in rows.items()},
+    }  # fmt: skip
+    usual = not any(vars(arguments)[name] for name in ("data", "label", "texts", "val_split", "checkpoint"))
+    name = (
+        f"step-{trained.step:08d}" if usual and arguments.bank == "plain" else f"step-{trained.step:08d}-{digest(what)}"
+    )
+    picture = trained.run / f"neighbours-{name}.png"
     with whole(picture) as part:
         Image.fromarray(_neighbours(trained, *kept)).save(part)
-    path = trained.run / "evaluations" / f"report{name}.json"
+    path = trained.run / "evaluations" / f"report-{name}.json"
     content = {"scores": scores, "protocols": list(described.values()), **trained.about()}
     write_text(path, json.dumps(content, indent=1) + "\n")
     _print_report(trained, scores)
@@ -109,16 +111,25 @@ def report(arguments: argparse.Namespace) -> None:
 
 def _began_with(trained: Trained) -> dict[str, Trained]:
     """The encoder with the published weights that its training began with; nothing without such."""
-    begun = trained.config["model"]["init_args"].get("backbone")
-    file = begun.get("init_args", {}).get("checkpoint") if isinstance(begun, dict) else None
-    if file is None or trained.config.get("from"):  # a parent's weights came after it
-        return {}
+    if trained.config.get("from") or not _has_weights(trained.config["model"]["init_args"].get("backbone")):
+        return {}  # a parent's weights came after them
     try:
-        method, _ = instantiate(trained.config)
+        with bounded(trained.method):
+            method, _ = instantiate(trained.config)
     except (ValueError, OSError) as error:
         print(f"no row of the weights that training began with: {error}", file=sys.stderr)
         return {}
     return {"weights it began with": replace(trained, method=method.to(trained.method.device))}
+
+
+def _has_weights(backbone: Any) -> bool:
+    """Whether a backbone's configuration, or that of one inside it, names weights to begin with."""
+    if isinstance(backbone, list | tuple):
+        return any(map(_has_weights, backbone))
+    if not isinstance(backbone, dict):
+        return False
+    is_exported = str(backbone.get("class_path", "")).endswith(".Exported")
+    return is_exported or bool(backbone.get("checkpoint")) or any(map(_has_weights, backbone.values()))
 
 
 UNLEARNT: dict[str, tuple[str, Callable[[], nn.Module]]] = {

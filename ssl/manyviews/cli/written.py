@@ -10,9 +10,9 @@ import lightning.pytorch as pl
 import yaml
 from jsonargparse import Namespace
 
+from manyviews import foreign
 from manyviews.monitoring.monitor import tensorboards
 from manyviews.runs import RunFolder
-from manyviews.runs.folder import CONFIG_KEY
 
 
 def spell_out(config: Namespace) -> None:
@@ -59,7 +59,7 @@ class Written(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """The configuration goes along."""
-        checkpoint[CONFIG_KEY] = self.config
+        checkpoint[foreign.CONFIG_KEY] = self.config
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes it into the folder, and to all loggers."""

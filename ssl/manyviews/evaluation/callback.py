@@ -54,8 +54,7 @@ class Evaluation(pl.Callback):
         if not hasattr(data, "evaluation_loader"):
             raise ValueError("Evaluation needs a data module with evaluation_loader(split), such as ShardDataModule")
         for protocol in self.protocols:
-            if isinstance(protocol, JointProtocol):
-                protocol.ready(pl_module, data)
+            protocol.ready(pl_module, data)
         for split in ("train", "val"):
             batch = next(iter(data.evaluation_loader(split, batch_size=32)))
             for protocol in self.protocols:
@@ -116,7 +115,7 @@ def _scores(found: list[tuple[Protocol, Result]]) -> dict[str, float]:
     return scores
 
 
-def features_of(module: Any, data: Any, split: str, embed: Any = None) -> Features:
+def features_of(module: Any, data: Any, split: Any, embed: Any = None) -> Features:
     """Features of a split of a data module, over all ranks, on the module's device."""
     gather = distributed.current()
     found = extract(module, embed or module.embed, prepared(module, data, split, gather), gather)

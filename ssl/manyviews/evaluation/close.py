@@ -78,11 +78,12 @@ class TextToImage(JointProtocol):
     copies: int = 4
     seed: int = 0
     name = "text_to_image"
-    labels = True
+    labels = learns = True
 
     @torch.no_grad()
     @override
     def measure(self, module: Any, data: Any) -> Result:
+        self.ready(module, data)
         if self.adapter not in ("noise", "shift", "both", "none"):
             raise ValueError(f"adapter must be noise, shift, both or none, got {self.adapter!r}")
         train, val = (self._pairs(module, data, split) for split in ("train", "val"))

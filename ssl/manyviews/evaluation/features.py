@@ -94,11 +94,12 @@ def extract(module: nn.Module, embed: Embed, batches: Iterable[Batch], gather: G
 
 
 @torch.no_grad()
-def prepared(module: Any, data: Any, split: str, gather: Gather) -> Generator[Batch]:
+def prepared(module: Any, data: Any, split: Any, gather: Gather) -> Generator[Batch]:
     """This rank's un-augmented batches of a split on the module's device, normalised, the module in eval mode.
 
     Args:
-        module: with a `device`. data: a data module with `evaluation_loader`. split: `train` or `val`.
+        module: with a `device`. data: a data module with `evaluation_loader`. split: `train` or `val`, or what else
+            its loader takes.
         gather: of the ranks that share the split.
     """
     with frozen(module):

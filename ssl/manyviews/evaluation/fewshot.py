@@ -34,6 +34,7 @@ class FewShot(Protocol):
     epsilon: float = 0.1
     seed: int = 0
     name = "fewshot"
+    learns = False
 
     @property
     @override

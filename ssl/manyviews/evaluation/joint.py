@@ -21,6 +21,7 @@ class JointProtocol(Protocol):
     """Asks a method for `embed_image`, `embed_text` and `similarity`, and a data module for `tokens`."""
 
     labels: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
     joint: ClassVar[bool] = True
     texts: ClassVar[bool] = True
     """Whether samples must have texts."""
@@ -29,8 +30,9 @@ class JointProtocol(Protocol):
     def measure(self, module: Any, data: Any) -> Result:
         """The numbers of the val split; called on every rank, the same result on each."""
 
+    @override
     def ready(self, module: Any, data: Any) -> None:
-        """Raises ValueError before training if the method or the data cannot be measured."""
+        super().ready(module, data)
         if not hasattr(module, "embed_image"):
             raise ValueError(f"{type(self).__name__} needs a method with texts, not {type(module).__name__}")
 

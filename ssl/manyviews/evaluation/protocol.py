@@ -69,6 +69,8 @@ class Protocol(ABC):
     """Whether samples must have labels."""
     views: ClassVar[int] = 1
     """How many natural views samples must have."""
+    learns: ClassVar[bool] = True
+    """Whether it reads train: a bank, a training set, what a choice is made by."""
     joint: ClassVar[bool] = False
     """Whether it asks the towers of an image-text method (see `JointProtocol`), not frozen features alone."""
 
@@ -76,6 +78,15 @@ class Protocol(ABC):
     def title(self) -> str:
         """What a result is filed under: the name, and what tells one setting of the protocol from another."""
         return self.name
+
+    def ready(self, module: Any, data: Any) -> None:
+        """Raises ValueError before anything is computed if the method or the data cannot be measured."""
+        train, val = (getattr(data, name, name) for name in ("train_split", "val_split"))
+        if self.learns and train == val:
+            raise ValueError(
+                f"{type(self).__name__} learns from the split {train!r} and is measured on {val!r}: name another split "
+                "(--split, data.val_split)"
+            )
 
     def check(self, batch: dict[str, Any]) -> None:
         """Raises ValueError if a batch of the data shows that the protocol cannot be evaluated on it."""
@@ -138,7 +149,7 @@ def about(data: Any, step: int) -> dict[str, Any]:
     }
 
 
-def fingerprint(data: Any, split: str) -> Any:
+def fingerprint(data: Any, split: Any) -> Any:
     """What a split of a data module holds, as its shards say; None if it has none, or does not say."""
     try:
         return data.shards_of(split).fingerprint

@@ -31,6 +31,7 @@ class Retrieval(Protocol):
     name = "retrieval"
     labels = False
     views = 2
+    learns = False
 
     @override
     def evaluate(self, train: Features, val: Features) -> Result:

@@ -44,13 +44,13 @@ class TextRetrieval(JointProtocol):
     @override
     def measure(self, module: Any, data: Any) -> Result:
         gather = distributed.current()
-        (images, image_of), (texts, text_of), alike, said = self._embedded(module, data, gather)
+        (images, image_of), (texts, text_of), alike, said, unspoken = self._embedded(module, data, gather)
         sample = image_of
-        if len(text_of) and self.bank != "plain":
-            raise ValueError(f"retrieval asks with the captions that samples have, and bank {self.bank!r} is not used")
+        self._check_bank(bool(len(text_of)))
         if not len(text_of):
-            if spoken := getattr(getattr(data, "text", None), "languages", None):
-                raise ValueError(f"no sample of val has a caption in {', '.join(spoken)} (data.text.language)")
+            if unspoken:
+                asked = ", ".join(data.text.languages)
+                raise ValueError(f"the captions of val are in other languages than {asked} (data.text.language)")
             texts, text_of, image_of, said = self._of_classes(module, data, images, image_of, alike[:, 1])
             alike = torch.full_like(alike[: len(said), :1], -1)
         pairs = Pairs(image_of, text_of, alike[:, 0], said)
@@ -70,13 +70,28 @@ class TextRetrieval(JointProtocol):
             details |= {f"{name}_mean_rank": ranks.double().mean().item() + 1, f"{name}_median_rank": int(middle) + 1}
         return Result(scores, details, chance=chance, trials=trials)
 
+    @override
+    def ready(self, module: Any, data: Any) -> None:
+        super().ready(module, data)
+        if self.bank != "plain":
+            self._check_bank(bool(next(iter(data.evaluation_loader("val", batch_size=32)))["text_present"].any()))
+            ZeroShot(self.bank).read(data.classes)
+
+    def _check_bank(self, captioned: bool) -> None:
+        if captioned and self.bank != "plain":
+            raise ValueError(f"retrieval asks with the captions that samples have, and bank {self.bank!r} is not used")
+
     def _embedded(self, module: Any, data: Any, gather: Gather) -> Any:
-        """Images and texts of all ranks with the index of their sample, and the group of each index."""
-        images, texts, image_of, text_of, groups, words = [], [], [], [], [], []
+        """Images and texts of all ranks with the index of their sample, and the group and label of each index.
+
+        And which texts are equal, and how many samples have captions in other languages only.
+        """
+        images, texts, image_of, text_of, groups, words, unspoken = [], [], [], [], [], [], 0
         for batch in prepared(module, data, "val", gather):
             # Padding goes along, so that every rank has as many rows of everything; it is left out afterwards.
             index = torch.where(batch["weight"] > 0, batch["index"], -1).to(module.device)
             groups.append(torch.stack([index, *(batch[name].to(module.device) for name in ("group", "label"))], 1))
+            unspoken += int((batch.get("text_unspoken", False) & (batch["weight"] > 0)).sum())
             for view in views_of(batch):
                 images.append(module.embed_image(view))
                 image_of.append(index)
@@ -101,7 +116,8 @@ class TextRetrieval(JointProtocol):
         if gather.world > 1:
             read, own = (gather(len(x)).gather(x) for x in (read, own))
         said = torch.unique(read[own >= 0], dim=0, return_inverse=True)[1]
-        return everywhere(images, image_of), everywhere(texts, text_of), alike, said
+        elsewhere = gather.sum(torch.tensor(unspoken, device=module.device))
+        return everywhere(images, image_of), everywhere(texts, text_of), alike, said, bool(elsewhere)
 
     def _of_classes(
         self, module: Any, data: Any, images: Encoding, image_of: Tensor, label: Tensor

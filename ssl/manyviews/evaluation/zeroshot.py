@@ -52,14 +52,9 @@ class ZeroShot(JointProtocol):
     @torch.no_grad()
     @override
     def measure(self, module: Any, data: Any) -> Result:
+        self.ready(module, data)
         names, prompts = self.read(data.classes)
-        if not names:
-            raise ValueError("zero-shot needs names of the classes: data with a label field that names them")
         texts = None  # a method may bring a classifier of its own: learned prompts
-        if hasattr(module, "class_scores") and self.bank != "plain":
-            raise ValueError(
-                f"{type(module).__name__} classifies by prompts of its own; bank {self.bank!r} is not used"
-            )
         if not hasattr(module, "class_scores"):
             texts = self._classifier(module, data, prompts)
         classes = len(names)
@@ -93,6 +88,10 @@ class ZeroShot(JointProtocol):
     @override
     def ready(self, module: Any, data: Any) -> None:
         super().ready(module, data)
+        if hasattr(module, "class_scores") and self.bank != "plain":
+            raise ValueError(
+                f"{type(module).__name__} classifies by prompts of its own; bank {self.bank!r} is not used"
+            )
         if not self.read(data.classes)[0]:
             raise ValueError("zero-shot needs names of the classes: data with a label field that names them")
 

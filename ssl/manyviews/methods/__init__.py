@@ -19,7 +19,7 @@ from manyviews.methods.hydra import Hydra, HydraMoCo
 from manyviews.methods.imagetext import ImageText
 from manyviews.methods.improved import BYOLIP, BarLIP, ImprovedCLIP, SiamLIP, SwALIP
 from manyviews.methods.meco import MECO
-from manyviews.methods.method import Method
+from manyviews.methods.method import Method, Step
 from manyviews.methods.mgca import MGCA
 from manyviews.methods.moco import MoCHi, MoCo, MoCoV3
 from manyviews.methods.mocoop import MoCoOp
@@ -91,6 +91,7 @@ __all__ = [
     "SimCLR",
     "SimSiam",
     "SogCLR",
+    "Step",
     "SupCon",
     "SwALIP",
     "SwAV",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from manyviews.backbones import Encoding, views_of
-from manyviews.methods.method import Batch, Method, Step
+from manyviews.methods.method import Batch, Count, Method, Step
 from manyviews.objectives import Objective
 from manyviews.optim import LARS, OptimizerFactory, Ramp, Schedule, Teacher
 
@@ -17,8 +17,8 @@ from manyviews.optim import LARS, OptimizerFactory, Ramp, Schedule, Teacher
 class Asymmetric(Method):
     """Predictions of each view are compared with projections of the other, which are constants.
 
-    The constant side is a momentum encoder, or the same network (SimSiam). With neither predictor nor momentum this is
-    `Method`, which lets one method stand on hosts of both kinds.
+    The constant side is a momentum encoder, or the same network (SimSiam). With neither predictor nor momentum the
+    views are compared with each other, which lets one method stand on hosts of both kinds.
 
     Args:
         backbone, projector, objective, optimizer, schedule, grad_cache, views_together: as in Method.
@@ -27,6 +27,8 @@ class Asymmetric(Method):
         final_momentum: at the end of the run, reached along a half cosine; None: `momentum` throughout.
         symmetric: both directions; False: only view 0 is trained against view 1 (MoCo v1, v2).
     """
+
+    takes_views: Count = (2, 2)
 
     def __init__(
         self,
@@ -52,7 +54,7 @@ class Asymmetric(Method):
 
     def step(self, batch: Batch) -> Step:
         """Each view's prediction against the other view's target, whatever the host has of predictor and teacher."""
-        views = self.pair(batch)
+        views = views_of(batch)
         h = self.encode(self.backbone, views if self.symmetric else views[:1])
         z, context = self.project(h), self.context(batch)
         if self.predictor is None and self.teacher is None:
@@ -61,17 +63,6 @@ class Asymmetric(Method):
         predictions = self.predict(z) if self.predictor else z
         loss = self.objective(predictions, targets=targets[::-1], **context)
         return Step(loss, h, z if self.symmetric else [*z, *targets])
-
-    def pair(self, batch: Batch) -> list[Tensor]:
-        """The two views of a batch.
-
-        Raises:
-            ValueError: if it has another number.
-        """
-        views = views_of(batch)
-        if len(views) != 2:
-            raise ValueError(f"{type(self).__name__} is defined for 2 views, got {len(views)}: set data.views to two")
-        return views
 
     def predict(self, projections: Sequence[Tensor]) -> list[Tensor]:
         """The predictor's (n, d) of each projection."""

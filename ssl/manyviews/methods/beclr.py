@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from manyviews import objectives
-from manyviews.backbones import width_of
+from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.asymmetric import Asymmetric
 from manyviews.methods.method import Batch, Step
@@ -63,7 +63,7 @@ class BECLR(Asymmetric):
 
     def step(self, batch: Batch) -> Step:
         """The student's first view has holes."""
-        views = self.pair(batch)
+        views = views_of(batch)
         h = self.encode(self.backbone, [blanked(views[0], self.masked, self.patch), views[1]])
         z = self.project(h)
         p, targets = self.predict(z), self.taught(views)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from manyviews import objectives
 from manyviews.backbones import Encoding, views_of, width_of
-from manyviews.methods.method import Batch, Method, Step
+from manyviews.methods.method import Batch, Count, Method, Step
 from manyviews.optim import OptimizerFactory, Schedule
 
 
@@ -28,6 +28,8 @@ class Classifier(Method):
         head_only: train the head only.
         optimizer: Point-MAE: AdamW 5e-4, weight decay 0.05. schedule: 10 epochs of warm-up, cosine.
     """
+
+    takes_views: Count = (1, 1)
 
     def __init__(
         self,
@@ -66,7 +68,7 @@ class Classifier(Method):
 
     def step(self, batch: Batch) -> Step:
         """The loss of the first view; monitoring sees its features and scores."""
-        h = self.encode(self.backbone, views_of(batch)[:1])
+        h = self.encode(self.backbone, views_of(batch))
         scores = self.project(h)
         return Step(self.objective(scores, **self.context(batch)), h, scores * 2)
 

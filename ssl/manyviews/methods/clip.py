@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -32,8 +31,6 @@ class CLIP(ImageText):
         grad_cache: images and texts a tower sees at a time; 0: all. Exact.
         locked: parts that stay as they are, such as [backbone].
     """
-
-    one_pair: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -72,8 +69,6 @@ class ALIGN(ImageText):
         positives: as in CLIP.
     """
 
-    one_pair: ClassVar[bool] = True
-
     def __init__(
         self,
         backbone: nn.Module,
@@ -109,8 +104,6 @@ class SigLIP(ImageText):
         optimizer: paper: AdamW with beta2 0.95, lr 1e-3, weight decay 1e-4.
         schedule: as in CLIP.
     """
-
-    one_pair: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -6,11 +6,12 @@ from functools import partial
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from manyviews import objectives
 from manyviews.backbones import views_of, width_of
 from manyviews.heads import LogitScale
-from manyviews.methods.method import Batch, Method, Step
+from manyviews.methods.method import Batch, Count, Method, Step
 from manyviews.optim import OptimizerFactory, Schedule
 
 
@@ -25,6 +26,8 @@ class Decoding(Method):
         target: name of the field. dim: of the targets, all axes together.
         optimizer: paper: Adam 3e-4. schedule, grad_cache: as in Method.
     """
+
+    takes_views: Count = (1, 1)
 
     def __init__(
         self,
@@ -42,11 +45,15 @@ class Decoding(Method):
         )  # fmt: skip
         self.target = target
 
-    def step(self, batch: Batch) -> Step:
-        """The estimate of the signal, which is the first view, against the targets of the global batch."""
+    @override
+    def check_batch(self, batch: Batch) -> None:
+        super().check_batch(batch)
         if self.target not in batch:
             raise ValueError(f"Decoding needs {self.target!r} of every sample: set data.fields to [{self.target}]")
-        h = self.encode(self.backbone, views_of(batch)[:1])
+
+    def step(self, batch: Batch) -> Step:
+        """The estimate of the signal, which is the first view, against the targets of the global batch."""
+        h = self.encode(self.backbone, views_of(batch))
         estimate = self.project(h)[0]
         pair = [estimate, batch[self.target].flatten(1).to(estimate.dtype)]
         loss = self.objective(pair, **self.context(batch))

@@ -88,7 +88,7 @@ class HydraMoCo(Asymmetric):
 
     @override
     def step(self, batch: Batch) -> Step:
-        views = self.pair(batch)
+        views = views_of(batch)
         h = self.encode(self.backbone, views)
         z = self.project(h)
         p, targets = self.predict(z), self.taught(views)

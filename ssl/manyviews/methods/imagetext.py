@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from manyviews import distributed
 from manyviews.backbones import Encoding, views_of, width_of
 from manyviews.methods.gradcache import check_exact
-from manyviews.methods.method import Batch, Method
+from manyviews.methods.method import Batch, Count, Method
 from manyviews.monitoring import diagnostics
 from manyviews.objectives import Objective
 from manyviews.optim import OptimizerFactory, Schedule
@@ -37,11 +37,10 @@ class ImageText(Method):
             no gradient, eval mode, out of the optimiser.
     """
 
-    reads_texts: ClassVar[bool] = True
+    takes_views: Count = (1, 1)
+    takes_texts: Count = (1, 1)
     hard_captions: ClassVar[bool] = False
     """Whether hard captions are read."""
-    one_pair: ClassVar[bool] = False
-    """Whether the first view of the image is compared with the first of the text, and further ones with nothing."""
 
     def __init__(
         self,
@@ -85,21 +84,12 @@ class ImageText(Method):
                 f"data.text.duplicates is true, and {type(self.objective).__name__} does not know of duplicates (it "
                 "takes no `group`): leave it out"
             )
-        if self.one_pair:
-            given = (len(getattr(getattr(self._data, name, None), "augmentations", [0])) for name in ("views", "text"))
-            if (counts := tuple(given)) != (1, 1):
-                raise ValueError(
-                    f"{type(self).__name__} compares one view of the image with one of the text, got {counts[0]} and "
-                    f"{counts[1]}: set data.views and data.text to one each"
-                )
         if getattr(getattr(self._data, "text", None), "hard", 0) and not self.hard_captions:
             raise ValueError(f"{type(self).__name__} reads no hard captions: set data.text.hard to 0")
         super().on_fit_start()
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """As in Method; of equal captions in the batch monitoring is told."""
-        if "text" not in batch:
-            raise ValueError(f"{type(self).__name__} needs texts: set data.text to viewshards.Captions")
         found = super().training_step(batch, batch_idx)
         rows = distributed.current()(len(batch["text"][0]))
         share, floor = diagnostics.duplicates(rows.gather(batch["text"][0]))

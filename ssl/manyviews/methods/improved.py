@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, cast
@@ -14,7 +15,7 @@ from manyviews import distributed, objectives
 from manyviews.backbones import Encoding, views_of, width_of
 from manyviews.heads import LogitScale, projector
 from manyviews.methods.imagetext import ImageText
-from manyviews.methods.method import Batch, Step
+from manyviews.methods.method import Batch, Count, Step
 from manyviews.objectives import Objective
 from manyviews.objectives.clip import Positives
 from manyviews.optim import OptimizerFactory, Ramp, Schedule, Teacher
@@ -37,6 +38,9 @@ class ImprovedCLIP(ImageText):
         grad_cache: images and texts a tower sees at a time; 0: all. Exact. locked: parts that stay as they are.
         positives: as in CLIP.
     """
+
+    takes_views: Count = (2, math.inf)
+    takes_texts: Count = (2, math.inf)
 
     def __init__(
         self,
@@ -67,13 +71,18 @@ class ImprovedCLIP(ImageText):
         return width_of(self.backbone), width_of(self.text_backbone)
 
     @override
+    def check_batch(self, batch: Batch) -> None:
+        super().check_batch(batch)
+        images, texts = len(views_of(batch)), len(batch["text"])
+        if images != texts:
+            raise ValueError(
+                f"{type(self).__name__} takes a weak and strong views of image and text alike, got {images} of images "
+                f"and {texts} of texts: set data.views and data.text"
+            )
+
+    @override
     def step(self, batch: Batch) -> Step:
         images, texts = self.towers(batch)
-        if len(images) != len(texts) or len(images) < 2:
-            raise ValueError(
-                f"{type(self).__name__} needs a weak and strong views of image and text alike, got {len(images)} of "
-                f"images and {len(texts)} of texts: set data.views and data.text"
-            )
         pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
         strong = [
             head(view.pooled)

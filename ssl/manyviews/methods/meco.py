@@ -11,7 +11,7 @@ from torch import nn
 from manyviews import distributed, objectives
 from manyviews.backbones import Encoding, views_of, width_of
 from manyviews.internals import BatchNorm
-from manyviews.methods.method import Batch, Method, Step
+from manyviews.methods.method import Batch, Count, Method, Step
 from manyviews.optim import OptimizerFactory, Schedule
 
 
@@ -27,6 +27,8 @@ class MECO(Method):
         optimizer: ours: Adam 1e-4.
         schedule: warm-up, cosine, scaling rule.
     """
+
+    takes_views: Count = (1, 1)
 
     def __init__(
         self,
@@ -55,5 +57,5 @@ class MECO(Method):
         energy = self.projector(Encoding.of(self.backbone(sample)).pooled)[:, 0]
         # p = e^f q / Z: the density of the noise stands on both sides and falls out of the weights.
         loss = self.objective([f], noise=energy, log_q=torch.zeros_like(energy), gather=distributed.current())
-        pooled = [view.pooled for view in (*h, *h)][:2]  # energies have one dimension: nothing to look at
-        return Step(loss, h, pooled, {"bits_over_noise": self.objective.diagnostics["nll"] / math.log(2)})
+        pooled = h[0].pooled  # energies have one dimension: nothing to look at
+        return Step(loss, h, [pooled, pooled], {"bits_over_noise": self.objective.diagnostics["nll"] / math.log(2)})

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -19,13 +19,14 @@ from torch.distributed.fsdp import FSDPModule
 
 from manyviews import distributed
 from manyviews.backbones import Encoding, views_of
-from manyviews.internals import BatchNorm, synchronise
+from manyviews.internals import BatchNorm, ignored_by_ddp, synchronise
 from manyviews.methods.gradcache import GradCache, check_exact
 from manyviews.objectives import Objective
 from manyviews.optim import LARS, OptimizerFactory, Schedule, Teacher, decay_groups
 from manyviews.sharding import shard
 
 Batch = dict[str, Any]
+Count = tuple[int, float]
 Seen = TypeVar("Seen", Tensor, Encoding)
 
 logger = logging.getLogger(__name__)
@@ -64,8 +65,10 @@ class Method(pl.LightningModule):
             SogCLR, Hydra, AMCL, and solo-learn's of every method).
     """
 
-    reads_texts: ClassVar[bool] = False
-    """Whether batches must hold texts."""
+    takes_views: Count = (1, math.inf)
+    """Views of a sample that `step` takes, least and most."""
+    takes_texts: Count = (0, 0)
+    """The same of texts."""
 
     def __init__(
         self,
@@ -94,6 +97,7 @@ class Method(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss of a batch, and detached what monitoring looks at: features and projections of view 0, 1, ..."""
+        self.check_batch(batch)
         step = self.step(batch)
         self.readings = {**self.objective.diagnostics, **step.readings}
         for teacher in self.teachers():
@@ -103,6 +107,25 @@ class Method(pl.LightningModule):
             "features": step.features[0].pooled.detach(),
             "projections": torch.stack([projection.detach() for projection in step.projections]),
         }
+
+    def check_batch(self, batch: Batch) -> None:
+        """Refuses a batch with fewer views or texts than `step` takes, or more, which would be compared with nothing.
+
+        Raises:
+            ValueError: saying how many are taken.
+        """
+        name = type(self).__name__
+        if self.takes_texts[0] and "text" not in batch:
+            raise ValueError(f"{name} needs texts: set data.text to viewshards.Captions")
+        for what, given, option, (least, most) in (
+            ("view", views_of(batch), "data.views", self.takes_views),
+            ("text", batch.get("text", []), "data.text", self.takes_texts),
+        ):
+            if not least <= len(given) <= most:
+                wanted = (
+                    f"1 {what}" if most == 1 else f"{least} {what}s" if least == most else f"{least} or more {what}s"
+                )
+                raise ValueError(f"{name} takes {wanted} of a sample, got {len(given)}: set {option}")
 
     def step(self, batch: Batch) -> Step:
         """The method's forward, from the views of a batch to the loss."""
@@ -182,12 +205,13 @@ class Method(pl.LightningModule):
 
         A queue of 65,536 keys has 33 MB, the memory of a large set a gigabyte.
         """
-        self._ddp_params_and_buffers_to_ignore = [
+        names = [
             f"objective.{name}.{buffer}".replace("..", ".")
             for name, module in self.objective.named_modules()
             if not isinstance(module, BatchNorm)
             for buffer, _ in module.named_buffers(recurse=False)
         ]
+        ignored_by_ddp(self, names)
 
     def on_fit_start(self) -> None:
         """Refuses what would silently train something else; makes the objective's state equal once."""
@@ -202,7 +226,7 @@ class Method(pl.LightningModule):
                     f"the training set has {there} samples, but the objective was made for samples={part.samples}: set "
                     "it to the size of the training set"
                 )
-        if getattr(self._data, "text", None) is not None and not self.reads_texts:
+        if getattr(self._data, "text", None) is not None and self.takes_texts == (0, 0):
             raise ValueError(f"data.text is given, and {type(self).__name__} reads no texts: leave it out")
         if self.objective.batch_coupled and getattr(self._data, "global_batch_size", 2) < 2:
             raise ValueError(
@@ -233,6 +257,7 @@ class Method(pl.LightningModule):
         try:
             with torch.random.fork_rng(devices=[]), self.trainer.precision_plugin.forward_context():
                 batch = self._data.transfer_batch_to_device(example(), self.device, 0)
+                self.check_batch(batch)
                 for view in views_of(self._data.on_after_batch_transfer(batch, 0)):
                     self._try_view(view)
         finally:

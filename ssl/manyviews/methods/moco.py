@@ -10,7 +10,7 @@ from torch import nn
 from typing_extensions import override
 
 from manyviews import objectives
-from manyviews.backbones import width_of
+from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.asymmetric import Asymmetric
 from manyviews.methods.method import Batch, Step
@@ -73,7 +73,7 @@ class MoCo(Asymmetric):
 
     def step(self, batch: Batch) -> Step:
         """Queries of one view or both against keys of the other."""
-        views = self.pair(batch)
+        views = views_of(batch)
         h = self.encode(self.backbone, views if self.symmetric else views[:1])
         queries, keys = self.project(h), self.taught(views if self.symmetric else views[1:])
         loss = self.objective(queries, targets=keys[::-1], **self.context(batch))
@@ -123,7 +123,7 @@ class MoCHi(Asymmetric):
 
     def step(self, batch: Batch) -> Step:
         """Queries of one view or both against keys of the other."""
-        views = self.pair(batch)
+        views = views_of(batch)
         h = self.encode(self.backbone, views if self.symmetric else views[:1])
         queries, keys = self.project(h), self.taught(views if self.symmetric else views[1:])
         loss = self.objective(queries, targets=keys[::-1], **self.context(batch))
@@ -177,7 +177,7 @@ class MoCoV3(Asymmetric):
 
     @override
     def step(self, batch: Batch) -> Step:
-        views = self.pair(batch)
+        views = views_of(batch)
         h = self.encode(self.backbone, views)
         z = self.project(h)
         p, targets = self.predict(z), self.taught(views)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
@@ -13,7 +14,7 @@ from typing_extensions import override
 from manyviews import objectives
 from manyviews.methods.clip import CLIP
 from manyviews.methods.imagetext import ADAMW, ImageText
-from manyviews.methods.method import Batch, Step
+from manyviews.methods.method import Batch, Count, Step
 from manyviews.objectives import Objective
 from manyviews.optim import OptimizerFactory, Schedule
 
@@ -28,9 +29,13 @@ class NegCLIP(CLIP):
     hard_captions: ClassVar[bool] = True
 
     @override
-    def step(self, batch: Batch) -> Step:
+    def check_batch(self, batch: Batch) -> None:
+        super().check_batch(batch)
         if "hard_text" not in batch:
             raise ValueError("NegCLIP needs hard captions: samples with hard_captions, and data.text with hard: 1")
+
+    @override
+    def step(self, batch: Batch) -> Step:
         hard = [batch["hard_text"][:, k] for k in range(batch["hard_text"].shape[1])]
         images, texts = self.towers({**batch, "text": [*batch["text"], *hard]})
         plain = len(batch["text"])
@@ -55,6 +60,8 @@ class MCIP(ImageText):
         optimizer, schedule, grad_cache: as in CLIP; for pretrained towers lr 1e-5.
         locked: the paper's text tower and its projection.
     """
+
+    takes_texts: Count = (1, math.inf)
 
     def __init__(
         self,
@@ -98,6 +105,9 @@ class MultiModal(ImageText):
         dim: of the joint space.
         optimizer, schedule, grad_cache, locked: as in CLIP.
     """
+
+    takes_views: Count = (1, math.inf)
+    takes_texts: Count = (1, math.inf)
 
     def __init__(
         self,

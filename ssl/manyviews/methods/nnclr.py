@@ -8,7 +8,7 @@ from torch import nn
 from typing_extensions import override
 
 from manyviews import objectives
-from manyviews.backbones import width_of
+from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.asymmetric import Asymmetric
 from manyviews.methods.method import Batch, Step
@@ -56,7 +56,7 @@ class NNCLR(Asymmetric):
 
     @override
     def step(self, batch: Batch) -> Step:
-        h = self.encode(self.backbone, self.pair(batch))
+        h = self.encode(self.backbone, views_of(batch))
         z = self.project(h)
         targets = [view.detach() for view in z]
         return Step(self.objective(self.predict(z), targets=targets[::-1], **self.context(batch)), h, z)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from manyviews import distributed, objectives
 from manyviews.backbones import Encoding, PointTransformer, views_of
 from manyviews.backbones.points import Patches, PointDecoder, pooled
-from manyviews.methods.method import Batch, Method, Step
+from manyviews.methods.method import Batch, Count, Method, Step
 from manyviews.objectives.objective import choice
 from manyviews.optim import OptimizerFactory, Schedule
 
@@ -26,6 +26,8 @@ class MaskedPoints(Method):
     Args:
         backbone: the encoder. objective: the loss. mask_ratio, mask, optimizer, schedule: as in PointMAE.
     """
+
+    takes_views: Count = (1, 1)
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from manyviews import objectives
 from manyviews.backbones import width_of
 from manyviews.heads import LogitScale, projector
 from manyviews.methods.imagetext import ImageText
-from manyviews.methods.method import Batch, Step
+from manyviews.methods.method import Batch, Count, Step
 from manyviews.objectives.clip import Positives
 from manyviews.optim import OptimizerFactory, Schedule
 
@@ -31,6 +31,8 @@ class SLIP(ImageText):
         schedule: paper: one epoch of warm-up, cosine to 1e-5, 25 epochs.
         positives: as in CLIP.
     """
+
+    takes_views: Count = (3, 3)
 
     def __init__(
         self,
@@ -58,8 +60,6 @@ class SLIP(ImageText):
     @override
     def step(self, batch: Batch) -> Step:
         images, texts = self.towers(batch)
-        if len(images) != 3:
-            raise ValueError(f"SLIP needs three views of the image, for CLIP and two for SimCLR, got {len(images)}")
         pair = [self.projector(images[0].pooled), self.text_projector(texts[0].pooled)]
         strong = [self.image_projector(view.pooled) for view in images[1:]]
         return Step(self.objective(pair, strong=strong, **self.context(batch)), images, pair)

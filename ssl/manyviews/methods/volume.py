@@ -64,6 +64,7 @@ class ImageVolume(Method):
         dim = objective.intra.prototypes.shape[1]
         super().__init__(backbone, projector(width, projector_hidden, dim), objective, optimizer, schedule)
         self.fusion = Fusion(width, objective.slices)
+        self.takes_views = (2 * objective.slices, 2 * objective.slices)
         if not masked:
             self.fusion.predict.requires_grad_(False)
             self.fusion.unknown.requires_grad_(False)
@@ -79,8 +80,6 @@ class ImageVolume(Method):
         """The first S views are one augmentation of the slices, the others the second."""
         s: int = self.objective.slices  # type: ignore[assignment]
         views = batch["image"]
-        if len(views) != 2 * s:
-            raise ValueError(f"expected each of {s} slices twice, got {len(views)} views: set data.views to {2 * s}")
         h = self.encode(self.backbone, views)
         z = self.project(h)
         both = [torch.stack([view.pooled for view in part], 1) for part in (h[:s], h[s:])]

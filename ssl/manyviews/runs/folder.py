@@ -25,8 +25,6 @@ from manyviews.runs.storage import load, newest_whole
 
 logger = logging.getLogger(__name__)
 
-CONFIG_KEY = "manyviews_config"
-"""Where a checkpoint holds the resolved configuration of its run."""
 VERSIONS = ("manyviews", "torch", "torchvision", "lightning", "timm", "webdataset", "numpy")
 # What may differ between two parts of one run: where it and its data are and how it is watched, not what it computes
 # (that the shards are the same ones is checked by their fingerprint).
@@ -161,7 +159,7 @@ class RunFolder:
         """The configuration in the newest checkpoint; None without one that can be read."""
         try:
             newest = newest_whole(self.checkpoints)
-            found = None if newest is None else foreign.plain(load(newest).get(CONFIG_KEY), str(newest))
+            found = None if newest is None else foreign.plain(load(newest).get(foreign.CONFIG_KEY), str(newest))
         except ValueError:
             return None
         return found if isinstance(found, dict) else None
