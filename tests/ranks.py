@@ -30,9 +30,10 @@ from manyviews.runs import AtomicCheckpointIO, Checkpoints, FiniteGuard, RandomS
 from manyviews.runs.sharded import register
 from manyviews.runs.storage import load
 from tests.manyviews.test_image_methods import SMALL
-from tests.manyviews.test_methods import FAST, Batches
+from tests.manyviews.test_methods import Batches
 from tests.recipe import Backbone
 from tests.support.every import TRIALS
+from tests.support.training import changed, fast
 
 register()  # as the command does
 
@@ -108,13 +109,13 @@ def every_method(strategy: str, alike: bool) -> dict[str, dict[str, torch.Tensor
         if alike and case == "image/SimCLR":
             method = trial.make()
             without_statistics(method)
-            method.grad_cache = 5
+            changed(method, grad_cache=5)
             found[f"{case} in chunks"] = after_three_steps(strategy, method, trial.batches())
     return found
 
 
 def after_three_steps(strategy, method, data, rate=0.01):
-    method.optimizer = lambda groups: torch.optim.SGD(groups, lr=rate, momentum=0.9)
+    changed(method, optimizer=partial(torch.optim.SGD, lr=rate, momentum=0.9))
     watch = Watch()
     pl.seed_everything(0, verbose=False)
     trainer = train(strategy, method, 3, data, [watch])
@@ -206,8 +207,7 @@ def one_run(folder: Path) -> None:
 
     def make():
         pl.seed_everything(0, verbose=False)
-        optimizer = partial(LARS, lr=0.1, weight_decay=1e-4)
-        return BYOL(Deep(), 0.9, **SMALL, optimizer=optimizer, schedule=FAST["schedule"])
+        return BYOL(Deep(), 0.9, **SMALL, **fast(partial(LARS, lr=0.1, weight_decay=1e-4)))
 
     def run(strategy, name, steps, ckpt=None, method=None, **options):
         protocol = Kept(k=(5,), temperature=(0.1,))
@@ -236,8 +236,7 @@ def one_run(folder: Path) -> None:
         ("plain", None),
         ("plain-resumed", folder / "plain/step-00000004.ckpt"),
     ):  # an optimiser without state
-        method = make()
-        method.optimizer = partial(torch.optim.SGD, lr=0.01)
+        method = changed(make(), optimizer=partial(torch.optim.SGD, lr=0.01))
         run("fsdp2", name, 8, ckpt, method)
     for wrong, told in (
         ({"sync_batchnorm": True}, "expected input tensor to be on"),

@@ -172,8 +172,10 @@ def recipe(root: Path, **changes) -> dict:
                 "backbone": {"class_path": "tests.recipe.Backbone"},
                 "temperature": 0.2,
                 "projector_out": 16,
-                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
-                "schedule": {"warmup_steps": 5, "scaling": "none"},
+                "training": {
+                    "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
+                    "schedule": {"warmup_steps": 5, "scaling": "none"},
+                },
             },
         },
         "data": {

@@ -32,8 +32,8 @@ def train(tmp_path, config, *arguments, name="run"):
         (["--checkpoints.mode", "maximum"], "maximum"),
         (["--checkpoints.monitor", "val/knn5"], "nothing is evaluated: add manyviews.evaluation.Evaluation"),
         (["--checkpoints.monitor", "representation/rankme"], "there is no 'representation/rankme'; did you mean representation/rankme_features"),
-        (["--optimizer", "SGD", "--optimizer.lr", "0.1"], "no argument --optimizer; give model.optimizer"),
-        (["--lr_scheduler", "CosineAnnealingLR"], "no argument --lr_scheduler; give model.schedule"),
+        (["--optimizer", "SGD", "--optimizer.lr", "0.1"], "no argument --optimizer; give model.training.optimizer"),
+        (["--lr_scheduler", "CosineAnnealingLR"], "no argument --lr_scheduler; give model.training.schedule"),
         (["--trainer.val_check_interval", "0.5"], "trainer.val_check_interval is not used here: protocols are run by"),
         (["--trainer.limit_val_batches", "0"], "trainer.limit_val_batches is not used here"),
         (["--trainer.overfit_batches", "2"], "trainer.overfit_batches is not used here: every epoch takes other"),
@@ -100,9 +100,13 @@ def test_limited_epochs_are_planned_for(digits, tmp_path):
     """Three epochs of four batches: the rate ends with the run, and a resume in the middle changes nothing."""
     changes = {"max_epochs": 3, "limit_train_batches": 4, "max_steps": -1}
     config = recipe(
-        digits, model__optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.002}}, monitor__every_n_steps=1
+        digits,
+        model__training={
+            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.002}},
+            "schedule": {"warmup_steps": 0, "scaling": "none"},
+        },
+        monitor__every_n_steps=1,
     )
-    config["model"]["init_args"]["schedule"]["warmup_steps"] = 0
     config["trainer"] |= changes
     assert train(tmp_path, config) == 0
     rates = dict(scalars(tmp_path / "run")["train/lr"])
@@ -126,7 +130,7 @@ def test_a_stop_waits_for_the_step_of_accumulated_batches(digits, tmp_path):
         "class_path": "manyviews.methods.SimSiam",
         "init_args": {
             "backbone": config["model"]["init_args"]["backbone"], "projector_hidden": 16, "predictor_hidden": 8,
-            "schedule": {"warmup_epochs": 0, "scaling": "none"},
+            "training": {"schedule": {"warmup_epochs": 0, "scaling": "none"}},
         },
     }  # fmt: skip
     config["trainer"]["accumulate_grad_batches"] = 4
@@ -245,7 +249,7 @@ def test_a_run_begins_with_another_ones_weights_and_says_so(digits, tmp_path, ca
     config = recipe(digits, trainer__max_steps=2, model__projector_out=8, data__seed=99)
     before = weights(tmp_path / "parent")
     frozen = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.0}}
-    config["model"]["init_args"]["optimizer"] = frozen
+    config["model"]["init_args"]["training"]["optimizer"] = frozen
     assert train(tmp_path, config, "--from", str(tmp_path / "parent"), name="child") == 0
     said = caplog.text
     assert "begins with" in said and "step-00000003.ckpt" in said and "new: projector.3" in said

@@ -27,7 +27,7 @@ from manyviews.cli.export import export_backbone
 from manyviews.cli.fit import check_file
 from manyviews.evaluation import FewShotSVM, ZeroShot, composition
 from manyviews.evaluation.features import Features
-from manyviews.runs.folder import CONFIG_KEY
+from manyviews.foreign import CONFIG_KEY
 from manyviews.runs.storage import newest_whole, sidecar
 from tests.process import run
 from tests.recipe import recipe, write
@@ -45,7 +45,7 @@ def trained(digits, tmp_path_factory):
     )
     net = {"class_path": "manyviews.backbones.ConvNet", "init_args": {"widths": [4, 8]}}
     config["model"]["init_args"]["backbone"] = net
-    config["model"]["init_args"]["schedule"]["warmup_steps"] = 0
+    config["model"]["init_args"]["training"]["schedule"]["warmup_steps"] = 0
     config["data"]["init_args"]["text"] = None
     done = run("fit", "--config", write(folder / "recipe.yaml", config), "--run", folder / "run")
     assert done.returncode == 0, done.stderr
@@ -392,7 +392,11 @@ def test_a_name_that_the_user_trusts_is_built(trained, marker, tmp_path):
 
 
 def test_own_classes_in_a_run_are_evaluated_with_trust(digits, tmp_path):
-    config = write(tmp_path / "recipe.yaml", recipe(digits, trainer__max_steps=2, model__schedule={"warmup_steps": 0}))
+    """Continued by what it wrote of itself, though its optimiser is the method's own."""
+    config = write(
+        tmp_path / "recipe.yaml",
+        recipe(digits, trainer__max_steps=2, model__training={"schedule": {"warmup_steps": 0}}),
+    )
     assert run("fit", "--config", config, "--run", tmp_path / "run").returncode == 0
     refused = run("knn", "--run", tmp_path / "run")
     assert refused.returncode == 2 and "--trust tests.recipe.Backbone" in refused.stderr, refused.stderr
@@ -408,7 +412,7 @@ def test_unknown_keys_and_types_are_named(trained, tmp_path):
     wrong = {
         ("model", "init_args", "temprature"): (1, "SimCLR has no argument 'temprature'; did you mean temperature"),
         ("model", "init_args", "temperature"): ([1], "temperature: expected a number, got [1]"),
-        ("model", "init_args", "grad_cache"): ("x", "grad_cache: expected a whole number, got 'x'"),
+        ("model", "init_args", "training", "grad_cache"): ("x", "grad_cache: expected a whole number, got 'x'"),
         ("model", "more"): (1, "expected class_path and init_args of a Method"),
         ("model", "class_path"): ("manyviews.backbones.ConvNet", "expected a Method, got manyviews.backbones.ConvNet"),
         ("data", "init_args", "views"): (None, "views: expected"),

@@ -64,7 +64,7 @@ def test_recipe(path, runs, tmp_path, monkeypatch):
     assert isinstance(method, Method) and isinstance(data, ShardDataModule)
     assert data.global_batch_size % data.lanes == 0
     assert {"max_steps", "max_epochs"} & yaml.safe_load(path.read_text())["trainer"].keys()
-    optimizer = config["model"]["init_args"]["optimizer"]
+    optimizer = config["model"]["init_args"]["training"]["optimizer"]
     assert optimizer["class_path"] and "lr" in optimizer["init_args"]
 
 
@@ -193,7 +193,7 @@ def test_recipe_trains_and_is_probed(path, runs, tmp_path):
     if backbone["class_path"].endswith("PointTransformer"):
         backbone["init_args"] = {"dim": 24, "depth": 1, "heads": 2, "groups": 8, "group_size": 8}
     changes = {"trainer": {"max_steps": 2, "callbacks": [], "accelerator": "cpu"}, "checkpoints": {"monitor": None}}
-    changes["model"] = {"init_args": {"schedule": {"warmup_steps": 1}}}
+    changes["model"] = {"init_args": {"training": {"schedule": {"warmup_steps": 1}}}}
     problem = study._one(study.merged(config, changes), 0, tmp_path, path.parent, [None], 1)
     assert problem is None, (tmp_path / "log.txt").read_text()[-3000:]
     scores = json.loads((tmp_path / "result.json").read_text())["scores"]

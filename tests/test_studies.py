@@ -158,7 +158,7 @@ def test_what_is_wrong_with_a_study_is_said(small):
     assert (
         "no measure 'knn7'; there are" in run("claims", "--studies", small / "studies", "--out", small / "out").stderr
     )
-    broken = {**raw, "set": {"model": {"init_args": {"optimizer": {"init_args": {"lr": 1.0e30}}}}}}
+    broken = {**raw, "set": {"model": {"init_args": {"training": {"optimizer": {"init_args": {"lr": 1.0e30}}}}}}}
     (small / "studies/steps.yaml").write_text(yaml.safe_dump(broken))
     failed = run("claims", "--studies", small / "studies", "--out", small / "out3")
     assert failed.returncode == 2 and "FAILED" in failed.stderr and "log.txt" in failed.stderr, failed.stderr

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,8 @@ def encoders(device: str) -> dict[str, float]:
             found[f"{kind}, {layout}"] = milliseconds(encode, device)
         for name in ("SimCLR", "BYOL", "MoCo"):
             for label, callbacks in (("Lightning alone", []), ("with our callbacks", _callbacks())):
-                method = getattr(methods, name)(made(), schedule=Schedule(warmup_steps=1, scaling="none"))
+                method = getattr(methods, name)(made())
+                method.how = replace(method.how, schedule=Schedule(warmup_steps=1, scaling="none"))
                 found[f"{kind}, step of {name}, {label}"] = step(method, views, device, callbacks)
     return found
 

@@ -28,7 +28,7 @@ from torch import nn
 
 from manyviews.methods import SimCLR
 from manyviews.monitoring import CollapseAlarm, Monitor
-from manyviews.optim import Schedule, decay_groups
+from manyviews.optim import Schedule, Training, groups_of
 from manyviews.runs import FiniteGuard, Ledger, RandomState, StopOnSignal
 
 WINDOW = 50
@@ -63,13 +63,13 @@ class Batches(torch.utils.data.Dataset[dict[str, Any]]):
 def method() -> SimCLR:
     torch.manual_seed(0)
     optimizer = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
-    return SimCLR(Tiny(), 0.2, 16, 16, optimizer, Schedule(warmup_steps=10, scaling="none"))
+    return SimCLR(Tiny(), 0.2, 16, 16, Training(optimizer, Schedule(warmup_steps=10, scaling="none")))
 
 
 def bare(steps: int) -> float:
     model = method()
-    optimizer = torch.optim.SGD(decay_groups(model), lr=0.01, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: model.schedule.factor(step, steps, None))
+    optimizer = torch.optim.SGD(groups_of(model), lr=0.01, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: model.how.schedule.factor(step, steps, None))
     loader = torch.utils.data.DataLoader(Batches(steps), batch_size=None)
     clock = Clock()
     for batch in loader:

@@ -1,11 +1,11 @@
-"""LARS, decay groups, learning-rate schedules, teachers."""
+"""How methods are trained: optimisers, groups of parameters, schedules, teachers."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
 import torch
@@ -99,31 +99,39 @@ class LARS(Optimizer):
         return ratio
 
 
-def decay_groups(module: nn.Module, constant: nn.Module | None = None, decay_all: bool = False) -> list[dict[str, Any]]:
+def groups_of(
+    module: nn.Module,
+    unscheduled: Sequence[str] = (),
+    decay_all: bool = False,
+    shares: Mapping[int, float] | None = None,
+) -> list[dict[str, Any]]:
     """Groups of matrices and kernels, and of what neither decays nor is adapted (biases, norms, scalars).
 
     A module may name more parameters of the second kind in a method `no_weight_decay()`, as timm's models do.
 
     Args:
         module: what is trained.
-        constant: a part of it whose rate does not follow the schedule: its groups have `scheduled` False.
+        unscheduled: parts of it whose rate does not follow the schedule: their groups have `scheduled` False.
         decay_all: nothing is spared: one group of all that follows the schedule, and one of what does not.
+        shares: of the rate that parameters have, by their `id`, where it is not 1: their groups have `share`.
     """
+    shares = shares or {}
     spared: set[int] = set()
     for child in module.modules():
         named: Iterable[str] = getattr(child, "no_weight_decay", tuple)()
         own = dict(child.named_parameters())
         spared |= {id(own[name]) for name in named if name in own}
-    fixed = {id(p) for p in constant.parameters()} if constant is not None else set[int]()
-    kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    fixed = {id(p) for name in unscheduled for p in module.get_submodule(name).parameters()}
+    kinds: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for p in module.parameters():
         if p.requires_grad:
             plain = not decay_all and (p.ndim <= 1 or id(p) in spared)
-            kinds.setdefault((id(p) in fixed, plain), []).append(p)
+            kinds.setdefault((id(p) in fixed, plain, shares.get(id(p), 1.0)), []).append(p)
     groups = []
-    for (is_fixed, plain), params in sorted(kinds.items(), key=lambda kind: kind[0]):
+    for (is_fixed, plain, share), params in sorted(kinds.items(), key=lambda kind: (*kind[0][:2], -kind[0][2])):
         group: dict[str, Any] = {"params": params, "scheduled": not is_fixed}
         groups.append(group | ({"weight_decay": 0.0, "adapt": False} if plain else {}))
+        groups[-1] |= {"share": share} if share != 1 else {}
     return groups
 
 
@@ -173,6 +181,70 @@ class Schedule:
         if step < warmup:
             return (step + 1) / warmup
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a method is trained. Parts are named as in the method: `backbone`, `backbone.model.patch_embed`.
+
+    Attributes:
+        optimizer: builds the optimiser; its lr is scaled by `schedule`.
+        schedule: warm-up, cosine, scaling rule, what decays.
+        grad_cache: views at a time that an encoder sees; 0: the whole batch at once. The gradient is the same.
+        views_together: views of one size go through backbone and heads together, which is faster and gives BatchNorm
+            the statistics of all (the code of SimCLR, SwAV, MV-DHEL, SupCon, iSogCLR, BECLR). False: one after
+            another, BatchNorm seeing one view at a time (the code of BYOL, SimSiam, MoCo v3, Barlow Twins, VICReg,
+            SogCLR, Hydra, AMCL, and solo-learn's of every method). None: as the method says.
+        locked: parts that stay as they are, such as [backbone] (LiT) or [text_backbone.model.transformer]: no gradient,
+            eval mode, out of the optimiser. None: as the method says.
+        frozen: parts that make no step in the first so many epochs, such as {projector.last: 1}.
+        rates: of parts that have a share of the rate, such as {backbone.model.patch_embed: 0.2}; of parts inside each
+            other the product.
+        layer_decay: a layer of the backbone has this share of the rate of the next; what comes after its blocks has all
+            of it (as in BEiT, MAE, DINOv2).
+    """
+
+    optimizer: OptimizerFactory
+    schedule: Schedule
+    grad_cache: int = 0
+    views_together: bool | None = None
+    locked: Sequence[str] | None = None
+    frozen: Mapping[str, int] = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)
+    layer_decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value, is_right, expected in (
+            ("grad_cache", self.grad_cache, self.grad_cache >= 0, "0 or more"),
+            ("layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "a share, in (0, 1]"),
+            *((f"frozen.{part}", epochs, epochs >= 1, "1 or more epochs") for part, epochs in self.frozen.items()),
+            *((f"rates.{part}", share, share > 0, "a share, more than 0") for part, share in self.rates.items()),
+        ):
+            if not is_right:
+                raise ValueError(f"training.{name}: expected {expected}, got {value}")
+
+    def shares(self, method: nn.Module, backbone: nn.Module) -> dict[int, float]:
+        """The share of the rate of every parameter that has not all of it, by `id`.
+
+        Raises:
+            ValueError: if layers decay, and the backbone does not say which it has.
+        """
+        found: dict[int, float] = {}
+        for part, share in self.rates.items():
+            for p in method.get_submodule(part).parameters():
+                found[id(p)] = found.get(id(p), 1.0) * share
+        if self.layer_decay == 1:
+            return found
+        layers: dict[str, int] | None = getattr(backbone, "layers", dict)()
+        if not layers:
+            raise ValueError(
+                f"training.layer_decay: {type(backbone).__name__} does not say which layers it has: give training.rates"
+            )
+        own = dict(backbone.named_parameters())
+        for name, layer in layers.items():
+            share = self.layer_decay ** (max(layers.values()) + 1 - layer)
+            found[id(own[name])] = found.get(id(own[name]), 1.0) * share
+        return found
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import nn
 from manyviews import objectives as o
 from manyviews.distributed import LOCAL, simulate
 from manyviews.heads import LogitScale
-from manyviews.optim import decay_groups
+from manyviews.optim import groups_of
 from manyviews.similarity import logsumexp_both, softplus_sums
 
 double = {"dtype": torch.float64}
@@ -212,7 +212,7 @@ def test_the_scale_stays_float32_and_does_not_decay():
     scale = holder[1]
     assert holder[0].weight.dtype == torch.bfloat16
     assert scale.log_scale.dtype == scale.bias.dtype == torch.float32
-    plain = next(group for group in decay_groups(holder) if group.get("adapt") is False)
+    plain = next(group for group in groups_of(holder) if group.get("adapt") is False)
     assert any(p is scale.log_scale for p in plain["params"])
     assert any(p is scale.bias for p in plain["params"])
 

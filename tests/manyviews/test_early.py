@@ -45,7 +45,10 @@ def imported(*arguments):
         (["fit", "--config", "{recipe}", "--model.backbone", "manyviews.backbones.ConvNt"], "manyviews.backbones has no 'ConvNt'; did you mean ConvNet"),
         (["fit", "--config", "{recipe}", "--data.views.strenght", "3"], "viewshards.views.SimCLR has no argument 'strenght'; did you mean strength?"),
         (["fit", "--config", "{recipe}", "--checkpoints.keep", "3"], "no argument --checkpoints.keep; did you mean --checkpoints.keep_last"),
-        (["fit", "--config", "{recipe}", "--optimizer", "SGD"], "give model.optimizer"),
+        (["fit", "--config", "{recipe}", "--model.training.optimiser", "SGD"], "model.training has no option 'optimiser'; did you mean optimizer?"),
+        (["fit", "--config", "{recipe}", "--model.training.schedule.warmup", "3"], "model.training.schedule has no option 'warmup'; did you mean warmup_"),
+        (["fit", "--config", "{recipe}", "--model.training.grad_cache", "x"], "model.training.grad_cache: expected int, got x"),
+        (["fit", "--config", "{recipe}", "--optimizer", "SGD"], "give model.training.optimizer"),
     ],
     ids=lambda x: "-".join(x[-2:]) if isinstance(x, list) else "",
 )  # fmt: skip
@@ -61,7 +64,8 @@ def test_help_of_a_class_is_its_own(tmp_path):
     code, heavy, _, shown = imported("fit", "--model.help", "manyviews.methods.SimCLR")
     assert code == 0 and heavy == []
     lines = shown.splitlines()
-    assert "  --model.temperature: float = 0.1" in lines and len(lines) < 40
+    assert "  --model.temperature: float = 0.1" in lines and len(lines) < 45
+    assert "  --model.training.schedule.warmup_epochs: float" in lines
 
 
 RECIPES = [p for p in sorted(EXPERIMENTS.glob("*/*.yaml")) if p.parent.name not in ("claims", "leaderboard", "sweeps")]
@@ -80,7 +84,7 @@ def test_no_recipe_is_refused(path):
         ["--trainer.callbacks+={class_path: manyviews.evaluation.Evaluation}"],
         ["--trainer.callbacks.every_n_epochs", "3"],
         ["--model.init_args.temperature", "3e-1"],
-        ["--model.optimizer.lr", "3"],
+        ["--model.training.optimizer.lr", "3"],
         ["--seed_everything=3", "--print_config"],
         ["--model", "manyviews.methods.BYOL"],
         ["--model.class_path", "manyviews.methods.BYOL"],  # the old one's arguments go

@@ -1,7 +1,6 @@
 """Every method: it learns, resumes bit-equal, a skipped step leaves no trace; and what is particular to each."""
 
 import copy
-from functools import partial
 
 import lightning.pytorch as pl
 import pytest
@@ -13,14 +12,11 @@ from manyviews.backbones import ConvNet, ScatteringBackbone
 from manyviews.backbones.scattering import Scattering
 from manyviews.methods.beclr import blanked
 from manyviews.methods.scatsimclr import rotated
-from manyviews.optim import Schedule
 from manyviews.runs import FiniteGuard
 from tests.manyviews.test_methods import Batches, fit
+from tests.support.training import fast
 
-FAST = {
-    "optimizer": partial(torch.optim.Adam, lr=0.003),
-    "schedule": Schedule(warmup_steps=1, scaling="none"),
-}
+FAST = fast()
 SMALL = {"projector_hidden": 32, "projector_out": 16}
 HEADS = {"heads": 2, "dim": 8}
 

@@ -17,17 +17,16 @@ from torch import nn
 
 from manyviews.backbones import ConvNet, Encoding, Exported, TimmBackbone, not_read
 from manyviews.heads import MultiHead, projector
-from manyviews.methods import MoCo, SimCLR, SimSiam
-from manyviews.optim import Schedule
+from manyviews.methods import MECO, MoCo, SimCLR, SimSiam
+from manyviews.optim import Schedule, Training
 from manyviews.runs import AtomicCheckpointIO, Checkpoints, FiniteGuard, newest_whole
 from manyviews.runs.storage import alias, damage_of
 from tests.process import environment
 from tests.recipe import Backbone
+from tests.support.training import fast
 
-FAST = {
-    "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
-    "schedule": Schedule(warmup_steps=1, scaling="none"),
-}
+SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+FAST = fast(SGD)
 
 
 class Batches(torch.utils.data.Dataset):
@@ -72,7 +71,7 @@ def simclr(seed=0, **options):
 @pytest.mark.parametrize("chunk", [5, 24, 64])
 def test_grad_cache_gives_the_weights_of_the_whole_batch(chunk):
     """Momentum, weight decay, clipping and all: after 3 steps the weights agree to 1e-6."""
-    whole, cached = simclr(), simclr(grad_cache=chunk)
+    whole, cached = simclr(), simclr(**fast(SGD, grad_cache=chunk))
     for method in (whole, cached):
         fit(method, 3, gradient_clip_val=1.0)
     for (name, a), b in zip(whole.state_dict().items(), cached.state_dict().values(), strict=True):
@@ -95,7 +94,7 @@ class Counted(nn.Module):
 @pytest.mark.parametrize("make", [SimCLR, SimSiam])
 @pytest.mark.parametrize(("together", "rows"), [(True, [48]), (False, [24, 24])])
 def test_views_go_through_backbone_and_heads_together_or_one_after_another(make, together, rows):
-    backbone, method = Counted(), make(Counted(), views_together=together, **FAST)
+    backbone, method = Counted(), make(Counted(), **fast(SGD, views_together=together))
     method.backbone, heads = backbone, [method.projector, *([method.predictor] if make is SimSiam else [])]
     seen = []
     for head in heads:
@@ -104,10 +103,101 @@ def test_views_go_through_backbone_and_heads_together_or_one_after_another(make,
     assert backbone.seen == rows and seen == rows * len(heads)
 
 
+def moved(method, steps=1, **options):
+    """How far each parameter of a method goes, of what plain SGD at a rate of 1 would go, whatever the gradient."""
+    before = {name: p.detach().clone() for name, p in method.named_parameters()}
+
+    class Ones(pl.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            for p in module.parameters():
+                if p.grad is not None:
+                    p.grad.fill_(1.0)
+
+    fit(method, steps, [Ones()], **options)
+    return {name: (before[name] - p).mean().item() for name, p in method.named_parameters()}
+
+
+PLAIN = partial(torch.optim.SGD, lr=1.0)
+
+
+def constant(**how):
+    return {"training": Training(PLAIN, Schedule(warmup_steps=0, final=1.0, scaling="none"), **how)}
+
+
+def test_parts_have_the_share_of_the_rate_that_they_were_given():
+    """And of parts inside each other the product."""
+    found = moved(simclr(**constant(rates={"backbone": 0.5, "backbone.body.0": 0.1})))
+    for name, way in found.items():
+        share = 0.05 if name.startswith("backbone.body.0.") else 0.5 if name.startswith("backbone.") else 1.0
+        assert way == pytest.approx(share, rel=1e-4), name
+    trainer = fit(simclr(**constant(rates={"backbone": 0.5})), 1)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 1.0  # what monitoring shows
+
+
+def test_a_layer_has_a_share_of_the_rate_of_the_next():
+    """Of a ViT of two blocks: the stem an eighth, the blocks a quarter and half, the norm after them all of it."""
+    vit = TimmBackbone("vit_tiny_patch16_224", image_size=8, patch_size=4, options={"depth": 2})
+    found = moved(SimCLR(vit, 0.2, 8, 8, **constant(layer_decay=0.5, rates={"backbone.model.patch_embed": 0.2})))
+    expected = {"pos_embed": 0.125, "patch_embed": 0.025, "blocks.0": 0.25, "blocks.1": 0.5, "norm": 1.0}
+    for part, share in expected.items():
+        ways = [way for name, way in found.items() if name.startswith(f"backbone.model.{part}")]
+        assert ways and all(way == pytest.approx(share, rel=1e-4) for way in ways), part
+    assert all(way == pytest.approx(1.0, rel=1e-4) for name, way in found.items() if name.startswith("projector"))
+    with pytest.raises(ValueError, match="layer_decay: Backbone does not say which layers it has: give training.rates"):
+        fit(simclr(**constant(layer_decay=0.5)))
+
+
+def test_a_part_may_make_its_first_step_later():
+    """Two epochs of four batches: frozen for the first one, decay and momentum included."""
+    late = fast(partial(torch.optim.SGD, lr=1.0, momentum=0.9, weight_decay=0.1), frozen={"projector": 1})
+    method = simclr(**late)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    seen = {}
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            still = [name for name, value in module.named_parameters() if torch.equal(value, before[name])]
+            seen[trainer.global_step] = {name.partition(".")[0] for name in still}
+
+    fit(method, 8, [Look()], max_epochs=2)
+    assert [seen[step] for step in (1, 4, 5)] == [{"projector"}, {"projector"}, set()]
+
+
+def test_what_training_names_must_be_there_and_make_sense():
+    for how, message in (
+        ({"frozen": {"projectr": 1}}, r"training.frozen: no part 'projectr'; parts are backbone, projector"),
+        ({"rates": {"body": 0.1}}, r"training.rates: no part 'body'"),
+        ({"locked": ["body"]}, r"training.locked: no part 'body'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(simclr(**fast(SGD, **how)), 1)
+    for how, message in (
+        ({"frozen": {"projector": 0}}, "training.frozen.projector: expected 1 or more epochs, got 0"),
+        ({"rates": {"projector": 0.0}}, "training.rates.projector: expected a share, more than 0, got 0.0"),
+        ({"layer_decay": 1.5}, r"training.layer_decay: expected a share, in \(0, 1\], got 1.5"),
+        ({"grad_cache": -1}, "training.grad_cache: expected 0 or more, got -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fast(SGD, **how)
+    with pytest.raises(ValueError, match="MECO is not encoded in chunks: set training.grad_cache to 0"):
+        MECO(ConvNet((8,), norm="group"), 0.5, **fast(grad_cache=4))
+
+
+def test_any_part_of_any_method_can_be_locked():
+    """No step, no decay, and no statistics: as in evaluation."""
+    method = SimCLR(ConvNet((4,), norm="batch"), 0.5, 8, 8, **fast(SGD, locked=["backbone"]))
+    before = {name: value.clone() for name, value in method.backbone.state_dict().items()}
+    trainer = fit(method, 2)
+    assert all(torch.equal(value, before[name]) for name, value in method.backbone.state_dict().items())
+    trained = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert trained == {id(p) for p in method.projector.parameters()}
+
+
 def test_batchnorm_of_one_view_at_a_time_is_the_authors():
     """A projector's output for two views, against BatchNorm of each view by hand."""
     torch.manual_seed(0)
-    method, views = SimCLR(ConvNet((4,)), 0.1, 8, 6, views_together=False), [torch.randn(16, 4), torch.randn(16, 4) + 3]
+    method = SimCLR(ConvNet((4,)), 0.1, 8, 6, **fast(SGD, views_together=False))
+    views = [torch.randn(16, 4), torch.randn(16, 4) + 3]
     found = torch.cat(method.of_each(method.projector, views))
     apart = torch.cat([method.projector(view) for view in views])
     torch.testing.assert_close(found, apart)
@@ -142,7 +232,7 @@ def test_a_teacher_drops_nothing_and_keeps_its_batch_statistics():
 
 def test_grad_cache_repeats_the_dropout_of_the_first_pass():
     """One chunk draws what the whole batch draws, view by view; so the gradient must be that of the same masks."""
-    method = simclr(dropout=0.5, grad_cache=24)
+    method = simclr(dropout=0.5, **fast(SGD, grad_cache=24))
     batch = Batches()[0]
     pl.seed_everything(1, verbose=False)
     features = [Encoding.of(method.backbone(view)).pooled for view in batch["image"]]
@@ -181,16 +271,16 @@ def test_grad_cache_holds_fewer_activations():
             fit(method, 1, batches=Batches(1, size=128))
         return most
 
-    assert peak(simclr(grad_cache=16)) < 0.5 * peak(simclr())
+    assert peak(simclr(**fast(SGD, grad_cache=16))) < 0.5 * peak(simclr())
 
 
 def test_what_would_silently_train_something_else_is_refused():
     with pytest.raises(ValueError, match=r"accumulate_grad_batches=4 would cut.*grad_cache"):
         fit(simclr(), accumulate_grad_batches=4)
     with pytest.raises(ValueError, match=r"2 BatchNorm layers \(body.1, ...\).*resnet50_gn"):
-        simclr(backbone=ConvNet((8, 16)), grad_cache=8)
+        simclr(backbone=ConvNet((8, 16)), **fast(SGD, grad_cache=8))
     with pytest.raises(ValueError, match="data module with global_batch_size"):
-        fit(simclr(schedule=Schedule(warmup_steps=1)))
+        fit(simclr(training=Training(SGD, Schedule(warmup_steps=1))))
     with pytest.raises(ValueError, match=r"set trainer.max_steps"):
         fit(simclr(), steps=-1)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from manyviews.optim import LARS, Ramp, Schedule, Teacher, decay_groups
+from manyviews.optim import LARS, Ramp, Schedule, Teacher, groups_of
 
 
 def lars_reference(w, grads, lr, momentum, decay, eta, adapt, clip):
@@ -77,7 +77,7 @@ def test_lars_has_its_own_rate_for_plain_groups():
     assert matrix[0].item() == 0.5 and bias[0].item() == pytest.approx(0.95)
 
 
-def test_decay_groups_spare_biases_norms_and_what_a_module_names():
+def test_groups_spare_biases_norms_and_what_a_module_names():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -90,11 +90,11 @@ def test_decay_groups_spare_biases_norms_and_what_a_module_names():
             return {"position"}
 
     net = Net()
-    decayed, spared = decay_groups(net)
+    decayed, spared = groups_of(net)
     assert [id(p) for p in decayed["params"]] == [id(net.linear.weight)]
     assert {id(p) for p in spared["params"]} == {id(p) for p in (net.position, net.linear.bias, *net.norm.parameters())}
     assert spared["weight_decay"] == 0 and spared["adapt"] is False
-    assert [group["scheduled"] for group in decay_groups(net, constant=net.norm)] == [True, True, False]
+    assert [group["scheduled"] for group in groups_of(net, ["norm"])] == [True, True, False]
 
 
 def test_on_request_everything_decays():
@@ -103,7 +103,7 @@ def test_on_request_everything_decays():
     for everything, (weight, bias) in expected.items():
         norm = torch.nn.LayerNorm(1).double()
         torch.nn.init.constant_(norm.bias, 0.5)
-        groups = decay_groups(norm, decay_all=everything)
+        groups = groups_of(norm, decay_all=everything)
         assert len(groups) == 1 and groups[0].get("adapt", True) == everything
         optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9, weight_decay=1e-4)
         for _ in range(2):

@@ -1,7 +1,6 @@
 """Point clouds: the cards' numbers, geometry against slow references, masks from outside, training, resume, ranks."""
 
 import json
-from functools import partial
 from itertools import pairwise
 
 import lightning.pytorch as pl
@@ -26,9 +25,9 @@ from manyviews.evaluation import Accuracy, Features, FewShotSVM, LinearSVM
 from manyviews.evaluation.svm import Machine
 from manyviews.methods.pointmae import kept
 from manyviews.objectives.chamfer import chamfer
-from manyviews.optim import Schedule
 from tests.manyviews.test_image_methods import Reseed, state
 from tests.manyviews.test_methods import fit
+from tests.support.training import fast
 
 CARD = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [5, 0, 0], [5, 1, 0]])[None]
 
@@ -141,7 +140,7 @@ def test_scale_of_the_card():
 # Masked autoencoders.
 
 TINY = {"dim": 24, "depth": 2, "heads": 2, "groups": 8, "group_size": 6, "drop_path": 0.0}
-FAST = {"optimizer": partial(torch.optim.Adam, lr=0.003), "schedule": Schedule(warmup_steps=1, scaling="none")}
+FAST = fast()
 METHODS = {
     "PointMAE": lambda: m.PointMAE(PointTransformer(**TINY), decoder_depth=1, **FAST),
     "PointMAE-block": lambda: m.PointMAE(PointTransformer(**TINY), mask="block", decoder_depth=1, norm="l1", **FAST),
@@ -425,7 +424,7 @@ def test_few_shots_over_folds(tmp_path):
 
 def test_a_head_on_a_frozen_backbone():
     pl.seed_everything(0, verbose=False)
-    method = m.Classifier(PointTransformer(**TINY), 4, head_only=True, **FAST)
+    method = m.Classifier(PointTransformer(**TINY), 4, **fast(locked=["backbone"]))
     before = state(method.backbone)
     fit(method, 40, batches=Clouds("Classifier", 1))
     assert all(torch.equal(value, before[key]) for key, value in method.backbone.state_dict().items())

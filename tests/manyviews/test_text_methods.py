@@ -12,11 +12,11 @@ from manyviews import methods as m
 from manyviews import objectives as o
 from manyviews.backbones import Cached, Encoding, OpenClipImage, OpenClipText
 from manyviews.heads import LogitScale
-from manyviews.optim import Schedule
 from tests.manyviews.test_image_methods import Reseed, state
 from tests.manyviews.test_methods import fit
+from tests.support.training import changed, fast
 
-FAST = {"optimizer": partial(torch.optim.Adam, lr=0.003), "schedule": Schedule(warmup_steps=1, scaling="none")}
+FAST = fast()
 WIDE = {"dim": 12, **FAST}
 RECIPE = {**WIDE, "hidden": 16}
 SCALE = LogitScale
@@ -24,7 +24,7 @@ SCALE = LogitScale
 METHODS = {
     "CLIP": lambda i, t: m.CLIP(i, t, **WIDE),
     "CLIP-positives": lambda i, t: m.CLIP(i, t, positives="group", **WIDE),
-    "LiT": lambda i, t: m.CLIP(i, t, locked=["backbone"], **WIDE),
+    "LiT": lambda i, t: m.CLIP(i, t, 12, **fast(locked=["backbone"])),
     "SigLIP": lambda i, t: m.SigLIP(i, t, **WIDE),
     "ALIGN": lambda i, t: m.ALIGN(i, t, **FAST),
     "SLIP": lambda i, t: m.SLIP(i, t, projector_hidden=16, projector_out=8, **WIDE),
@@ -150,12 +150,9 @@ def towers(name):
     return Patches(), Words()
 
 
-def make(name, **options):
+def make(name):
     pl.seed_everything(0, verbose=False)
-    method = METHODS[name](*towers(name))
-    for key, value in options.items():
-        setattr(method, key, value)
-    return method
+    return METHODS[name](*towers(name))
 
 
 def pairs(name, n=4, **options):
@@ -212,9 +209,9 @@ def test_resume_is_bit_equal(name, tmp_path):
 @every
 def test_chunks_give_the_weights_of_the_whole_batch(name):
     """GradCache: images and texts five at a time, after two steps."""
-    whole, cached = make(name), make(name, grad_cache=5)
+    whole, cached = (changed(make(name), grad_cache=chunk) for chunk in (0, 5))
     for method in (whole, cached):
-        method.optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+        changed(method, optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9))
         fit(method, 2, batches=pairs(name, 2))
     for (key, a), b in zip(whole.state_dict().items(), cached.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5, msg=key)
@@ -261,7 +258,7 @@ def test_a_locked_tower_can_remember():
     tower.seen = 0
     cached(images[[3, 7]])
     assert tower.seen == 0
-    with pytest.raises(ValueError, match="for towers that stay as they are: name it in model.locked"):
+    with pytest.raises(ValueError, match="for towers that stay as they are: name it in model.training.locked"):
         Cached(Patches()).eval()(images)
     with pytest.raises(ValueError, match="for towers that stay as they are"):
         Cached(tower).train()(images)
@@ -271,7 +268,7 @@ def test_training_beside_a_tower_that_remembers_is_the_same():
     def train(remember):
         pl.seed_everything(0, verbose=False)
         image, text = Counting(), Words()
-        method = m.CLIP(Cached(image) if remember else image, text, locked=["backbone"], **WIDE)
+        method = m.CLIP(Cached(image) if remember else image, text, 12, **fast(locked=["backbone"]))
         fit(method, 8, batches=pairs("CLIP", 2))
         return image.seen, {key.replace("backbone.backbone", "backbone"): v for key, v in method.state_dict().items()}
 
@@ -296,7 +293,7 @@ def test_a_locked_tower_is_its_own_target():
     """BYOLIP's momentum encoder follows what is trained, and nothing of a locked tower moves or is drawn at random."""
     pl.seed_everything(0, verbose=False)
     tower = Normed()
-    options = {"companion_hidden": 16, "companion_out": 8, "momentum": 0.9, "locked": ["backbone"], **RECIPE}
+    options = {"companion_hidden": 16, "companion_out": 8, "momentum": 0.9, **RECIPE, **fast(locked=["backbone"])}
     method = m.BYOLIP(tower, Words(), **options)
     before = state(tower)
     fit(method, 3, batches=pairs("BYOLIP", 1))
@@ -311,14 +308,14 @@ def test_a_locked_tower_is_its_own_target():
 def test_a_locked_tower_with_batchnorm_can_be_cut_in_chunks():
     def train(chunk):
         pl.seed_everything(0, verbose=False)
-        method = m.CLIP(Normed(), Words(), locked=["backbone"], grad_cache=chunk, **WIDE)
+        method = m.CLIP(Normed(), Words(), 12, **fast(locked=["backbone"], grad_cache=chunk))
         fit(method, 2, batches=pairs("CLIP", 2))
         return method.state_dict()
 
     for (key, a), b in zip(train(0).items(), train(5).values(), strict=True):
         torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5, msg=key)
     with pytest.raises(ValueError, match="grad_cache is exact only if"):
-        m.CLIP(Normed(), Words(), grad_cache=5, **WIDE)
+        m.CLIP(Normed(), Words(), 12, **fast(grad_cache=5))
 
 
 def test_what_is_remembered_is_of_full_precision():
@@ -380,7 +377,7 @@ def test_a_sample_that_stands_in_the_batch_twice_is_no_negative_of_itself():
 
 def test_a_part_that_is_not_there_cannot_be_locked():
     with pytest.raises(ValueError, match=r"no part 'backbon'.*backbone, projector"):
-        m.CLIP(*towers("CLIP"), dim=12, locked=["backbon"])
+        fit(m.CLIP(*towers("CLIP"), 12, **fast(locked=["backbon"])), 1, batches=pairs("CLIP", 1))
 
 
 def test_the_scale_is_brought_back_after_a_step():

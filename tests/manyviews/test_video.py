@@ -15,10 +15,10 @@ from manyviews.backbones.encoding import with_tracks
 from manyviews.backbones.spacetime import Attention, Block, TokenLearner, merged
 from manyviews.backbones.trajvit import sines, trajectories
 from manyviews.evaluation import Cost
-from manyviews.optim import Schedule
 from tests.manyviews.test_image_methods import Reseed, state
 from tests.manyviews.test_methods import fit
 from tests.manyviews.test_text_methods import Words
+from tests.support.training import fast
 
 TINY = {"dim": 24, "depth": 2, "heads": 2}
 
@@ -284,7 +284,7 @@ def test_tokens_and_operations():
 
 # Methods: those for images and for images with texts, on other backbones.
 
-FAST = {"optimizer": partial(torch.optim.Adam, lr=0.003), "schedule": Schedule(warmup_steps=1, scaling="none")}
+FAST = fast()
 SPACE = {"image_size": 16, "frames": 4, "patch": 8, "tubelet": 2, **TINY}
 BACKBONES = {
     "TrajViT": lambda: TrajViT(frames=4, widths=[16, 16], grid=4, **TINY),
@@ -359,8 +359,9 @@ def test_it_learns_and_resumes_bit_equal(backbone, method, tmp_path):
 def test_chunks_of_clips_give_the_weights_of_the_whole_batch():
     def train(chunk):
         pl.seed_everything(0, verbose=False)
-        method = m.CLIP(BACKBONES["TrajViT"](), Words(), dim=12, grad_cache=chunk, **FAST)
-        method.optimizer = partial(torch.optim.SGD, lr=0.05)
+        method = m.CLIP(
+            BACKBONES["TrajViT"](), Words(), dim=12, **fast(partial(torch.optim.SGD, lr=0.05), grad_cache=chunk)
+        )
         fit(method, 2, batches=Clips(n=2))
         return method.state_dict()
 

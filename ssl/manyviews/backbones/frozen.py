@@ -119,7 +119,7 @@ class Cached(nn.Module):
             ValueError: if the backbone is not locked.
         """
         if self.training or any(p.requires_grad for p in self.backbone.parameters()):
-            raise ValueError("Cached is for towers that stay as they are: name it in model.locked")
+            raise ValueError("Cached is for towers that stay as they are: name it in model.training.locked")
         names = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in inputs.detach().cpu().numpy()]
         fresh = {name: i for i, name in enumerate(names) if name not in self._known}
         found: dict[bytes, tuple[Tensor | None, ...]] = {name: self._known[name] for name in names if name not in fresh}

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import timm
 import torch
 from timm.layers import build_sincos2d_pos_embed
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from manyviews.backbones.encoding import Encoding
@@ -91,6 +92,12 @@ class TimmBackbone(nn.Module):
         eps, norms = about.get("layer_norm_eps"), self._norms()
         if eps is not None and norms and not math.isclose(norms[0].eps, eps):
             raise ValueError(f"its LayerNorms have eps {eps:g}, those here {norms[0].eps:g}: give norm_eps {eps:g}")
+
+    def layers(self) -> dict[str, int]:
+        """The layer of each parameter in the stem, which is 0, and in the blocks, by its name."""
+        found = group_parameters(self.model, self.model.group_matcher(coarse=False), reverse=True)
+        # Timm puts the norm after the blocks into the last of them; the papers do not.
+        return {f"model.{name}": layer for name, layer in found.items() if not name.startswith(("norm.", "fc_norm."))}
 
     @property
     def published_names(self) -> set[str]:

@@ -29,7 +29,7 @@ SINGLE = (
     "config", "run", "from", "timeout", "startup_timeout", "trust", "seed_everything", "help", "print_config",
 )  # fmt: skip
 NAMES = (*SECTIONS, *CLASSES, *SINGLE)
-INSTEAD = {"optimizer": "model.optimizer", "lr_scheduler": "model.schedule"}
+INSTEAD = {"optimizer": "model.training.optimizer", "lr_scheduler": "model.training.schedule"}
 """Sections of Lightning's command that are options of the method here: a rate without its warm-up is another run."""
 WORDS = {"true", "false", "yes", "no", "on", "off", "null", "none", "~", ""}
 
@@ -85,12 +85,25 @@ def help_of(argv: list[str]) -> str | None:
             found = source.known(path) if path else None
             if found is None or found.arguments is None:
                 return None
-            options = [
-                f"  --{top}.{option}: {kind}" + (f" = {default}" if default is not None else "  (required)")
-                for option, (kind, default) in found.arguments.items()
-            ]
-            return "\n".join([found.path, "", found.doc, "", "options:", *options])
+            return "\n".join([found.path, "", found.doc, "", "options:", *_shown(f"  --{top}", found)])
     return None
+
+
+def _shown(prefix: str, found: source.Known) -> Iterator[str]:
+    """A line for each argument of a class, and for those of a dataclass of ours among them."""
+    for option, (kind, default) in (found.arguments or {}).items():
+        yield f"{prefix}.{option}: {kind}" + (f" = {default}" if default is not None else "  (required)")
+        if (inner := _dataclass(kind)) is not None:
+            yield from (
+                line.partition(" = ")[0].removesuffix("  (required)") for line in _shown(f"{prefix}.{option}", inner)
+            )
+
+
+def _dataclass(kind: str) -> source.Known | None:
+    """A class of ours that an annotation names, such as `Training`."""
+    plain = kind.removesuffix(" | None")
+    path = source.full_path(plain) if plain.isidentifier() else None
+    return source.known(path) if path is not None else None
 
 
 def _pairs(argv: list[str]) -> Iterator[tuple[str, str]]:
@@ -191,7 +204,20 @@ def _check_class(node: Any, where: str, package: str = "") -> None:
             if option not in found.arguments:
                 raise ValueError(f"{path} has no argument {option!r}" + meant(str(option), found.arguments))
             _check_type(f"{where}.{option}", value, found.arguments[option][0])
+            _check_fields(f"{where}.{option}", value, found.arguments[option][0])
         _check_class(value, f"{where}.{option}")
+
+
+def _check_fields(where: str, value: Any, kind: str) -> None:
+    """Checks what is given for a dataclass of ours, and for those in it."""
+    found = _dataclass(kind)
+    if found is None or not found.arguments or not isinstance(value, dict) or "class_path" in value:
+        return
+    for option, given in value.items():
+        if option not in found.arguments:
+            raise ValueError(f"{where} has no option {option!r}" + meant(str(option), found.arguments))
+        _check_type(f"{where}.{option}", given, found.arguments[option][0])
+        _check_fields(f"{where}.{option}", given, found.arguments[option][0])
 
 
 def _check_type(where: str, value: Any, kind: str) -> None:
@@ -235,8 +261,9 @@ def _put(tree: dict[str, Any], parts: list[str], value: str) -> None:
             return
         if isinstance(child, str):
             child = {"class_path": child}
-        if not isinstance(child, dict):
+        if child is not None and not isinstance(child, dict):
             return  # of a class that only an import can tell
+        child = child or {}
         node[part] = dict(child)
         node = node[part]
 

@@ -331,7 +331,7 @@ def _fit(argv: list[str]) -> int:
             subclass_mode_data=True,
             save_config_callback=None,
             parser_class=Parser,
-            auto_configure_optimizers=False,  # its --optimizer would take the place of model.optimizer and its schedule
+            auto_configure_optimizers=False,  # its --optimizer would take the place of the method's
             seed_everything_default=0,
             trainer_defaults={
                 "use_distributed_sampler": False,

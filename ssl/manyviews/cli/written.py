@@ -23,7 +23,12 @@ def spell_out(config: Namespace) -> None:
     for key, value in list(config.items()):
         if isinstance(value, functools.partial) and inspect.isclass(value.func) and not value.args:
             class_path = f"{value.func.__module__}.{value.func.__qualname__}"
-            config[key] = Namespace(class_path=class_path, init_args=Namespace(**value.keywords))
+            usual = {
+                name: parameter.default
+                for name, parameter in inspect.signature(value.func).parameters.items()
+                if parameter.default is not parameter.empty
+            }  # as the parser writes them, which reads this again
+            config[key] = Namespace(class_path=class_path, init_args=Namespace(**usual | value.keywords))
 
 
 def check_written(config: Any, where: str = "") -> None:

@@ -11,7 +11,7 @@ from manyviews import objectives
 from manyviews.backbones import width_of
 from manyviews.heads import MultiHead, projector
 from manyviews.methods.asymmetric import Asymmetric
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Schedule, Training
 
 
 class AMCL(Asymmetric):
@@ -26,12 +26,11 @@ class AMCL(Asymmetric):
         momentum: of the momentum encoder, for a MoCo host only. Authors: 0.99.
         projector_hidden: of each head; default that of the backbone. Each head's width is the objective's `dim`.
         projector_norm: BatchNorm in the heads; the authors' have none.
-        optimizer: authors, CIFAR at batch 512: SGD 0.06 (SimCLR), 0.08 (MoCo), 0.05 (SimSiam), 0.11 (Barlow),
-            absolute, weight decay 5e-4.
-        schedule: cosine.
-        grad_cache: images the backbone sees at a time; 0: all. Exact.
-        views_together: as in Method; in the code of the authors not.
+        training: authors, CIFAR at batch 512: SGD 0.06 (SimCLR), 0.08 (MoCo), 0.05 (SimSiam), 0.11 (Barlow), absolute,
+            weight decay 5e-4; cosine.
     """
+
+    views_together = False
 
     def __init__(
         self,
@@ -40,10 +39,10 @@ class AMCL(Asymmetric):
         momentum: float | None = None,
         projector_hidden: int | None = None,
         projector_norm: bool = True,
-        optimizer: OptimizerFactory = partial(torch.optim.SGD, lr=0.06, momentum=0.9, weight_decay=5e-4),
-        schedule: Schedule = Schedule(warmup_epochs=0, scaling="none"),
-        grad_cache: int = 0,
-        views_together: bool = False,
+        training: Training = Training(
+            partial(torch.optim.SGD, lr=0.06, momentum=0.9, weight_decay=5e-4),
+            Schedule(warmup_epochs=0, scaling="none"),
+        ),
     ) -> None:
         objective = objective or objectives.AMCL()
         if (getattr(objective, "queue", None) is None) != (momentum is None):
@@ -55,7 +54,4 @@ class AMCL(Asymmetric):
             heads = [projector(dim, max(1, dim // 4), dim) for _ in range(objective.heads)]
             predictor = MultiHead(heads, split=True)
         heads = [projector(width, hidden, dim, norm=projector_norm) for _ in range(objective.heads)]
-        super().__init__(
-            backbone, MultiHead(heads), objective, optimizer, schedule, grad_cache,
-            predictor=predictor, momentum=momentum, views_together=views_together,
-        )  # fmt: skip
+        super().__init__(backbone, MultiHead(heads), objective, training, predictor=predictor, momentum=momentum)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from manyviews.backbones import Encoding, views_of
 from manyviews.methods.method import Batch, Count, Method, Step
 from manyviews.objectives import Objective
-from manyviews.optim import LARS, OptimizerFactory, Ramp, Schedule, Teacher
+from manyviews.optim import LARS, Ramp, Schedule, Teacher, Training
 
 
 class Asymmetric(Method):
@@ -21,7 +21,7 @@ class Asymmetric(Method):
     views are compared with each other, which lets one method stand on hosts of both kinds.
 
     Args:
-        backbone, projector, objective, optimizer, schedule, grad_cache, views_together: as in Method.
+        backbone, projector, objective, training: as in Method.
         predictor: follows the projector on the trained side only; None: nothing.
         momentum: of the momentum encoder at the start; None: the network is its own target.
         final_momentum: at the end of the run, reached along a half cosine; None: `momentum` throughout.
@@ -35,17 +35,14 @@ class Asymmetric(Method):
         backbone: nn.Module,
         projector: nn.Module,
         objective: Objective,
-        optimizer: OptimizerFactory = partial(LARS, lr=0.3, weight_decay=1e-6),
-        schedule: Schedule = Schedule(),
-        grad_cache: int = 0,
+        training: Training = Training(partial(LARS, lr=0.3, weight_decay=1e-6), Schedule()),
         *,
         predictor: nn.Module | None = None,
         momentum: float | None = None,
         final_momentum: float | None = None,
         symmetric: bool = True,
-        views_together: bool = True,
     ) -> None:
-        super().__init__(backbone, projector, objective, optimizer, schedule, grad_cache, views_together)
+        super().__init__(backbone, projector, objective, training)
         self.predictor: nn.Module | None
         self.predictor, self.symmetric = predictor, symmetric
         self.teacher: Teacher | None = None

@@ -11,7 +11,7 @@ from manyviews import objectives
 from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.method import Batch, Method, Step
-from manyviews.optim import LARS, OptimizerFactory, Schedule
+from manyviews.optim import LARS, Schedule, Training
 
 
 class BarlowTwins(Method):
@@ -21,26 +21,23 @@ class BarlowTwins(Method):
         backbone: images to an Encoding, with an attribute `width`.
         redundancy: lambda.
         projector_width: of all three layers. Paper: 8192.
-        optimizer: paper: LARS 0.2 per 256 images, biases and norms at 0.0048, weight decay 1e-6.
-        schedule: paper: 10 epochs of warm-up, cosine to a thousandth, 1000 epochs.
-        grad_cache: images the backbone sees at a time; 0: all. Exact.
-        views_together: as in Method; in the code of the authors not.
+        training: paper: LARS 0.2 per 256 images, biases and norms at 0.0048, weight decay 1e-6; 10 epochs of warm-up,
+            cosine to a thousandth, 1000 epochs.
     """
+
+    views_together = False
 
     def __init__(
         self,
         backbone: nn.Module,
         redundancy: float = 0.0051,
         projector_width: int = 8192,
-        optimizer: OptimizerFactory = partial(LARS, lr=0.2, weight_decay=1e-6, plain_rate=0.024),
-        schedule: Schedule = Schedule(final=0.001),
-        grad_cache: int = 0,
-        views_together: bool = False,
+        training: Training = Training(
+            partial(LARS, lr=0.2, weight_decay=1e-6, plain_rate=0.024), Schedule(final=0.001)
+        ),
     ) -> None:
         head = projector(width_of(backbone), projector_width, projector_width, layers=3, last_bias=False)
-        super().__init__(
-            backbone, head, objectives.BarlowTwins(redundancy), optimizer, schedule, grad_cache, views_together
-        )
+        super().__init__(backbone, head, objectives.BarlowTwins(redundancy), training)
 
     @override
     def step(self, batch: Batch) -> Step:
@@ -56,11 +53,11 @@ class VICReg(Method):
         backbone: images to an Encoding, with an attribute `width`.
         invariance, variance, covariance: weights of the three terms.
         projector_width: of all three layers. Paper: 8192.
-        optimizer: paper: LARS 0.2 per 256 images, weight decay 1e-6.
-        schedule: paper: 10 epochs of warm-up, cosine to a thousandth, 1000 epochs.
-        grad_cache: images the backbone sees at a time; 0: all. Exact.
-        views_together: as in Method; in the code of the authors not.
+        training: paper: LARS 0.2 per 256 images, weight decay 1e-6; 10 epochs of warm-up, cosine to a thousandth, 1000
+            epochs.
     """
+
+    views_together = False
 
     def __init__(
         self,
@@ -69,14 +66,11 @@ class VICReg(Method):
         variance: float = 25.0,
         covariance: float = 1.0,
         projector_width: int = 8192,
-        optimizer: OptimizerFactory = partial(LARS, lr=0.2, weight_decay=1e-6),
-        schedule: Schedule = Schedule(final=0.001),
-        grad_cache: int = 0,
-        views_together: bool = False,
+        training: Training = Training(partial(LARS, lr=0.2, weight_decay=1e-6), Schedule(final=0.001)),
     ) -> None:
         head = projector(width_of(backbone), projector_width, projector_width, layers=3, last_bias=False)
         objective = objectives.VICReg(invariance, variance, covariance)
-        super().__init__(backbone, head, objective, optimizer, schedule, grad_cache, views_together)
+        super().__init__(backbone, head, objective, training)
 
     @override
     def step(self, batch: Batch) -> Step:

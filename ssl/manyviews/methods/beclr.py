@@ -12,7 +12,7 @@ from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.asymmetric import Asymmetric
 from manyviews.methods.method import Batch, Step
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Schedule, Training
 
 
 class BECLR(Asymmetric):
@@ -25,9 +25,7 @@ class BECLR(Asymmetric):
         patch: side of a square in pixels.
         momentum: of the teacher at the start; 1 at the end. Authors: 0.995.
         projector_hidden: of projector and predictor. projector_out: of the embedding.
-        optimizer: paper: SGD 0.3 per 256 images, cosine, 400 epochs.
-        schedule: warm-up, cosine, scaling rule.
-        grad_cache: images the backbone sees at a time; 0: all. Exact.
+        training: paper: SGD 0.3 per 256 images, cosine, 400 epochs.
     """
 
     def __init__(
@@ -43,18 +41,14 @@ class BECLR(Asymmetric):
         momentum: float = 0.995,
         projector_hidden: int = 512,
         projector_out: int = 512,
-        optimizer: OptimizerFactory = partial(torch.optim.SGD, lr=0.3, momentum=0.9, weight_decay=1e-4),
-        schedule: Schedule = Schedule(),
-        grad_cache: int = 0,
+        training: Training = Training(partial(torch.optim.SGD, lr=0.3, momentum=0.9, weight_decay=1e-4), Schedule()),
     ) -> None:
         objective = objectives.BECLR(projector_out, memory, clusters, neighbours, spread, from_epoch=from_epoch)
         super().__init__(
             backbone,
             projector(width_of(backbone), projector_hidden, projector_out, 3),
             objective,
-            optimizer,
-            schedule,
-            grad_cache,
+            training,
             predictor=projector(projector_out, max(1, projector_hidden // 4), projector_out),
             momentum=momentum,
             final_momentum=1.0,

@@ -14,7 +14,7 @@ from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.asymmetric import Asymmetric
 from manyviews.methods.method import Batch, Step
-from manyviews.optim import LARS, OptimizerFactory, Schedule
+from manyviews.optim import LARS, Schedule, Training
 
 
 class BYOL(Asymmetric):
@@ -24,11 +24,11 @@ class BYOL(Asymmetric):
         backbone: images to an Encoding, with an attribute `width`.
         momentum: at the start; 1 at the end. Paper: 0.97, 0.99, 0.99, 0.996 for 40, 100, 300, 1000 epochs.
         projector_hidden: of projector and predictor. projector_out: of the embedding.
-        optimizer: paper: LARS, 0.2 per 256 images and weight decay 1.5e-6 for 1000 epochs; 0.45, 1e-6 for 100.
-        schedule: paper: 10 epochs of warm-up, cosine.
-        grad_cache: images the backbone sees at a time; 0: all. Exact.
-        views_together: as in Method; in the code of the authors not.
+        training: paper: LARS, 0.2 per 256 images and weight decay 1.5e-6 for 1000 epochs; 0.45, 1e-6 for 100; 10 epochs
+            of warm-up, cosine.
     """
+
+    views_together = False
 
     def __init__(
         self,
@@ -36,22 +36,16 @@ class BYOL(Asymmetric):
         momentum: float = 0.99,
         projector_hidden: int = 4096,
         projector_out: int = 256,
-        optimizer: OptimizerFactory = partial(LARS, lr=0.45, weight_decay=1e-6),
-        schedule: Schedule = Schedule(),
-        grad_cache: int = 0,
-        views_together: bool = False,
+        training: Training = Training(partial(LARS, lr=0.45, weight_decay=1e-6), Schedule()),
     ) -> None:
         super().__init__(
             backbone,
             projector(width_of(backbone), projector_hidden, projector_out, last_bias=False),
             objectives.BYOL(),
-            optimizer,
-            schedule,
-            grad_cache,
+            training,
             predictor=projector(projector_out, projector_hidden, projector_out, last_bias=False),
             momentum=momentum,
             final_momentum=1.0,
-            views_together=views_together,
         )
 
     @override
@@ -70,12 +64,12 @@ class SimSiam(Asymmetric):
         backbone: images to an Encoding, with an attribute `width`.
         projector_layers: 3 on ImageNet, 2 on CIFAR.
         projector_hidden: of the projector, also its output. predictor_hidden: a quarter of it in the paper.
-        optimizer: paper: SGD 0.05 per 256 images, weight decay 1e-4 (CIFAR: 0.03, 5e-4). The predictor's rate stays
-            constant.
-        schedule: paper: cosine without a warm-up; all parameters decay.
-        grad_cache: images the backbone sees at a time; 0: all. Exact.
-        views_together: as in Method; in the code of the authors not.
+        training: paper: SGD 0.05 per 256 images, weight decay 1e-4 (CIFAR: 0.03, 5e-4). The predictor's rate stays
+            constant; cosine without a warm-up; all parameters decay.
     """
+
+    unscheduled = ("predictor",)
+    views_together = False
 
     def __init__(
         self,
@@ -83,21 +77,18 @@ class SimSiam(Asymmetric):
         projector_layers: Literal[2, 3] = 3,
         projector_hidden: int = 2048,
         predictor_hidden: int = 512,
-        optimizer: OptimizerFactory = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-4),
-        schedule: Schedule = Schedule(warmup_epochs=0, decay_all=True),
-        grad_cache: int = 0,
-        views_together: bool = False,
+        training: Training = Training(
+            partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-4),
+            Schedule(warmup_epochs=0, decay_all=True),
+        ),
     ) -> None:
         hidden = projector_hidden
         super().__init__(
             backbone,
             projector(width_of(backbone), hidden, hidden, projector_layers, last="standard"),
             objectives.SimSiam(),
-            optimizer,
-            schedule,
-            grad_cache,
+            training,
             predictor=projector(hidden, predictor_hidden, hidden),
-            views_together=views_together,
         )
 
     @override
@@ -106,7 +97,3 @@ class SimSiam(Asymmetric):
         z = self.project(h)
         targets = [view.detach() for view in z]
         return Step(self.objective(self.predict(z), targets=targets[::-1], **self.context(batch)), h, z)
-
-    @override
-    def constant_rate(self) -> nn.Module | None:
-        return self.predictor

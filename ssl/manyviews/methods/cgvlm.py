@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import nn
 
 from manyviews import objectives
 from manyviews.heads import LogitScale
-from manyviews.methods.imagetext import ADAMW
+from manyviews.methods.imagetext import OPEN_CLIP
 from manyviews.methods.tokens import TokenImageText
 from manyviews.objectives.clip import Positives
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Training
 
 
 class CGVLM(TokenImageText):
@@ -21,7 +19,7 @@ class CGVLM(TokenImageText):
         backbone: image tower with tokens. text_backbone: text tower with tokens; the paper has word embeddings only.
         dim: of the joint space.
         logit_scale: s; default 1/0.07, learned, kept in [1, 100].
-        optimizer, schedule, grad_cache, locked: as in CLIP. The paper locks the image tower.
+        training: as in CLIP. The paper locks the image tower.
         positives: as in CLIP.
     """
 
@@ -31,21 +29,8 @@ class CGVLM(TokenImageText):
         text_backbone: nn.Module,
         dim: int = 256,
         logit_scale: LogitScale | None = None,
-        optimizer: OptimizerFactory = ADAMW,
-        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
-        grad_cache: int = 0,
-        locked: Sequence[str] = (),
+        training: Training = OPEN_CLIP,
         positives: Positives = "own",
     ) -> None:
-        super().__init__(
-            backbone,
-            text_backbone,
-            objectives.CGVLM(logit_scale, positives),
-            dim,
-            None,
-            optimizer,
-            schedule,
-            grad_cache,
-            locked,
-        )
+        super().__init__(backbone, text_backbone, objectives.CGVLM(logit_scale, positives), dim, None, training)
         self.projector = self.text_projector = nn.Identity()

@@ -11,24 +11,24 @@ from torch import Tensor, nn
 from manyviews import objectives
 from manyviews.backbones import Encoding, views_of, width_of
 from manyviews.methods.method import Batch, Count, Method, Step
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Schedule, Training
 
 
 class Classifier(Method):
-    """Supervised training on the label field; with `head_only` the backbone stays as it is, in eval mode.
+    """Supervised training on the label field; of the head alone with `training.locked: [backbone]`.
 
     Its accuracy on val is `manyviews.evaluation.Accuracy`.
 
     Args:
         backbone: such as `manyviews.backbones.Exported`.
         classes: how many labels.
-        hidden: widths of the head's hidden layers (BatchNorm, ReLU, dropout); none: a linear head. [256, 256]
-            as in Point-MAE's fine-tuning, which however reads a new class token and the maximum.
+        hidden: widths of the head's hidden layers (BatchNorm, ReLU, dropout); none: a linear head. [256, 256] as in
+            Point-MAE's fine-tuning, which however reads a new class token and the maximum.
         dropout: in the head.
-        head_only: train the head only.
-        optimizer: Point-MAE: AdamW 5e-4, weight decay 0.05. schedule: 10 epochs of warm-up, cosine.
+        training: Point-MAE: AdamW 5e-4, weight decay 0.05; 10 epochs of warm-up, cosine.
     """
 
+    takes_chunks = False
     takes_views: Count = (1, 1)
 
     def __init__(
@@ -37,27 +37,16 @@ class Classifier(Method):
         classes: int,
         hidden: Sequence[int] = (),
         dropout: float = 0.5,
-        head_only: bool = False,
-        optimizer: OptimizerFactory = partial(torch.optim.AdamW, lr=5e-4, weight_decay=0.05),
-        schedule: Schedule = Schedule(scaling="none"),
+        training: Training = Training(partial(torch.optim.AdamW, lr=5e-4, weight_decay=0.05), Schedule(scaling="none")),
     ) -> None:
         width, layers = width_of(backbone), []
         for wide in hidden:
             layers += [nn.Linear(width, wide), nn.BatchNorm1d(wide), nn.ReLU(), nn.Dropout(dropout)]
             width = wide
         super().__init__(
-            backbone, nn.Sequential(*layers, nn.Linear(width, classes)), objectives.CrossEntropy(), optimizer, schedule
+            backbone, nn.Sequential(*layers, nn.Linear(width, classes)), objectives.CrossEntropy(), training
         )
-        self.classes, self.head_only = classes, head_only
-        backbone.requires_grad_(not head_only)
-        self.train()
-
-    def train(self, mode: bool = True) -> Classifier:
-        """Training mode for what is trained."""
-        super().train(mode)
-        if self.head_only:
-            self.backbone.eval()
-        return self
+        self.classes = classes
 
     def on_fit_start(self) -> None:
         """Refuses labels that the head has no score for."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -12,10 +11,10 @@ from typing_extensions import override
 from manyviews import objectives
 from manyviews.backbones import width_of
 from manyviews.heads import LogitScale
-from manyviews.methods.imagetext import ADAMW, ImageText
+from manyviews.methods.imagetext import OPEN_CLIP, ImageText
 from manyviews.methods.method import Batch, Step
 from manyviews.objectives.clip import Positives
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Schedule, Training
 
 
 class CLIP(ImageText):
@@ -26,10 +25,8 @@ class CLIP(ImageText):
         dim: of the joint space.
         logit_scale: s; default 1/0.07, learned, kept in [1, 100].
         positives: what pairs of equal `group` are to each other: no negatives (`own`), or right answers (`group`).
-        optimizer: open_clip: AdamW, 5e-4, betas (0.9, 0.98), eps 1e-6, weight decay 0.2.
-        schedule: open_clip: 10,000 steps of warm-up, cosine.
-        grad_cache: images and texts a tower sees at a time; 0: all. Exact.
-        locked: parts that stay as they are, such as [backbone].
+        training: open_clip: AdamW, 5e-4, betas (0.9, 0.98), eps 1e-6, weight decay 0.2; 10,000 steps of
+            warm-up, cosine.
     """
 
     def __init__(
@@ -39,14 +36,11 @@ class CLIP(ImageText):
         dim: int = 512,
         logit_scale: LogitScale | None = None,
         positives: Positives = "own",
-        optimizer: OptimizerFactory = ADAMW,
-        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
-        grad_cache: int = 0,
-        locked: Sequence[str] = (),
+        training: Training = OPEN_CLIP,
     ) -> None:
         super().__init__(
             backbone, text_backbone, objectives.CLIP(logit_scale, positives=positives), dim,
-            optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
+            training=training,
         )  # fmt: skip
 
     @override
@@ -64,8 +58,7 @@ class ALIGN(ImageText):
         text_backbone: text tower, projected linearly (with bias) to that width.
         smoothing: of the labels, over the global batch.
         logit_scale: s = 1 / t; the paper starts at t = 1. Kept in [1, 100].
-        optimizer: paper: LAMB, 1e-3, weight decay 1e-5; here AdamW as CLIP's.
-        schedule, grad_cache, locked: as in CLIP.
+        training: paper: LAMB, 1e-3, weight decay 1e-5; here as CLIP's.
         positives: as in CLIP.
     """
 
@@ -75,17 +68,14 @@ class ALIGN(ImageText):
         text_backbone: nn.Module,
         smoothing: float = 0.1,
         logit_scale: LogitScale | None = None,
-        optimizer: OptimizerFactory = ADAMW,
-        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
-        grad_cache: int = 0,
-        locked: Sequence[str] = (),
+        training: Training = OPEN_CLIP,
         positives: Positives = "own",
     ) -> None:
         width = width_of(backbone)
         super().__init__(
             backbone, text_backbone, objectives.CLIP(logit_scale or LogitScale(1.0), smoothing, positives), width,
             nn.Identity(), nn.Linear(width_of(text_backbone), width),
-            optimizer, schedule, grad_cache, locked,
+            training,
         )  # fmt: skip
 
     @override
@@ -99,10 +89,9 @@ class SigLIP(ImageText):
     """SigLIP (Zhai et al., ICCV 2023): every pair a yes-or-no question, texts travelling round the ranks.
 
     Args:
-        backbone, text_backbone, dim, grad_cache, locked: as in CLIP.
+        training: paper: AdamW with beta2 0.95, lr 1e-3, weight decay 1e-4; warm-up and cosine as in CLIP.
+        backbone, text_backbone, dim: as in CLIP.
         logit_scale: s and bias; default 10 and -10, free.
-        optimizer: paper: AdamW with beta2 0.95, lr 1e-3, weight decay 1e-4.
-        schedule: as in CLIP.
     """
 
     def __init__(
@@ -111,15 +100,12 @@ class SigLIP(ImageText):
         text_backbone: nn.Module,
         dim: int = 512,
         logit_scale: LogitScale | None = None,
-        optimizer: OptimizerFactory = partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4),
-        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
-        grad_cache: int = 0,
-        locked: Sequence[str] = (),
+        training: Training = Training(
+            partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4),
+            Schedule(warmup_steps=2000, scaling="none"),
+        ),
     ) -> None:
-        super().__init__(
-            backbone, text_backbone, objectives.SigLIP(logit_scale), dim,
-            optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
-        )  # fmt: skip
+        super().__init__(backbone, text_backbone, objectives.SigLIP(logit_scale), dim, training=training)
 
     @override
     def step(self, batch: Batch) -> Step:

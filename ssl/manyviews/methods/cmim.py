@@ -13,7 +13,7 @@ from manyviews.backbones import Encoding, width_of
 from manyviews.methods.method import Batch, Method, Step
 from manyviews.objectives import CMIM as Objective
 from manyviews.objectives import Objective as AnyObjective
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Schedule, Training
 
 
 class Decoder(nn.Module):
@@ -51,12 +51,10 @@ class CMIM(Method):
         latent: D of the code. temperature, contrast, reconstruction: see the objective; contrast 0 is A-MIM.
         noise: deviation of the normal pixels, in units of the normalised images.
         recon_reduction: `sum`: the likelihood of an image, a sum over its pixels; `mean`: over their number.
-        embedding: what evaluation sees: `informative`, the decoder's last hidden layer for the mean code, averaged
-            over places; or `encoder`, the backbone's features.
+        embedding: what evaluation sees: `informative`, the decoder's last hidden layer for the mean code, averaged over
+            places; or `encoder`, the backbone's features.
         regulariser: an objective over the backbone's features that is added, such as Repulsor; None: nothing.
-        optimizer: ours: Adam 1e-3.
-        schedule: warm-up, cosine, scaling rule.
-        grad_cache: images the backbone sees at a time; 0: all. Exact.
+        training: ours: Adam 1e-3.
     """
 
     def __init__(
@@ -71,14 +69,10 @@ class CMIM(Method):
         recon_reduction: Literal["sum", "mean"] = "sum",
         embedding: Literal["informative", "encoder"] = "informative",
         regulariser: AnyObjective | None = None,
-        optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3),
-        schedule: Schedule = Schedule(scaling="none"),
-        grad_cache: int = 0,
+        training: Training = Training(partial(torch.optim.Adam, lr=1e-3), Schedule(scaling="none")),
     ) -> None:
         head = nn.Linear(width_of(backbone), 2 * latent)
-        super().__init__(
-            backbone, head, Objective(temperature, contrast, reconstruction), optimizer, schedule, grad_cache
-        )
+        super().__init__(backbone, head, Objective(temperature, contrast, reconstruction), training)
         if recon_reduction not in ("sum", "mean") or embedding not in ("informative", "encoder"):
             raise ValueError(f"recon_reduction is sum or mean, embedding informative or encoder; got "
                              f"{recon_reduction!r}, {embedding!r}")  # fmt: skip

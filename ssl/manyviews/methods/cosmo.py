@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from torch import nn
 from typing_extensions import override
@@ -11,10 +10,10 @@ from typing_extensions import override
 from manyviews import objectives
 from manyviews.backbones import Encoding, width_of
 from manyviews.heads import LatentPool, LogitScale
-from manyviews.methods.imagetext import ADAMW, ImageText
+from manyviews.methods.imagetext import OPEN_CLIP, ImageText
 from manyviews.methods.method import Batch, Step
 from manyviews.objectives.clip import Positives
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Training
 from manyviews.similarity import unit
 
 
@@ -22,11 +21,11 @@ class COSMO(ImageText):
     """COSMO's contrastive part (Wang et al., 2024): a learned query pools the tokens of each side.
 
     Args:
-        backbone: image tower with tokens; the paper locks CLIP's. text_backbone: the unimodal half of a language
-            model, or any text tower with tokens.
+        backbone: image tower with tokens; the paper locks CLIP's. text_backbone: the unimodal half of a language model,
+            or any text tower with tokens.
         dim: of the joint space; paper 512. heads: of the pooling attention.
         logit_scale: s; the paper starts at exp(0.2), learned and free.
-        optimizer, schedule, grad_cache, locked: as in CLIP.
+        training: as in CLIP.
         positives: as in CLIP.
     """
 
@@ -37,17 +36,12 @@ class COSMO(ImageText):
         dim: int = 512,
         heads: int = 8,
         logit_scale: LogitScale | None = None,
-        optimizer: OptimizerFactory = ADAMW,
-        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
-        grad_cache: int = 0,
-        locked: Sequence[str] = (),
+        training: Training = OPEN_CLIP,
         positives: Positives = "own",
     ) -> None:
         image, text = (LatentPool(width_of(tower), dim, heads) for tower in (backbone, text_backbone))
         objective = objectives.CLIP(logit_scale or LogitScale(math.exp(0.2), None), positives=positives)
-        super().__init__(
-            backbone, text_backbone, objective, dim, image, text, optimizer, schedule, grad_cache, locked
-        )  # fmt: skip
+        super().__init__(backbone, text_backbone, objective, dim, image, text, training)
 
     @override
     def step(self, batch: Batch) -> Step:

@@ -11,7 +11,7 @@ from manyviews import objectives
 from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.method import Batch, Method, Step
-from manyviews.optim import LARS, OptimizerFactory, Schedule
+from manyviews.optim import LARS, Schedule, Training
 
 
 class DCL(Method):
@@ -23,10 +23,7 @@ class DCL(Method):
         sigma: None for DCL; of the weights of DCLW, 0.5 in the paper.
         projector_hidden: width of the projector's hidden layer; default that of the backbone.
         projector_out: width of the embedding.
-        optimizer: paper: LARS, 0.075 sqrt(B), which is 1.2 at 256 with `scaling: sqrt`, weight decay 1e-6.
-        schedule: warm-up, cosine, scaling rule.
-        grad_cache: images the backbone sees at a time; 0: all. Exact.
-        views_together: as in Method.
+        training: paper: LARS, 0.075 sqrt(B), which is 1.2 at 256 with `scaling: sqrt`, weight decay 1e-6.
     """
 
     def __init__(
@@ -36,15 +33,10 @@ class DCL(Method):
         sigma: float | None = None,
         projector_hidden: int | None = None,
         projector_out: int = 128,
-        optimizer: OptimizerFactory = partial(LARS, lr=1.2, weight_decay=1e-6),
-        schedule: Schedule = Schedule(scaling="sqrt"),
-        grad_cache: int = 0,
-        views_together: bool = True,
+        training: Training = Training(partial(LARS, lr=1.2, weight_decay=1e-6), Schedule(scaling="sqrt")),
     ) -> None:
         head = projector(width_of(backbone), projector_hidden or width_of(backbone), projector_out)
-        super().__init__(
-            backbone, head, objectives.DCL(temperature, sigma), optimizer, schedule, grad_cache, views_together
-        )
+        super().__init__(backbone, head, objectives.DCL(temperature, sigma), training)
 
     @override
     def step(self, batch: Batch) -> Step:

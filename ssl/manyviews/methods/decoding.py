@@ -12,7 +12,7 @@ from manyviews import objectives
 from manyviews.backbones import views_of, width_of
 from manyviews.heads import LogitScale
 from manyviews.methods.method import Batch, Count, Method, Step
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Schedule, Training
 
 
 class Decoding(Method):
@@ -24,7 +24,7 @@ class Decoding(Method):
     Args:
         backbone: signals to an Encoding, with an attribute `width`.
         target: name of the field. dim: of the targets, all axes together.
-        optimizer: paper: Adam 3e-4. schedule, grad_cache: as in Method.
+        training: paper: Adam 3e-4.
     """
 
     takes_views: Count = (1, 1)
@@ -34,14 +34,12 @@ class Decoding(Method):
         backbone: nn.Module,
         target: str,
         dim: int,
-        optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=3e-4),
-        schedule: Schedule = Schedule(warmup_steps=0, scaling="none"),
-        grad_cache: int = 0,
+        training: Training = Training(partial(torch.optim.Adam, lr=3e-4), Schedule(warmup_steps=0, scaling="none")),
     ) -> None:
         scale = LogitScale(1.0, None, learned=False)
         super().__init__(
             backbone, nn.Linear(width_of(backbone), dim), objectives.CLIP(scale, directions="first", normalise=False),
-            optimizer, schedule, grad_cache,
+            training,
         )  # fmt: skip
         self.target = target
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -15,7 +14,7 @@ from manyviews.heads import LogitScale
 from manyviews.methods.imagetext import ImageText
 from manyviews.methods.method import Batch, Step
 from manyviews.objectives.clip import Positives
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Schedule, Training
 
 
 class FDT(ImageText):
@@ -24,9 +23,7 @@ class FDT(ImageText):
     Args:
         backbone: image tower with tokens. text_backbone: text tower with tokens.
         codes, temperature, logit_scale: see `manyviews.objectives.FDT`. dim: of a code.
-        optimizer: paper: AdamW 1e-3, betas (0.9, 0.98), weight decay 0.1.
-        schedule: paper: 2,500 steps of warm-up, cosine.
-        grad_cache, locked: as in CLIP.
+        training: paper: AdamW 1e-3, betas (0.9, 0.98), weight decay 0.1; 2,500 steps of warm-up, cosine.
         positives: as in CLIP.
     """
 
@@ -38,18 +35,15 @@ class FDT(ImageText):
         dim: int = 512,
         temperature: float = 1000.0,
         logit_scale: LogitScale | None = None,
-        optimizer: OptimizerFactory = partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1),
-        schedule: Schedule = Schedule(warmup_steps=2500, scaling="none"),
-        grad_cache: int = 0,
-        locked: Sequence[str] = (),
+        training: Training = Training(
+            partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1),
+            Schedule(warmup_steps=2500, scaling="none"),
+        ),
         positives: Positives = "own",
     ) -> None:
         widths = width_of(backbone), width_of(text_backbone)
         objective = objectives.FDT(widths, codes, dim, temperature, scale=logit_scale, positives=positives)
-        super().__init__(
-            backbone, text_backbone, objective, dim, nn.Identity(), nn.Identity(),
-            optimizer, schedule, grad_cache, locked,
-        )  # fmt: skip
+        super().__init__(backbone, text_backbone, objective, dim, nn.Identity(), nn.Identity(), training)
 
     @override
     def step(self, batch: Batch) -> Step:

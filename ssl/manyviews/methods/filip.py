@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 from manyviews import objectives
 from manyviews.backbones import Encoding
 from manyviews.heads import LogitScale, TokenLearner
-from manyviews.methods.imagetext import ADAMW
+from manyviews.methods.imagetext import OPEN_CLIP
 from manyviews.methods.tokens import TokenImageText, tokens_of
 from manyviews.objectives.clip import Positives
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Training
 from manyviews.tokens import late_interaction
 
 
@@ -25,8 +23,7 @@ class FILIP(TokenImageText):
         logit_scale: s; default 1/0.07, learned, kept in [1, 100].
         keep: share of tokens by which an item is seen by others, see the objective.
         reduce: patches to fewer tokens (Wukong: `manyviews.heads.TokenLearner`); None: all.
-        optimizer: paper: LAMB; here AdamW as CLIP's.
-        schedule, grad_cache, locked: as in CLIP.
+        training: paper: LAMB; here as CLIP's.
         positives: as in CLIP.
     """
 
@@ -38,16 +35,11 @@ class FILIP(TokenImageText):
         logit_scale: LogitScale | None = None,
         keep: float = 1.0,
         reduce: nn.Module | None = None,
-        optimizer: OptimizerFactory = ADAMW,
-        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
-        grad_cache: int = 0,
-        locked: Sequence[str] = (),
+        training: Training = OPEN_CLIP,
         positives: Positives = "own",
     ) -> None:
         objective = objectives.FILIP(logit_scale, keep, positives)
-        super().__init__(
-            backbone, text_backbone, objective, dim, reduce, optimizer, schedule, grad_cache, locked
-        )  # fmt: skip
+        super().__init__(backbone, text_backbone, objective, dim, reduce, training)
         # Only tokens are compared: the maps of pooled features would never get a gradient.
         self.projector = self.text_projector = nn.Identity()
 
@@ -64,10 +56,11 @@ class Wukong(FILIP):
         backbone: a pretrained image tower. text_backbone: text tower.
         dim: of the joint space; paper 256. tokens: n', how many visual tokens are left; paper 12 (B) and 24 (L).
         groups: of the reducing convolutions; paper 8.
-        logit_scale, optimizer, schedule, grad_cache: as in FILIP.
-        locked: the paper's [backbone].
+        logit_scale, training: as in FILIP.
         positives: as in CLIP.
     """
+
+    locked = ("backbone",)
 
     def __init__(
         self,
@@ -77,14 +70,8 @@ class Wukong(FILIP):
         tokens: int = 12,
         groups: int = 8,
         logit_scale: LogitScale | None = None,
-        optimizer: OptimizerFactory = ADAMW,
-        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
-        grad_cache: int = 0,
-        locked: Sequence[str] = ("backbone",),
+        training: Training = OPEN_CLIP,
         positives: Positives = "own",
     ) -> None:
         reduce = TokenLearner(dim, tokens, groups)
-        super().__init__(
-            backbone, text_backbone, dim, logit_scale, 1.0, reduce, optimizer, schedule, grad_cache, locked,
-            positives,
-        )  # fmt: skip
+        super().__init__(backbone, text_backbone, dim, logit_scale, 1.0, reduce, training, positives)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 from torch import nn
-from typing_extensions import override
 
 from manyviews import objectives
 from manyviews.backbones import width_of
 from manyviews.heads import projector
 from manyviews.methods.asymmetric import Asymmetric
-from manyviews.optim import LARS, OptimizerFactory, Schedule
+from manyviews.optim import LARS, Schedule, Training
 
 
 class Hallucinator(Asymmetric):
@@ -29,11 +28,11 @@ class Hallucinator(Asymmetric):
         projector_hidden: width of the hidden layer; default that of the backbone.
         projector_norm: BatchNorm in the head of MoCo and SimCLR, which the authors have not; SimSiam's always has it.
         symmetric: both directions of a MoCo host. The authors have one: view 0 is the query.
-        optimizer, schedule: those of the host. Authors, MoCo on CIFAR-10: SGD 0.5 at 512 images, momentum 0.9, weight
-            decay 1e-4, no warm-up, cosine to a tenth.
-        grad_cache: images the backbone sees at a time; 0: all. Exact.
-        views_together: as in Method.
+        training: those of the host. Authors, MoCo on CIFAR-10: SGD 0.5 at 512 images, momentum 0.9, weight decay 1e-4,
+            no warm-up, cosine to a tenth.
     """
+
+    unscheduled = ("predictor",)
 
     def __init__(
         self,
@@ -43,10 +42,7 @@ class Hallucinator(Asymmetric):
         projector_hidden: int | None = None,
         projector_norm: bool = False,
         symmetric: bool = False,
-        optimizer: OptimizerFactory = partial(LARS, lr=0.3, weight_decay=1e-6),
-        schedule: Schedule = Schedule(),
-        grad_cache: int = 0,
-        views_together: bool = True,
+        training: Training = Training(partial(LARS, lr=0.3, weight_decay=1e-6), Schedule()),
     ) -> None:
         objective = objective or objectives.Hallucinator(objectives.NTXent())
         if isinstance(objective.host, objectives.InfoNCE) != (momentum is not None):
@@ -58,11 +54,7 @@ class Hallucinator(Asymmetric):
             width_of(backbone), hidden, dim, norm=projector_norm or predicts, last="standard" if predicts else "linear"
         )  # fmt: skip
         super().__init__(
-            backbone, head, objective, optimizer, schedule, grad_cache, momentum=momentum,
+            backbone, head, objective, training, momentum=momentum,
             predictor=projector(dim, max(1, dim // 4), dim) if predicts else None,
-            symmetric=symmetric or momentum is None, views_together=views_together,
+            symmetric=symmetric or momentum is None,
         )  # fmt: skip
-
-    @override
-    def constant_rate(self) -> nn.Module | None:
-        return self.predictor

@@ -13,7 +13,7 @@ from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.asymmetric import Asymmetric
 from manyviews.methods.method import Batch, Method, Step
-from manyviews.optim import LARS, OptimizerFactory, Schedule
+from manyviews.optim import LARS, Schedule, Training
 
 
 class Hydra(Method):
@@ -23,9 +23,7 @@ class Hydra(Method):
         backbone: images to an Encoding, with an attribute `width`.
         objective: the embedding is as wide as its `dim`.
         projector_hidden: width of the hidden layer.
-        optimizer: authors, CIFAR: Adam 1e-3, weight decay 5e-4.
-        schedule: authors, CIFAR: 2 epochs of warm-up, 50 epochs.
-        grad_cache: images the backbone sees at a time; 0: all. Exact.
+        training: authors, CIFAR: Adam 1e-3, weight decay 5e-4; 2 epochs of warm-up, 50 epochs.
     """
 
     def __init__(
@@ -33,12 +31,12 @@ class Hydra(Method):
         backbone: nn.Module,
         objective: objectives.Hydra,
         projector_hidden: int = 2048,
-        optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3, weight_decay=5e-4),
-        schedule: Schedule = Schedule(warmup_epochs=2, scaling="none"),
-        grad_cache: int = 0,
+        training: Training = Training(
+            partial(torch.optim.Adam, lr=1e-3, weight_decay=5e-4), Schedule(warmup_epochs=2, scaling="none")
+        ),
     ) -> None:
         head = projector(width_of(backbone), projector_hidden, objective.dim, last="layer")
-        super().__init__(backbone, head, objective, optimizer, schedule, grad_cache)
+        super().__init__(backbone, head, objective, training)
 
     @override
     def step(self, batch: Batch) -> Step:
@@ -55,11 +53,10 @@ class HydraMoCo(Asymmetric):
         objective: instance and pair loss with their weights.
         momentum: at the start; 1 at the end.
         projector_hidden: width of the hidden layers.
-        optimizer: MoCo v3's: LARS 0.6 or 0.3 per 256 images.
-        schedule: 10 epochs of warm-up, cosine.
-        grad_cache: images the backbone sees at a time; 0: all. Exact.
-        views_together: as in Method; in the code of the authors not.
+        training: MoCo v3's: LARS 0.6 or 0.3 per 256 images; 10 epochs of warm-up, cosine.
     """
+
+    views_together = False
 
     def __init__(
         self,
@@ -67,23 +64,17 @@ class HydraMoCo(Asymmetric):
         objective: objectives.HydraMoCo,
         momentum: float = 0.996,
         projector_hidden: int = 4096,
-        optimizer: OptimizerFactory = partial(LARS, lr=0.6, weight_decay=1e-6),
-        schedule: Schedule = Schedule(),
-        grad_cache: int = 0,
-        views_together: bool = False,
+        training: Training = Training(partial(LARS, lr=0.6, weight_decay=1e-6), Schedule()),
     ) -> None:
         dim: int = objective.hydra.dim
         super().__init__(
             backbone,
             projector(width_of(backbone), projector_hidden, dim, 3, last="batch"),
             objective,
-            optimizer,
-            schedule,
-            grad_cache,
+            training,
             predictor=projector(dim, projector_hidden, dim, last="layer"),
             momentum=momentum,
             final_momentum=1.0,
-            views_together=views_together,
         )
 
     @override

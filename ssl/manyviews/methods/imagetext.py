@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -11,14 +10,16 @@ from torch import Tensor, nn
 
 from manyviews import distributed
 from manyviews.backbones import Encoding, views_of, width_of
-from manyviews.methods.gradcache import check_exact
 from manyviews.methods.method import Batch, Count, Method
 from manyviews.monitoring import diagnostics
 from manyviews.objectives import Objective
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Schedule, Training
 from manyviews.similarity import unit
 
-ADAMW = partial(torch.optim.AdamW, lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
+OPEN_CLIP = Training(
+    partial(torch.optim.AdamW, lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2),
+    Schedule(warmup_steps=2000, scaling="none"),
+)
 """open_clip's settings for ViTs."""
 
 
@@ -31,10 +32,7 @@ class ImageText(Method):
         objective: the loss of image and text embeddings.
         dim: of the joint space.
         projector: pooled image features to the joint space; default linear without bias. text_projector: of texts.
-        optimizer, schedule: as in Method.
-        grad_cache: images, and texts, that a tower sees at a time; 0: all at once. Exact.
-        locked: parts that stay as they are, by name, such as [backbone] (LiT) or [text_backbone.model.transformer]:
-            no gradient, eval mode, out of the optimiser.
+        training: as in Method.
     """
 
     takes_views: Count = (1, 1)
@@ -50,32 +48,14 @@ class ImageText(Method):
         dim: int = 512,
         projector: nn.Module | None = None,
         text_projector: nn.Module | None = None,
-        optimizer: OptimizerFactory = ADAMW,
-        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
-        grad_cache: int = 0,
-        locked: Sequence[str] = (),
+        training: Training = OPEN_CLIP,
     ) -> None:
-        super().__init__(backbone, projector or projection(backbone, dim), objective, optimizer, schedule)
+        super().__init__(backbone, projector or projection(backbone, dim), objective, training)
         self.text_backbone = text_backbone
         self.text_projector = text_projector or projection(text_backbone, dim)
-        self.dim, self.locked, self.grad_cache = dim, list(locked), grad_cache
-        for name in self.locked:
-            try:
-                self.get_submodule(name).requires_grad_(False)
-            except AttributeError as error:
-                parts = ", ".join(child for child, _ in self.named_children())
-                raise ValueError(f"locked: no part {name!r}; parts are {parts}, and what lies in them") from error
-        for tower in (backbone, text_backbone):
-            if grad_cache and any(p.requires_grad for p in tower.parameters()):
-                check_exact(tower)
-        self.train()
-
-    def train(self, mode: bool = True) -> ImageText:
-        """Training mode for all that is not locked."""
-        super().train(mode)
-        for name in self.locked:
-            self.get_submodule(name).eval()
-        return self
+        self.dim = dim
+        self.lock()
+        self.check_chunks(text_backbone)
 
     def on_fit_start(self) -> None:
         """As in Method; refuses to declare duplicates to an objective that does not know of any."""

@@ -18,9 +18,11 @@ from manyviews.methods.imagetext import ImageText
 from manyviews.methods.method import Batch, Count, Step
 from manyviews.objectives import Objective
 from manyviews.objectives.clip import Positives
-from manyviews.optim import OptimizerFactory, Ramp, Schedule, Teacher
+from manyviews.optim import Ramp, Schedule, Teacher, Training
 
-RECIPE = partial(torch.optim.AdamW, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.1)
+RECIPE = Training(
+    partial(torch.optim.AdamW, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.1), Schedule(warmup_epochs=1, scaling="none")
+)
 
 
 class ImprovedCLIP(ImageText):
@@ -33,9 +35,7 @@ class ImprovedCLIP(ImageText):
         dim: of the joint space. hidden: width of the MLPs' hidden layers; paper 4096.
         logit_scale: of the weak views; default 1/0.07. strong_scale: of the strong ones; default 10.
         smoothing: of the strong views' labels. reduction: `mean` or `sum` over the two directions.
-        optimizer: paper: AdamW 3e-3, weight decay 0.1 (CC3M: 0.5).
-        schedule: paper: one epoch of warm-up, cosine.
-        grad_cache: images and texts a tower sees at a time; 0: all. Exact. locked: parts that stay as they are.
+        training: paper: AdamW 3e-3, weight decay 0.1 (CC3M: 0.5); one epoch of warm-up, cosine.
         positives: as in CLIP.
     """
 
@@ -52,17 +52,11 @@ class ImprovedCLIP(ImageText):
         strong_scale: LogitScale | None = None,
         smoothing: float = 0.1,
         reduction: Literal["mean", "sum"] = "mean",
-        optimizer: OptimizerFactory = RECIPE,
-        schedule: Schedule = Schedule(warmup_epochs=1, scaling="none"),
-        grad_cache: int = 0,
-        locked: Sequence[str] = (),
+        training: Training = RECIPE,
         positives: Positives = "own",
     ) -> None:
         objective = objectives.ImprovedCLIP(logit_scale, strong_scale, smoothing, reduction, positives)
-        super().__init__(
-            backbone, text_backbone, objective, dim,
-            optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
-        )  # fmt: skip
+        super().__init__(backbone, text_backbone, objective, dim, training=training)
         self.strong_projectors = nn.ModuleList(projector(width, hidden, dim, 3) for width in self.widths)
 
     @property
@@ -127,8 +121,7 @@ class SiamLIP(_Companion):
     """The recipe, and image and text that predict each other's projection.
 
     Args:
-        backbone, text_backbone, dim, hidden, logit_scale, strong_scale, smoothing, optimizer, schedule, grad_cache,
-            locked: as in ImprovedCLIP.
+        backbone, text_backbone, dim, hidden, logit_scale, strong_scale, smoothing, training: as in ImprovedCLIP.
         companion_hidden: width of the hidden layers of projectors and predictors; paper 2048.
         companion_out: of the projection; paper 128.
         momentum: of the momentum encoder that makes the targets (BYOLIP: 0.99); None: the same network.
@@ -147,10 +140,7 @@ class SiamLIP(_Companion):
         companion_hidden: int = 2048,
         companion_out: int = 128,
         momentum: float | None = None,
-        optimizer: OptimizerFactory = RECIPE,
-        schedule: Schedule = Schedule(warmup_epochs=1, scaling="none"),
-        grad_cache: int = 0,
-        locked: Sequence[str] = (),
+        training: Training = RECIPE,
         positives: Positives = "own",
         reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
@@ -159,8 +149,7 @@ class SiamLIP(_Companion):
         super().__init__(
             objectives.SiamLIP(), [projector(width, wide, out, last="standard") for width in widths],
             backbone=backbone, text_backbone=text_backbone, dim=dim, hidden=hidden, logit_scale=logit_scale,
-            strong_scale=strong_scale, smoothing=smoothing, optimizer=optimizer, schedule=schedule,
-            grad_cache=grad_cache, locked=locked, positives=positives, reduction=reduction,
+            strong_scale=strong_scale, smoothing=smoothing, training=training, positives=positives, reduction=reduction,
         )  # fmt: skip
         self.predictors = nn.ModuleList(projector(out, wide, out) for _ in widths)
         self.teacher: Teacher | None = None
@@ -200,7 +189,7 @@ class BYOLIP(SiamLIP):
 
     Args:
         backbone, text_backbone, dim, hidden, logit_scale, strong_scale, smoothing, companion_hidden, companion_out,
-            optimizer, schedule, grad_cache, locked: as in SiamLIP.
+            training: as in SiamLIP.
         momentum: of the momentum encoder; paper 0.99, constant.
         positives: as in CLIP. reduction: of the recipe's loss, as in ImprovedCLIP; the companion is not doubled.
     """
@@ -217,16 +206,13 @@ class BYOLIP(SiamLIP):
         companion_hidden: int = 2048,
         companion_out: int = 128,
         momentum: float = 0.99,
-        optimizer: OptimizerFactory = RECIPE,
-        schedule: Schedule = Schedule(warmup_epochs=1, scaling="none"),
-        grad_cache: int = 0,
-        locked: Sequence[str] = (),
+        training: Training = RECIPE,
         positives: Positives = "own",
         reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
         super().__init__(
             backbone, text_backbone, dim, hidden, logit_scale, strong_scale, smoothing, companion_hidden,
-            companion_out, momentum, optimizer, schedule, grad_cache, locked, positives, reduction,
+            companion_out, momentum, training, positives, reduction,
         )  # fmt: skip
 
 
@@ -234,8 +220,7 @@ class BarLIP(_Companion):
     """The recipe, and a cross-correlation of image and text that shall be the identity.
 
     Args:
-        backbone, text_backbone, dim, hidden, logit_scale, strong_scale, smoothing, optimizer, schedule, grad_cache,
-            locked: as in ImprovedCLIP.
+        backbone, text_backbone, dim, hidden, logit_scale, strong_scale, smoothing, training: as in ImprovedCLIP.
         companion_hidden: width of the projectors' hidden layers; paper 3000. companion_out: paper 8192.
         positives: as in CLIP. reduction: of the recipe's loss, as in ImprovedCLIP; the companion is not doubled.
     """
@@ -251,10 +236,7 @@ class BarLIP(_Companion):
         smoothing: float = 0.1,
         companion_hidden: int = 3000,
         companion_out: int = 8192,
-        optimizer: OptimizerFactory = RECIPE,
-        schedule: Schedule = Schedule(warmup_epochs=1, scaling="none"),
-        grad_cache: int = 0,
-        locked: Sequence[str] = (),
+        training: Training = RECIPE,
         positives: Positives = "own",
         reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
@@ -263,8 +245,7 @@ class BarLIP(_Companion):
         super().__init__(
             objectives.BarLIP(), heads,
             backbone=backbone, text_backbone=text_backbone, dim=dim, hidden=hidden, logit_scale=logit_scale,
-            strong_scale=strong_scale, smoothing=smoothing, optimizer=optimizer, schedule=schedule,
-            grad_cache=grad_cache, locked=locked, positives=positives, reduction=reduction,
+            strong_scale=strong_scale, smoothing=smoothing, training=training, positives=positives, reduction=reduction,
         )  # fmt: skip
 
     @override
@@ -279,8 +260,8 @@ class SwALIP(ImprovedCLIP):
     """The recipe, and the balanced assignment of the other views to the batch as a target. Two strong views.
 
     Args:
-        backbone, text_backbone, dim, hidden, logit_scale, strong_scale, optimizer, schedule, grad_cache, locked: as in
-            ImprovedCLIP. There is no label smoothing.
+        backbone, text_backbone, dim, hidden, logit_scale, strong_scale, training: as in ImprovedCLIP. There is no label
+            smoothing.
         weight: of the companion; paper 0.2.
         positives: as in CLIP. reduction: of the recipe's loss, as in ImprovedCLIP; the companion is not doubled.
     """
@@ -294,16 +275,13 @@ class SwALIP(ImprovedCLIP):
         logit_scale: LogitScale | None = None,
         strong_scale: LogitScale | None = None,
         weight: float = 0.2,
-        optimizer: OptimizerFactory = RECIPE,
-        schedule: Schedule = Schedule(warmup_epochs=1, scaling="none"),
-        grad_cache: int = 0,
-        locked: Sequence[str] = (),
+        training: Training = RECIPE,
         positives: Positives = "own",
         reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
         super().__init__(
-            backbone, text_backbone, dim, hidden, logit_scale, strong_scale, 0.0, reduction, optimizer, schedule,
-            grad_cache, locked, positives,
+            backbone, text_backbone, dim, hidden, logit_scale, strong_scale, 0.0, reduction, training,
+            positives,
         )  # fmt: skip
         assert isinstance(self.objective, objectives.ImprovedCLIP)
         self.weight, self.companion = weight, objectives.SwALIP(self.objective.strong.scale)

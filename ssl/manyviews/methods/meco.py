@@ -12,7 +12,7 @@ from manyviews import distributed, objectives
 from manyviews.backbones import Encoding, views_of, width_of
 from manyviews.internals import BatchNorm
 from manyviews.methods.method import Batch, Count, Method, Step
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Schedule, Training
 
 
 class MECO(Method):
@@ -24,10 +24,10 @@ class MECO(Method):
         backbone: images to an Encoding, with an attribute `width`.
         gamma: weight of the new estimate of Z.
         noise: deviation of the noise pixels, in units of the normalised images.
-        optimizer: ours: Adam 1e-4.
-        schedule: warm-up, cosine, scaling rule.
+        training: ours: Adam 1e-4.
     """
 
+    takes_chunks = False
     takes_views: Count = (1, 1)
 
     def __init__(
@@ -35,8 +35,7 @@ class MECO(Method):
         backbone: nn.Module,
         gamma: float = 0.1,
         noise: float = 1.0,
-        optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=1e-4),
-        schedule: Schedule = Schedule(scaling="none"),
+        training: Training = Training(partial(torch.optim.Adam, lr=1e-4), Schedule(scaling="none")),
     ) -> None:
         norms = [name for name, module in backbone.named_modules() if isinstance(module, BatchNorm)]
         if norms:
@@ -45,7 +44,7 @@ class MECO(Method):
                 "use one with GroupNorm or LayerNorm (ConvNet with norm: group)"
             )
         head = nn.Linear(width_of(backbone), 1)
-        super().__init__(backbone, head, objectives.MECO(gamma), optimizer, schedule)
+        super().__init__(backbone, head, objectives.MECO(gamma), training)
         self.noise = noise
 
     def step(self, batch: Batch) -> Step:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -22,7 +22,7 @@ from manyviews.backbones import Encoding, views_of
 from manyviews.internals import BatchNorm, ignored_by_ddp, synchronise
 from manyviews.methods.gradcache import GradCache, check_exact
 from manyviews.objectives import Objective
-from manyviews.optim import LARS, OptimizerFactory, Schedule, Teacher, decay_groups
+from manyviews.optim import LARS, Schedule, Teacher, Training, groups_of
 from manyviews.sharding import shard
 
 Batch = dict[str, Any]
@@ -56,15 +56,17 @@ class Method(pl.LightningModule):
         backbone: images (B, 3, H, W) to an Encoding (or (B, D)), with an attribute `width` = D.
         projector: (B, D) to the space the objective compares in.
         objective: the loss.
-        optimizer: builds the optimiser; its lr is scaled by `schedule`.
-        schedule: warm-up, cosine, scaling rule.
-        grad_cache: images at a time that the backbone sees; 0: the whole batch at once. The gradient is the same.
-        views_together: views of one size go through backbone and heads together, which is faster and gives BatchNorm
-            the statistics of all (the code of SimCLR, SwAV, MV-DHEL, SupCon, iSogCLR, BECLR). False: one after
-            another, BatchNorm seeing one view at a time (the code of BYOL, SimSiam, MoCo v3, Barlow Twins, VICReg,
-            SogCLR, Hydra, AMCL, and solo-learn's of every method).
+        training: how all of it is trained.
     """
 
+    views_together: bool = True
+    """Whether views of one size go through the networks together; see `Training`."""
+    locked: Sequence[str] = ()
+    """Parts that stay as they are, by name; see `Training`."""
+    unscheduled: ClassVar[Sequence[str]] = ()
+    """Parts that keep the peak rate throughout, by name."""
+    takes_chunks: ClassVar[bool] = True
+    """Whether `training.grad_cache` can be used."""
     takes_views: Count = (1, math.inf)
     """Views of a sample that `step` takes, least and most."""
     takes_texts: Count = (0, 0)
@@ -75,21 +77,50 @@ class Method(pl.LightningModule):
         backbone: nn.Module,
         projector: nn.Module,
         objective: Objective,
-        optimizer: OptimizerFactory = partial(LARS, lr=0.3, weight_decay=1e-6),
-        schedule: Schedule = Schedule(),
-        grad_cache: int = 0,
-        views_together: bool = True,
+        training: Training = Training(partial(LARS, lr=0.3, weight_decay=1e-6), Schedule()),
     ) -> None:
         super().__init__()
         self.backbone, self.projector, self.objective = backbone, projector, objective
-        self.optimizer, self.schedule, self.grad_cache = optimizer, schedule, grad_cache
-        self.views_together = views_together
+        self.how = training
+        if training.views_together is not None:
+            self.views_together = training.views_together
+        if training.locked is not None:
+            self.locked = training.locked
         self.readings: dict[str, Tensor] = {}
         """Detached scalars of the current step, which monitoring averages and logs."""
         self.total_steps = 1  # of the run, known when it begins
         self._caches: list[GradCache] = []
-        if grad_cache:
-            check_exact(backbone)
+        if training.grad_cache and not self.takes_chunks:
+            raise ValueError(f"{type(self).__name__} is not encoded in chunks: set training.grad_cache to 0")
+        self.lock()
+        self.check_chunks(backbone)
+
+    def lock(self) -> None:
+        """Takes the gradient from the locked parts that are there by now, and puts them in eval mode."""
+        for name in self.locked:
+            if (part := self.part(name)) is not None:
+                part.requires_grad_(False).eval()
+
+    def part(self, name: str) -> nn.Module | None:
+        """A part by its name; None if there is none."""
+        try:
+            return self.get_submodule(name)
+        except AttributeError:
+            return None
+
+    def check_chunks(self, *towers: nn.Module) -> None:
+        """Raises ValueError for a trained tower whose features depend on the chunk that they are computed in."""
+        for tower in towers:
+            if self.how.grad_cache and any(p.requires_grad for p in tower.parameters()):
+                check_exact(tower)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for all that is not locked."""
+        super().train(mode)
+        for name in self.locked:
+            if (part := self.part(name)) is not None:
+                part.eval()
+        return self
 
     def embed(self, batch: Batch) -> list[Encoding]:
         """Backbone features of each view of a batch: what evaluation sees."""
@@ -142,7 +173,7 @@ class Method(pl.LightningModule):
         return {"gather": distributed.current(), **found}
 
     def encode(self, tower: nn.Module, views: Sequence[Tensor], tokens: bool = False) -> list[Encoding]:
-        """Encodings of each view by a tower; in chunks, with the exact gradient, if `grad_cache` says so.
+        """Encodings of each view by a tower; in chunks, with the exact gradient, if `training.grad_cache` says so.
 
         Args:
             tower: the backbone, or another one. views: (B, ...) each.
@@ -162,12 +193,12 @@ class Method(pl.LightningModule):
             found = encoded(view)
             return (found.pooled, *found.patches()) if tokens else (found.pooled,)
 
-        if not self.grad_cache:
+        if not self.how.grad_cache:
             return self.of_each(encoded, views)
         if any(p.requires_grad for p in tower.parameters()):
             return [Encoding.of_parts(each) for each in self.in_chunks(tower, parts, list(views))]
         # A locked tower: nothing has to be kept, only its memory bounded.
-        cut = [[parts(part) for part in view.split(self.grad_cache)] for view in views]
+        cut = [[parts(part) for part in view.split(self.how.grad_cache)] for view in views]
         return [Encoding.of_parts([torch.cat(column) for column in zip(*each, strict=True)]) for each in cut]
 
     def project(self, features: Sequence[Encoding]) -> list[Tensor]:
@@ -187,9 +218,9 @@ class Method(pl.LightningModule):
     def in_chunks(
         self, encoder: nn.Module, encode: Callable[[Tensor], tuple[Tensor, ...]], views: list[Tensor]
     ) -> list[tuple[Tensor, ...]]:
-        """`encode` of each view, which trains `encoder`, in chunks of `grad_cache` with the exact gradient."""
+        """`encode` of each view, which trains `encoder`, in chunks of `training.grad_cache` with the exact gradient."""
         trained = [p for p in encoder.parameters() if p.requires_grad]
-        cache = GradCache(encode, trained, self.grad_cache, self.trainer.precision_plugin.forward_context)
+        cache = GradCache(encode, trained, self.how.grad_cache, self.trainer.precision_plugin.forward_context)
         self._caches.append(cache)
         return cache.forward(views)
 
@@ -201,10 +232,19 @@ class Method(pl.LightningModule):
         self._caches = []
 
     def setup(self, stage: str) -> None:
-        """Keeps DDP from sending the objective's state around at every step: it is the same on all ranks by itself.
+        """Looks for the parts that `training` names, and keeps DDP from sending the objective's state around.
 
-        A queue of 65,536 keys has 33 MB, the memory of a large set a gigabyte.
+        That is the same on all ranks by itself. A queue of 65,536 keys has 33 MB, the memory of a large set a gigabyte.
+
+        Raises:
+            ValueError: for a part that is not there.
         """
+        for option, named in (("locked", self.locked), ("frozen", self.how.frozen), ("rates", self.how.rates)):
+            for name in named:
+                if self.part(name) is None:
+                    parts = ", ".join(child for child, _ in self.named_children())
+                    raise ValueError(f"training.{option}: no part {name!r}; parts are {parts}, and what lies in them")
+        self.lock()
         names = [
             f"objective.{name}.{buffer}".replace("..", ".")
             for name, module in self.objective.named_modules()
@@ -239,7 +279,7 @@ class Method(pl.LightningModule):
             raise ValueError(
                 f"accumulate_grad_batches={k} would cut the contrastive batch into {k} parts, each with 1/{k} of the "
                 f"negatives: another loss, not a larger batch. Make data.global_batch_size {k} times larger and set "
-                "model.grad_cache to the number of images that fit at once: the exact large batch"
+                "model.training.grad_cache to the number of images that fit at once: the exact large batch"
             )
 
     @property
@@ -278,10 +318,17 @@ class Method(pl.LightningModule):
         """Cuts the parameters over the ranks where the strategy is `fsdp2`."""
         if self.device_mesh is None or isinstance(self, FSDPModule):
             return
-        if self.grad_cache:
+        if self.how.grad_cache:
             raise ValueError("grad_cache encodes each chunk twice, which fsdp2 does not know of: use one of the two")
         synchronise(self.trainer, self)
         shard(self, self.device_mesh["data_parallel"])
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Takes the gradient from parts that make no step yet, decay and momentum included."""
+        for name, epochs in self.how.frozen.items():
+            if self.current_epoch < epochs:
+                for p in self.get_submodule(name).parameters():
+                    p.grad = None
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step, after which the objective's parameters are brought back into their bounds, and teachers follow.
@@ -308,25 +355,26 @@ class Method(pl.LightningModule):
         data = self._data
         per_epoch = self._steps_per_epoch(data)
         total = self._total_steps(per_epoch)
-        if self.schedule.warmup(total, per_epoch) >= total:
-            logger.warning("the warm-up is as long as the whole run of %d steps: shorten model.schedule", total)
+        schedule = self.how.schedule
+        if schedule.warmup(total, per_epoch) >= total:
+            logger.warning("the warm-up is as long as the whole run of %d steps: shorten training.schedule", total)
         self.total_steps = total
-        optimizer = self.optimizer(decay_groups(self, self.constant_rate(), self.schedule.decay_all))
-        if self.schedule.scaling != "none":
+        unscheduled = [name for name in self.unscheduled if self.part(name) is not None]
+        shares = self.how.shares(self, self.backbone)
+        optimizer = self.how.optimizer(groups_of(self, unscheduled, schedule.decay_all, shares))
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("share", 1.0)
+        if schedule.scaling != "none":
             batch = getattr(data, "global_batch_size", None)
             if batch is None:
                 raise ValueError("schedule.scaling needs a data module with global_batch_size; or set it to 'none'")
             for group in optimizer.param_groups:
-                group["lr"] = self.schedule.peak(group["lr"], batch)
-        factors = {True: lambda step: self.schedule.factor(step, total, per_epoch), False: lambda step: 1.0}
+                group["lr"] = schedule.peak(group["lr"], batch)
+        factors = {True: lambda step: schedule.factor(step, total, per_epoch), False: lambda step: 1.0}
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, [factors[g["scheduled"]] for g in optimizer.param_groups]
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def constant_rate(self) -> nn.Module | None:
-        """The part that keeps the peak rate throughout."""
-        return None
 
     def _steps_per_epoch(self, data: Any) -> int | None:
         """Steps of the optimiser that an epoch will have; None if the data does not say."""

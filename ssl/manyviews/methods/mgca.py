@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ from typing_extensions import override
 from manyviews import objectives
 from manyviews.backbones import Encoding, width_of
 from manyviews.methods.tokens import TokenImageText
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Schedule, Training
 from manyviews.similarity import unit
 
 
@@ -29,9 +28,7 @@ class MGCA(TokenImageText):
         objective: see `manyviews.objectives.MGCA`; its dim is the joint space's. Default 128 and 500 prototypes.
         dim: of the joint space.
         hidden: width of the heads' hidden layer; paper 2048.
-        optimizer: paper: AdamW 2e-5, weight decay 0.05, from pretrained towers.
-        schedule: paper: warm-up for 40 % of all steps, cosine.
-        grad_cache, locked: as in CLIP.
+        training: paper: AdamW 2e-5, weight decay 0.05, from pretrained towers; warm-up for 40 % of all steps, cosine.
     """
 
     def __init__(
@@ -41,15 +38,11 @@ class MGCA(TokenImageText):
         objective: objectives.MGCA | None = None,
         dim: int = 128,
         hidden: int = 2048,
-        optimizer: OptimizerFactory = partial(torch.optim.AdamW, lr=2e-5, weight_decay=0.05),
-        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
-        grad_cache: int = 0,
-        locked: Sequence[str] = (),
+        training: Training = Training(
+            partial(torch.optim.AdamW, lr=2e-5, weight_decay=0.05), Schedule(warmup_steps=2000, scaling="none")
+        ),
     ) -> None:
-        super().__init__(
-            backbone, text_backbone, objective or objectives.MGCA(dim), dim, None,
-            optimizer, schedule, grad_cache, locked,
-        )  # fmt: skip
+        super().__init__(backbone, text_backbone, objective or objectives.MGCA(dim), dim, None, training)
         widths = width_of(backbone), width_of(text_backbone)
         self.projector, self.text_projector = (self._head(width, hidden, dim) for width in widths)
         self.token_heads = nn.ModuleList(self._head(width, hidden, dim) for width in widths)

@@ -15,9 +15,11 @@ from manyviews.heads import projector
 from manyviews.methods.asymmetric import Asymmetric
 from manyviews.methods.method import Batch, Step
 from manyviews.objectives import InfoNCE
-from manyviews.optim import LARS, OptimizerFactory, Schedule
+from manyviews.optim import LARS, Schedule, Training
 
-SGD = partial(torch.optim.SGD, lr=0.03, momentum=0.9, weight_decay=1e-4)
+V2 = Training(
+    partial(torch.optim.SGD, lr=0.03, momentum=0.9, weight_decay=1e-4), Schedule(warmup_epochs=0, decay_all=True)
+)
 
 
 class MoCo(Asymmetric):
@@ -34,10 +36,8 @@ class MoCo(Asymmetric):
         symmetric: both directions. The paper has one; the CIFAR recipes both.
         projector_layers: 2 (v2) or 1, linear (v1). projector_norm: BatchNorm in it, which the paper has not.
         projector_hidden: width of its hidden layer; default that of the backbone. projector_out: of the embedding.
-        optimizer: paper: SGD 0.03 per 256 images, weight decay 1e-4.
-        schedule: paper: cosine without a warm-up (v2), 200 epochs; all parameters decay.
-        grad_cache: images the backbone sees at a time; 0: all. Exact.
-        views_together: as in Method.
+        training: paper: SGD 0.03 per 256 images, weight decay 1e-4; cosine without a warm-up (v2), 200 epochs; all
+            parameters decay.
     """
 
     def __init__(
@@ -52,23 +52,17 @@ class MoCo(Asymmetric):
         projector_norm: bool = False,
         projector_hidden: int | None = None,
         projector_out: int = 128,
-        optimizer: OptimizerFactory = SGD,
-        schedule: Schedule = Schedule(warmup_epochs=0, decay_all=True),
-        grad_cache: int = 0,
-        views_together: bool = True,
+        training: Training = V2,
     ) -> None:
         width = width_of(backbone)
         super().__init__(
             backbone,
             projector(width, projector_hidden or width, projector_out, projector_layers, norm=projector_norm),
             InfoNCE(temperature, queue_size, projector_out),
-            optimizer,
-            schedule,
-            grad_cache,
+            training,
             momentum=momentum,
             final_momentum=final_momentum,
             symmetric=symmetric,
-            views_together=views_together,
         )
 
     def step(self, batch: Batch) -> Step:
@@ -89,7 +83,7 @@ class MoCHi(Asymmetric):
             as in MoCo.
         hard: N, entries nearest to the query that are mixed. mixed: s, of two entries each.
         mixed_with_query: s', of an entry and the query. from_epoch: first epoch with mixtures.
-        optimizer, schedule, grad_cache, views_together: as in MoCo.
+        training: as in MoCo.
     """
 
     def __init__(
@@ -107,18 +101,14 @@ class MoCHi(Asymmetric):
         projector_norm: bool = False,
         projector_hidden: int | None = None,
         projector_out: int = 128,
-        optimizer: OptimizerFactory = SGD,
-        schedule: Schedule = Schedule(warmup_epochs=0, decay_all=True),
-        grad_cache: int = 0,
-        views_together: bool = True,
+        training: Training = V2,
     ) -> None:
         width = width_of(backbone)
         objective = objectives.MoCHi(temperature, queue_size, projector_out, hard, mixed, mixed_with_query, from_epoch)
         head = projector(width, projector_hidden or width, projector_out, norm=projector_norm)
         super().__init__(
-            backbone, head, objective, optimizer, schedule, grad_cache,
+            backbone, head, objective, training,
             momentum=momentum, final_momentum=final_momentum, symmetric=symmetric,
-            views_together=views_together,
         )  # fmt: skip
 
     def step(self, batch: Batch) -> Step:
@@ -140,11 +130,11 @@ class MoCoV3(Asymmetric):
         momentum: at the start; 1 at the end. Paper: 0.99, for 1000 epochs 0.996.
         projector_layers: 2 (ResNet) or 3 (ViT). predictor_norm: BatchNorm at the predictor's end (ViT).
         projector_hidden: width of the hidden layers. projector_out: of the embedding.
-        optimizer: paper: LARS 0.6 (100 epochs) or 0.3 per 256 images, weight decay 1e-6; ViT: AdamW 1.5e-4, 0.1.
-        schedule: paper: 10 epochs of warm-up (ViT 40), cosine; with AdamW (ViT) all parameters decay.
-        grad_cache: images the backbone sees at a time; 0: all. Exact.
-        views_together: as in Method; in the code of the authors not.
+        training: paper: LARS 0.6 (100 epochs) or 0.3 per 256 images, weight decay 1e-6; ViT: AdamW 1.5e-4, 0.1; 10
+            epochs of warm-up (ViT 40), cosine; with AdamW (ViT) all parameters decay.
     """
+
+    views_together = False
 
     def __init__(
         self,
@@ -156,23 +146,17 @@ class MoCoV3(Asymmetric):
         predictor_norm: bool = False,
         projector_hidden: int = 4096,
         projector_out: int = 256,
-        optimizer: OptimizerFactory = partial(LARS, lr=0.6, weight_decay=1e-6),
-        schedule: Schedule = Schedule(),
-        grad_cache: int = 0,
-        views_together: bool = False,
+        training: Training = Training(partial(LARS, lr=0.6, weight_decay=1e-6), Schedule()),
     ) -> None:
         hidden, out = projector_hidden, projector_out
         super().__init__(
             backbone,
             projector(width_of(backbone), hidden, out, projector_layers, last="standard"),
             InfoNCE(temperature, scale=scale),
-            optimizer,
-            schedule,
-            grad_cache,
+            training,
             predictor=projector(out, hidden, out, last="standard" if predictor_norm else "linear", last_bias=False),
             momentum=momentum,
             final_momentum=1.0,
-            views_together=views_together,
         )
 
     @override

@@ -13,7 +13,7 @@ from manyviews import objectives
 from manyviews.backbones import Encoding, OpenClipText, views_of
 from manyviews.methods.imagetext import ImageText
 from manyviews.methods.method import Batch, Step
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Schedule, Training
 from manyviews.sharding import whole
 from manyviews.similarity import unit
 
@@ -31,12 +31,14 @@ class MoCoOp(ImageText):
         dim: of the joint space.
         scale: of the frozen CLIP. text_weight, router_weight: see `manyviews.objectives.MoCoOp`.
         tokenizer: an open_clip model whose tokenizer is used.
-        optimizer: paper: SGD 0.032 at batch 32. schedule, grad_cache: as in CLIP.
+        training: paper: SGD 0.032 at batch 32.
     """
 
     hand: Tensor
     ids: Tensor
     around: Tensor
+
+    locked = ("backbone", "text_backbone", "projector", "text_projector")
 
     def __init__(
         self,
@@ -49,21 +51,19 @@ class MoCoOp(ImageText):
         text_weight: float = 5.0,
         router_weight: float = 1.0,
         tokenizer: str = "ViT-B-32",
-        optimizer: OptimizerFactory = partial(torch.optim.SGD, lr=0.032, momentum=0.9),
-        schedule: Schedule = Schedule(warmup_steps=50, scaling="none"),
-        grad_cache: int = 0,
+        training: Training = Training(
+            partial(torch.optim.SGD, lr=0.032, momentum=0.9), Schedule(warmup_steps=50, scaling="none")
+        ),
     ) -> None:
         if not classnames or not templates or not all(templates):
             raise ValueError("MoCoOp needs class names and groups of at least one template")
         for template in (template for group in templates for template in group):
             if template.count("{c}") != 1:
                 raise ValueError(f"a template has {{c}} once, got {template!r}")
-        frozen = ("backbone", "text_backbone", "projector", "text_projector")
+        if training.locked is not None:
+            raise ValueError("MoCoOp trains its prompts and its router alone: leave training.locked out")
         objective = objectives.MoCoOp(dim, len(templates), scale, text_weight, router_weight)
-        super().__init__(
-            backbone, text_backbone, objective, dim,
-            optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=frozen,
-        )  # fmt: skip
+        super().__init__(backbone, text_backbone, objective, dim, training=training)
         import open_clip  # takes seconds
 
         self.tokenize: Any = open_clip.get_tokenizer(tokenizer, context_length=text_backbone.context)

@@ -12,7 +12,7 @@ from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.method import Batch, Method, Step
 from manyviews.objectives import MVDHEL, Objective
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Schedule, Training
 
 
 class MultiView(Method):
@@ -24,9 +24,8 @@ class MultiView(Method):
             HardContrastive, MEOW, AdaMEOW, PALM, SupReMix, SiMHand and GroupWhitened need nothing else either.
         projector_hidden: width of the projector's hidden layer; default that of the backbone.
         projector_out: width of the embedding.
-        optimizer: paper, CIFAR: SGD lr 1.0, momentum 0.9, weight decay 1e-6 at batch 256.
-        schedule: paper: 1 % (CIFAR) or 10 % of the run as warm-up, cosine.
-        grad_cache: images the backbone sees at a time; 0: all. Exact.
+        training: paper, CIFAR: SGD lr 1.0, momentum 0.9, weight decay 1e-6 at batch 256; 1 % (CIFAR) or 10 % of
+            the run as warm-up, cosine.
     """
 
     def __init__(
@@ -35,13 +34,11 @@ class MultiView(Method):
         objective: Objective | None = None,
         projector_hidden: int | None = None,
         projector_out: int = 128,
-        optimizer: OptimizerFactory = partial(torch.optim.SGD, lr=1.0, momentum=0.9, weight_decay=1e-6),
-        schedule: Schedule = Schedule(),
-        grad_cache: int = 0,
+        training: Training = Training(partial(torch.optim.SGD, lr=1.0, momentum=0.9, weight_decay=1e-6), Schedule()),
     ) -> None:
         hidden = projector_hidden or width_of(backbone)
         head = projector(width_of(backbone), hidden, projector_out, last="batch")
-        super().__init__(backbone, head, objective or MVDHEL(), optimizer, schedule, grad_cache)
+        super().__init__(backbone, head, objective or MVDHEL(), training)
 
     @override
     def step(self, batch: Batch) -> Step:

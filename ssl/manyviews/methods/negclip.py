@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -13,10 +12,10 @@ from typing_extensions import override
 
 from manyviews import objectives
 from manyviews.methods.clip import CLIP
-from manyviews.methods.imagetext import ADAMW, ImageText
+from manyviews.methods.imagetext import OPEN_CLIP, ImageText
 from manyviews.methods.method import Batch, Count, Step
 from manyviews.objectives import Objective
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Schedule, Training
 
 
 class NegCLIP(CLIP):
@@ -57,11 +56,12 @@ class MCIP(ImageText):
         classes: how many labels.
         dim: of the joint space.
         scale, margin, caption_margin, caption_weight: see `manyviews.objectives.MCIP`.
-        optimizer, schedule, grad_cache: as in CLIP; for pretrained towers lr 1e-5.
-        locked: the paper's text tower and its projection.
+        training: as in CLIP; for pretrained towers lr 1e-5.
     """
 
     takes_texts: Count = (1, math.inf)
+
+    locked = ("text_backbone", "text_projector")
 
     def __init__(
         self,
@@ -73,16 +73,12 @@ class MCIP(ImageText):
         margin: float = 0.3,
         caption_margin: float = 0.3,
         caption_weight: float = 1.0,
-        optimizer: OptimizerFactory = partial(torch.optim.AdamW, lr=1e-5, weight_decay=0.05),
-        schedule: Schedule = Schedule(warmup_steps=500, scaling="none"),
-        grad_cache: int = 0,
-        locked: Sequence[str] = ("text_backbone", "text_projector"),
+        training: Training = Training(
+            partial(torch.optim.AdamW, lr=1e-5, weight_decay=0.05), Schedule(warmup_steps=500, scaling="none")
+        ),
     ) -> None:
         objective = objectives.MCIP(dim, classes, scale, margin, caption_margin, caption_weight)
-        super().__init__(
-            backbone, text_backbone, objective, dim,
-            optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
-        )  # fmt: skip
+        super().__init__(backbone, text_backbone, objective, dim, training=training)
 
     @override
     def step(self, batch: Batch) -> Step:
@@ -103,7 +99,7 @@ class MultiModal(ImageText):
         backbone: image tower. text_backbone: text tower.
         objective: over V views: `MVInfoNCE`, `MVDHEL` or `PairwiseCLIP`. Default MVInfoNCE at temperature 0.1.
         dim: of the joint space.
-        optimizer, schedule, grad_cache, locked: as in CLIP.
+        training: as in CLIP.
     """
 
     takes_views: Count = (1, math.inf)
@@ -115,14 +111,11 @@ class MultiModal(ImageText):
         text_backbone: nn.Module,
         objective: Objective | None = None,
         dim: int = 512,
-        optimizer: OptimizerFactory = ADAMW,
-        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
-        grad_cache: int = 0,
-        locked: Sequence[str] = (),
+        training: Training = OPEN_CLIP,
     ) -> None:
         super().__init__(
             backbone, text_backbone, objective or objectives.MVInfoNCE(0.1, same_view_negatives=False), dim,
-            optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
+            training=training,
         )  # fmt: skip
 
     @override

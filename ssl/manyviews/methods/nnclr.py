@@ -12,7 +12,7 @@ from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.asymmetric import Asymmetric
 from manyviews.methods.method import Batch, Step
-from manyviews.optim import LARS, OptimizerFactory, Schedule
+from manyviews.optim import LARS, Schedule, Training
 
 
 class NNCLR(Asymmetric):
@@ -23,10 +23,7 @@ class NNCLR(Asymmetric):
         temperature: t. Paper: 0.1. support: past embeddings. Paper: 98304.
         decoupled: DCL's form, as the DCL paper combines them.
         projector_hidden: of the projector. predictor_hidden: of the predictor. projector_out: of the embedding.
-        optimizer: paper: LARS 0.3 per 256 images, weight decay 1e-6.
-        schedule: paper: 10 epochs of warm-up, cosine, 1000 epochs.
-        grad_cache: images the backbone sees at a time; 0: all. Exact.
-        views_together: as in Method.
+        training: paper: LARS 0.3 per 256 images, weight decay 1e-6; 10 epochs of warm-up, cosine, 1000 epochs.
     """
 
     def __init__(
@@ -38,20 +35,14 @@ class NNCLR(Asymmetric):
         projector_hidden: int = 2048,
         predictor_hidden: int = 4096,
         projector_out: int = 256,
-        optimizer: OptimizerFactory = partial(LARS, lr=0.3, weight_decay=1e-6),
-        schedule: Schedule = Schedule(),
-        grad_cache: int = 0,
-        views_together: bool = True,
+        training: Training = Training(partial(LARS, lr=0.3, weight_decay=1e-6), Schedule()),
     ) -> None:
         super().__init__(
             backbone,
             projector(width_of(backbone), projector_hidden, projector_out, 3, last="batch"),
             objectives.NNCLR(temperature, support, projector_out, decoupled),
-            optimizer,
-            schedule,
-            grad_cache,
+            training,
             predictor=projector(projector_out, predictor_hidden, projector_out),
-            views_together=views_together,
         )
 
     @override

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,9 +9,9 @@ from typing_extensions import override
 
 from manyviews import objectives
 from manyviews.backbones import Encoding
-from manyviews.methods.imagetext import ADAMW
+from manyviews.methods.imagetext import OPEN_CLIP
 from manyviews.methods.tokens import TokenImageText, tokens_of, with_pooled
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Training
 from manyviews.tokens import transported
 
 
@@ -23,7 +22,7 @@ class ORMA(TokenImageText):
         backbone: image tower with tokens. text_backbone: text tower with tokens.
         objective: see `manyviews.objectives.ORMA`.
         dim: of the joint space.
-        optimizer, schedule, grad_cache, locked: as in CLIP.
+        training: as in CLIP.
     """
 
     def __init__(
@@ -32,14 +31,9 @@ class ORMA(TokenImageText):
         text_backbone: nn.Module,
         objective: objectives.ORMA | None = None,
         dim: int = 256,
-        optimizer: OptimizerFactory = ADAMW,
-        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
-        grad_cache: int = 0,
-        locked: Sequence[str] = (),
+        training: Training = OPEN_CLIP,
     ) -> None:
-        super().__init__(
-            backbone, text_backbone, objective or objectives.ORMA(), dim, None, optimizer, schedule, grad_cache, locked
-        )
+        super().__init__(backbone, text_backbone, objective or objectives.ORMA(), dim, None, training)
 
     @override
     def whole(self, image: Encoding, text: Encoding, patches: Any, words: Any) -> list[Tensor]:

@@ -13,10 +13,12 @@ from manyviews.backbones import Encoding, PointTransformer, views_of
 from manyviews.backbones.points import Patches, PointDecoder, pooled
 from manyviews.methods.method import Batch, Count, Method, Step
 from manyviews.objectives.objective import choice
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Schedule, Training
 
-ADAMW = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.05)
-RECIPE = Schedule(warmup_epochs=10, final=1e-3, scaling="none")
+RECIPE = Training(
+    partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.05),
+    Schedule(warmup_epochs=10, final=1e-3, scaling="none"),
+)
 """Point-MAE's: 10 epochs of warm-up, cosine to a thousandth of the peak."""
 
 
@@ -24,9 +26,10 @@ class MaskedPoints(Method):
     """What both share: patches, masks, and what is shown.
 
     Args:
-        backbone: the encoder. objective: the loss. mask_ratio, mask, optimizer, schedule: as in PointMAE.
+        backbone: the encoder. objective: the loss. mask_ratio, mask, training: as in PointMAE.
     """
 
+    takes_chunks = False
     takes_views: Count = (1, 1)
 
     def __init__(
@@ -35,10 +38,9 @@ class MaskedPoints(Method):
         objective: objectives.PointMAE,
         mask_ratio: float,
         mask: str,
-        optimizer: OptimizerFactory,
-        schedule: Schedule,
+        training: Training,
     ) -> None:
-        super().__init__(backbone, nn.Identity(), objective, optimizer, schedule)
+        super().__init__(backbone, nn.Identity(), objective, training)
         self.mask, self.masked = choice("mask", mask, ("random", "block")), int(mask_ratio * backbone.groups)
         if not 0 < self.masked < backbone.groups - 1:
             raise ValueError(
@@ -95,7 +97,7 @@ class PointMAE(MaskedPoints):
         mask: `random` patches, or a `block` around a random one.
         decoder_depth: paper 4.
         norm: of the Chamfer distance; paper `l2`.
-        optimizer: paper: AdamW 1e-3, weight decay 0.05. schedule: paper: 10 epochs of warm-up, cosine, 300 epochs.
+        training: paper: AdamW 1e-3, weight decay 0.05; 10 epochs of warm-up, cosine, 300 epochs.
     """
 
     def __init__(
@@ -105,11 +107,10 @@ class PointMAE(MaskedPoints):
         mask: Literal["random", "block"] = "random",
         decoder_depth: int = 4,
         norm: Literal["l2", "l1"] = "l2",
-        optimizer: OptimizerFactory = ADAMW,
-        schedule: Schedule = RECIPE,
+        training: Training = RECIPE,
     ) -> None:
         objective = objectives.PointMAE(backbone.group_size, norm)
-        super().__init__(backbone, objective, mask_ratio, mask, optimizer, schedule)
+        super().__init__(backbone, objective, mask_ratio, mask, training)
         self.decoder = decoder_of(backbone, decoder_depth)
 
     def step(self, batch: Batch) -> Step:
@@ -130,7 +131,7 @@ class PointCMAE(MaskedPoints):
 
     Args:
         backbone: the encoder; it sees both masked clouds as one batch.
-        mask_ratio, mask, decoder_depth, norm, optimizer, schedule: as in PointMAE.
+        mask_ratio, mask, decoder_depth, norm, training: as in PointMAE.
         reconstruction_weight, contrast_weight, contrast: see `manyviews.objectives.PointCMAE`.
     """
 
@@ -144,11 +145,10 @@ class PointCMAE(MaskedPoints):
         reconstruction_weight: float = 1000.0,
         contrast_weight: float = 1.0,
         contrast: Literal["diagonal", "all_columns"] = "diagonal",
-        optimizer: OptimizerFactory = ADAMW,
-        schedule: Schedule = RECIPE,
+        training: Training = RECIPE,
     ) -> None:
         objective = objectives.PointCMAE(backbone.group_size, norm, reconstruction_weight, contrast_weight, contrast)
-        super().__init__(backbone, objective, mask_ratio, mask, optimizer, schedule)
+        super().__init__(backbone, objective, mask_ratio, mask, training)
         self.decoders = nn.ModuleList(decoder_of(backbone, decoder_depth) for _ in range(2))
         # A class token of each branch, and its position; evaluation leaves them out.
         self.branch, self.branch_position = (nn.Parameter(0.02 * torch.randn(2, backbone.dim)) for _ in range(2))

@@ -11,7 +11,7 @@ from manyviews import objectives
 from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.method import Batch, Method, Step
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Schedule, Training
 
 
 class _Partly(Method):
@@ -20,18 +20,19 @@ class _Partly(Method):
     The hidden labels never reach the objective, so that one labelled data set serves for training and evaluation.
     """
 
+    takes_chunks = False
+
     def __init__(
         self,
         backbone: nn.Module,
         head: nn.Module,
         objective: objectives.Objective,
-        optimizer: OptimizerFactory,
-        schedule: Schedule,
+        training: Training,
         classes: int,
         known: int,
         labelled: float,
     ) -> None:
-        super().__init__(backbone, head, objective, optimizer, schedule)
+        super().__init__(backbone, head, objective, training)
         if not 0 < known <= classes or not 0 < labelled <= 1:
             raise ValueError(f"known={known} of classes={classes}, labelled={labelled}: out of range")
         self.classifier = nn.Linear(width_of(backbone), classes)
@@ -54,8 +55,7 @@ class BaCon(_Partly):
         classes: in all. known: the first so many may be labelled. labelled: share of their images that is.
         temperature, supervised, soft_from: see the objective.
         projector_hidden: width of the hidden layer. projector_out: of the embedding.
-        optimizer: authors: SGD 0.1, on the last block of a DINO ViT.
-        schedule: warm-up, cosine, scaling rule.
+        training: authors: SGD 0.1, on the last block of a DINO ViT.
     """
 
     def __init__(
@@ -69,12 +69,13 @@ class BaCon(_Partly):
         soft_from: int = 1,
         projector_hidden: int = 2048,
         projector_out: int = 256,
-        optimizer: OptimizerFactory = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-5),
-        schedule: Schedule = Schedule(warmup_epochs=0, scaling="none"),
+        training: Training = Training(
+            partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-5), Schedule(warmup_epochs=0, scaling="none")
+        ),
     ) -> None:
         head = projector(width_of(backbone), projector_hidden, projector_out)
         objective = objectives.BaCon(temperature, supervised=supervised, soft_from=soft_from)
-        super().__init__(backbone, head, objective, optimizer, schedule, classes, known, labelled)
+        super().__init__(backbone, head, objective, training, classes, known, labelled)
 
     def step(self, batch: Batch) -> Step:
         """The classifier sees the features of both views."""
@@ -92,8 +93,7 @@ class CPL(_Partly):
         classes: in all. known: the first so many may be labelled. labelled: share of their images that is.
         pair, pseudo, entropy, accept: see the objective.
         parts: the feature map is pooled to so many tokens, that vote; 0: no votes.
-        optimizer: authors: Adam 2e-4, batch 128, 50 epochs.
-        schedule: warm-up, cosine, scaling rule.
+        training: authors: Adam 2e-4, batch 128, 50 epochs.
     """
 
     def __init__(
@@ -107,11 +107,10 @@ class CPL(_Partly):
         entropy: float = 1.0,
         accept: float = 0.5,
         parts: int = 4,
-        optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=2e-4),
-        schedule: Schedule = Schedule(warmup_epochs=0, scaling="none"),
+        training: Training = Training(partial(torch.optim.Adam, lr=2e-4), Schedule(warmup_epochs=0, scaling="none")),
     ) -> None:
         objective = objectives.CPL(pair, pseudo, entropy, accept)
-        super().__init__(backbone, nn.Identity(), objective, optimizer, schedule, classes, known, labelled)
+        super().__init__(backbone, nn.Identity(), objective, training, classes, known, labelled)
         self.parts = parts
 
     def step(self, batch: Batch) -> Step:

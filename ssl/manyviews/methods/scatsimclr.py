@@ -15,7 +15,7 @@ from manyviews.backbones import Encoding, width_of
 from manyviews.heads import projector
 from manyviews.methods.method import Batch, Method, Step
 from manyviews.objectives import NTXent
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Schedule, Training
 
 
 class ScatSimCLR(Method):
@@ -24,13 +24,14 @@ class ScatSimCLR(Method):
     Args:
         backbone: `ScatteringBackbone`, or any other: images to an Encoding, with an attribute `width`.
         temperature: t. Paper: 0.5.
-        pretext: `rotation`, by a multiple of 90 degrees; `jigsaw`, one of the 24 orders of its four quarters (the
-            paper has 35 of nine parts); `none`.
+        pretext: `rotation`, by a multiple of 90 degrees; `jigsaw`, one of the 24 orders of its four quarters (the paper
+            has 35 of nine parts); `none`.
         weight: lambda. Paper: 0.3. dropout: in the pretext head. Paper: 0.5.
         projector_out: width of the embedding.
-        optimizer: paper: Adam 3e-4, weight decay 1e-5, batch 64.
-        schedule: warm-up, cosine, scaling rule.
+        training: paper: Adam 3e-4, weight decay 1e-5, batch 64.
     """
+
+    takes_chunks = False
 
     def __init__(
         self,
@@ -40,12 +41,13 @@ class ScatSimCLR(Method):
         weight: float = 0.3,
         dropout: float = 0.5,
         projector_out: int = 128,
-        optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=3e-4, weight_decay=1e-5),
-        schedule: Schedule = Schedule(warmup_epochs=0, scaling="none"),
+        training: Training = Training(
+            partial(torch.optim.Adam, lr=3e-4, weight_decay=1e-5), Schedule(warmup_epochs=0, scaling="none")
+        ),
     ) -> None:
         width = width_of(backbone)
         head = projector(width, width, projector_out, norm=False)
-        super().__init__(backbone, head, NTXent(temperature), optimizer, schedule)
+        super().__init__(backbone, head, NTXent(temperature), training)
         if pretext not in ("rotation", "jigsaw", "none"):
             raise ValueError(f"pretext must be rotation, jigsaw or none, got {pretext!r}")
         self.pretext, self.weight = pretext, weight

@@ -11,7 +11,7 @@ from torch import nn
 from manyviews import objectives
 from manyviews.backbones import Encoding, views_of, width_of
 from manyviews.methods.method import Batch, Method, Step
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Schedule, Training
 
 
 class SepCLR(Method):
@@ -22,9 +22,10 @@ class SepCLR(Method):
         width: of each code. Authors: 32.
         temperature, salient, background, joint: see the objective.
         embedding: what evaluation sees: the features of the `common` or of the `salient` encoder, or `both`.
-        optimizer: authors: Adam 3e-4, batch 512, 250 epochs.
-        schedule: warm-up, cosine, scaling rule.
+        training: authors: Adam 3e-4, batch 512, 250 epochs.
     """
+
+    takes_chunks = False
 
     def __init__(
         self,
@@ -35,13 +36,10 @@ class SepCLR(Method):
         background: float = 1000.0,
         joint: float = 10.0,
         embedding: str = "both",
-        optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=3e-4),
-        schedule: Schedule = Schedule(scaling="none"),
+        training: Training = Training(partial(torch.optim.Adam, lr=3e-4), Schedule(scaling="none")),
     ) -> None:
         head = nn.Linear(width_of(backbone), width)
-        super().__init__(
-            backbone, head, objectives.SepCLR(temperature, salient, background, joint), optimizer, schedule
-        )
+        super().__init__(backbone, head, objectives.SepCLR(temperature, salient, background, joint), training)
         if embedding not in ("common", "salient", "both"):
             raise ValueError(f"embedding must be common, salient or both, got {embedding!r}")
         self.embedding = embedding

@@ -11,7 +11,7 @@ from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.method import Batch, Method, Step
 from manyviews.objectives import NTXent
-from manyviews.optim import LARS, OptimizerFactory, Schedule
+from manyviews.optim import LARS, Schedule, Training
 
 
 class SimCLR(Method):
@@ -22,10 +22,8 @@ class SimCLR(Method):
         temperature: t of NT-Xent; 0.1 on ImageNet, 0.5 on CIFAR in the paper.
         projector_hidden: width of the projector's hidden layer; default that of the backbone.
         projector_out: width of the embedding; 128 in the paper.
-        optimizer: paper: LARS, lr 0.3 per 256 images (or 0.075 sqrt(B) for small batches), weight decay 1e-6.
-        schedule: paper: 10 epochs of warm-up, cosine.
-        grad_cache: images the backbone sees at a time; 0: all. Exact.
-        views_together: as in Method.
+        training: paper: LARS, lr 0.3 per 256 images (or 0.075 sqrt(B) for small batches), weight decay 1e-6; 10 epochs
+            of warm-up, cosine.
     """
 
     def __init__(
@@ -34,13 +32,10 @@ class SimCLR(Method):
         temperature: float = 0.1,
         projector_hidden: int | None = None,
         projector_out: int = 128,
-        optimizer: OptimizerFactory = partial(LARS, lr=0.3, weight_decay=1e-6),
-        schedule: Schedule = Schedule(),
-        grad_cache: int = 0,
-        views_together: bool = True,
+        training: Training = Training(partial(LARS, lr=0.3, weight_decay=1e-6), Schedule()),
     ) -> None:
         head = projector(width_of(backbone), projector_hidden or width_of(backbone), projector_out)
-        super().__init__(backbone, head, NTXent(temperature), optimizer, schedule, grad_cache, views_together)
+        super().__init__(backbone, head, NTXent(temperature), training)
 
     @override
     def step(self, batch: Batch) -> Step:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -15,7 +14,7 @@ from manyviews.heads import LogitScale, projector
 from manyviews.methods.imagetext import ImageText
 from manyviews.methods.method import Batch, Count, Step
 from manyviews.objectives.clip import Positives
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Schedule, Training
 
 
 class SLIP(ImageText):
@@ -26,9 +25,8 @@ class SLIP(ImageText):
         dim: of the joint space.
         weight: of SimCLR's loss. temperature: of it.
         projector_hidden: width of its projector's hidden layers; paper 4096. projector_out: paper 256.
-        logit_scale, grad_cache, locked: as in CLIP.
-        optimizer: paper: AdamW 3e-3, weight decay 0.1, at batch 4096.
-        schedule: paper: one epoch of warm-up, cosine to 1e-5, 25 epochs.
+        training: paper: AdamW 3e-3, weight decay 0.1, at batch 4096; one epoch of warm-up, cosine to 1e-5, 25 epochs.
+        logit_scale: as in CLIP.
         positives: as in CLIP.
     """
 
@@ -44,15 +42,15 @@ class SLIP(ImageText):
         projector_hidden: int = 4096,
         projector_out: int = 256,
         logit_scale: LogitScale | None = None,
-        optimizer: OptimizerFactory = partial(torch.optim.AdamW, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.1),
-        schedule: Schedule = Schedule(warmup_epochs=1, final=1 / 300, scaling="none"),
-        grad_cache: int = 0,
-        locked: Sequence[str] = (),
+        training: Training = Training(
+            partial(torch.optim.AdamW, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.1),
+            Schedule(warmup_epochs=1, final=1 / 300, scaling="none"),
+        ),
         positives: Positives = "own",
     ) -> None:
         super().__init__(
             backbone, text_backbone, objectives.SLIP(logit_scale, weight, temperature, positives), dim,
-            optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
+            training=training,
         )  # fmt: skip
         width = width_of(backbone)
         self.image_projector = projector(width, projector_hidden, projector_out, 3)

@@ -11,7 +11,7 @@ from manyviews import objectives
 from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.method import Batch, Method, Step
-from manyviews.optim import LARS, OptimizerFactory, Schedule
+from manyviews.optim import LARS, Schedule, Training
 
 
 class SogCLR(Method):
@@ -22,11 +22,11 @@ class SogCLR(Method):
         samples: size of the training set.
         temperature: t. gamma: weight of the new estimate.
         projector_hidden: width of the hidden layer; default that of the backbone. projector_out: of the embedding.
-        optimizer: paper: LARS, 0.075 sqrt(B), which is 1.2 at 256 with `scaling: sqrt`, weight decay 1e-6.
-        schedule: paper: 10 epochs of warm-up, cosine.
-        grad_cache: images the backbone sees at a time; 0: all. Exact.
-        views_together: as in Method; in the code of the authors not.
+        training: paper: LARS, 0.075 sqrt(B), which is 1.2 at 256 with `scaling: sqrt`, weight decay 1e-6; 10 epochs of
+            warm-up, cosine.
     """
+
+    views_together = False
 
     def __init__(
         self,
@@ -36,15 +36,12 @@ class SogCLR(Method):
         gamma: float = 0.9,
         projector_hidden: int | None = None,
         projector_out: int = 128,
-        optimizer: OptimizerFactory = partial(LARS, lr=1.2, weight_decay=1e-6),
-        schedule: Schedule = Schedule(scaling="sqrt"),
-        grad_cache: int = 0,
-        views_together: bool = False,
+        training: Training = Training(partial(LARS, lr=1.2, weight_decay=1e-6), Schedule(scaling="sqrt")),
     ) -> None:
         hidden = projector_hidden or width_of(backbone)
         head = projector(width_of(backbone), hidden, projector_out, last="standard")
         objective = objectives.SogCLR(samples, temperature, gamma)
-        super().__init__(backbone, head, objective, optimizer, schedule, grad_cache, views_together)
+        super().__init__(backbone, head, objective, training)
 
     @override
     def step(self, batch: Batch) -> Step:
@@ -62,9 +59,8 @@ class ISogCLR(Method):
         temperature: of every sample at the start.
         gamma, rho, low, high, rate, momentum: see the objective.
         projector_hidden: width of the hidden layer; default that of the backbone. projector_out: of the embedding.
-        optimizer: paper, CIFAR at batch 128: LARS, lr 0.8 absolute, weight decay 5e-4.
-        schedule: paper: 10 epochs of warm-up, cosine; LARS and decay act on all parameters.
-        grad_cache: images the backbone sees at a time; 0: all. Exact.
+        training: paper, CIFAR at batch 128: LARS, lr 0.8 absolute, weight decay 5e-4; 10 epochs of warm-up,
+            cosine; LARS and decay act on all parameters.
     """
 
     def __init__(
@@ -80,14 +76,14 @@ class ISogCLR(Method):
         momentum: float = 0.5,
         projector_hidden: int | None = None,
         projector_out: int = 128,
-        optimizer: OptimizerFactory = partial(LARS, lr=0.8, weight_decay=5e-4),
-        schedule: Schedule = Schedule(scaling="none", decay_all=True),
-        grad_cache: int = 0,
+        training: Training = Training(
+            partial(LARS, lr=0.8, weight_decay=5e-4), Schedule(scaling="none", decay_all=True)
+        ),
     ) -> None:
         hidden = projector_hidden or width_of(backbone)
         head = projector(width_of(backbone), hidden, projector_out, last="standard")
         objective = objectives.ISogCLR(samples, temperature, gamma, rho, low, high, rate, momentum)
-        super().__init__(backbone, head, objective, optimizer, schedule, grad_cache)
+        super().__init__(backbone, head, objective, training)
 
     @override
     def step(self, batch: Batch) -> Step:

@@ -12,7 +12,7 @@ from manyviews import objectives
 from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.method import Batch, Method, Step
-from manyviews.optim import LARS, OptimizerFactory, Schedule
+from manyviews.optim import LARS, Schedule, Training
 
 
 class SwAV(Method):
@@ -22,10 +22,8 @@ class SwAV(Method):
         backbone: images of any size to an Encoding, with an attribute `width`.
         prototypes, temperature, epsilon, large, queue_size, queue_from, frozen_epochs: see the objective.
         projector_hidden: width of the hidden layer. projector_out: of the embedding.
-        optimizer: paper: LARS 0.3 per 256 images (4.8 at 4096; 0.6 at 256), weight decay 1e-6.
-        schedule: paper: 10 epochs of warm-up, cosine to a thousandth; LARS and decay act on all parameters.
-        grad_cache: images the backbone sees at a time; 0: all. Exact.
-        views_together: as in Method.
+        training: paper: LARS 0.3 per 256 images (4.8 at 4096; 0.6 at 256), weight decay 1e-6; 10 epochs of warm-up,
+            cosine to a thousandth; LARS and decay act on all parameters.
     """
 
     def __init__(
@@ -40,17 +38,14 @@ class SwAV(Method):
         frozen_epochs: int = 1,
         projector_hidden: int = 2048,
         projector_out: int = 128,
-        optimizer: OptimizerFactory = partial(LARS, lr=0.3, weight_decay=1e-6),
-        schedule: Schedule = Schedule(final=0.001, decay_all=True),
-        grad_cache: int = 0,
-        views_together: bool = True,
+        training: Training = Training(partial(LARS, lr=0.3, weight_decay=1e-6), Schedule(final=0.001, decay_all=True)),
     ) -> None:
         objective = objectives.SwAV(
             projector_out, prototypes, temperature, epsilon, large=large, queue_size=queue_size,
             queue_from=queue_from, frozen_epochs=frozen_epochs,
         )  # fmt: skip
         head = projector(width_of(backbone), projector_hidden, projector_out)
-        super().__init__(backbone, head, objective, optimizer, schedule, grad_cache, views_together)
+        super().__init__(backbone, head, objective, training)
 
     @override
     def step(self, batch: Batch) -> Step:
@@ -67,7 +62,7 @@ class DeepCluster(Method):
         samples: size of the training set.
         prototypes, temperature, large: see the objective.
         projector_hidden: width of the hidden layer. projector_out: of the embedding.
-        optimizer, schedule, grad_cache, views_together: as in SwAV.
+        training: as in SwAV.
     """
 
     def __init__(
@@ -79,14 +74,11 @@ class DeepCluster(Method):
         large: int = 2,
         projector_hidden: int = 2048,
         projector_out: int = 128,
-        optimizer: OptimizerFactory = partial(LARS, lr=0.3, weight_decay=1e-6),
-        schedule: Schedule = Schedule(final=0.001, decay_all=True),
-        grad_cache: int = 0,
-        views_together: bool = True,
+        training: Training = Training(partial(LARS, lr=0.3, weight_decay=1e-6), Schedule(final=0.001, decay_all=True)),
     ) -> None:
         objective = objectives.DeepCluster(samples, projector_out, prototypes, temperature, large)
         head = projector(width_of(backbone), projector_hidden, projector_out)
-        super().__init__(backbone, head, objective, optimizer, schedule, grad_cache, views_together)
+        super().__init__(backbone, head, objective, training)
 
     @override
     def step(self, batch: Batch) -> Step:

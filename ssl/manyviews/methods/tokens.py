@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from manyviews.backbones import Encoding, width_of
-from manyviews.methods.imagetext import ADAMW, ImageText
+from manyviews.methods.imagetext import OPEN_CLIP, ImageText
 from manyviews.methods.method import Batch, Step
 from manyviews.objectives import Objective
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Training
 from manyviews.similarity import unit
 from manyviews.tokens import masked_mean
 
@@ -21,7 +19,7 @@ class TokenImageText(ImageText):
     """An objective over projected tokens: patches (no class token) and words.
 
     Args:
-        backbone, text_backbone, objective, dim, optimizer, schedule, grad_cache, locked: as in ImageText.
+        backbone, text_backbone, objective, dim, training: as in ImageText.
         reduce: patches to fewer tokens, (n, T, dim) to (n, T', dim); None: all patches.
     """
 
@@ -32,15 +30,9 @@ class TokenImageText(ImageText):
         objective: Objective,
         dim: int = 256,
         reduce: nn.Module | None = None,
-        optimizer: OptimizerFactory = ADAMW,
-        schedule: Schedule = Schedule(warmup_steps=2000, scaling="none"),
-        grad_cache: int = 0,
-        locked: Sequence[str] = (),
+        training: Training = OPEN_CLIP,
     ) -> None:
-        super().__init__(
-            backbone, text_backbone, objective, dim,
-            optimizer=optimizer, schedule=schedule, grad_cache=grad_cache, locked=locked,
-        )  # fmt: skip
+        super().__init__(backbone, text_backbone, objective, dim, training=training)
         self.token_projector = nn.Linear(width_of(backbone), dim, bias=False)
         self.text_token_projector = nn.Linear(width_of(text_backbone), dim, bias=False)
         self.reduce: nn.Module | None = reduce

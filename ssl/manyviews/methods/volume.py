@@ -11,7 +11,7 @@ from manyviews import objectives
 from manyviews.backbones import Encoding, width_of
 from manyviews.heads import projector
 from manyviews.methods.method import Batch, Method, Step
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Schedule, Training
 
 
 class Fusion(nn.Module):
@@ -47,9 +47,10 @@ class ImageVolume(Method):
         objective: clusters of slices and of volumes.
         masked: share of the slices that is hidden and predicted. Paper: 0.1; 0: no third term.
         projector_hidden: width of the hidden layers.
-        optimizer: paper: SGD 1e-2, 4 volumes a step.
-        schedule: warm-up, cosine, scaling rule.
+        training: paper: SGD 1e-2, 4 volumes a step.
     """
+
+    takes_chunks = False
 
     def __init__(
         self,
@@ -57,12 +58,13 @@ class ImageVolume(Method):
         objective: objectives.ImageVolume,
         masked: float = 0.1,
         projector_hidden: int = 2048,
-        optimizer: OptimizerFactory = partial(torch.optim.SGD, lr=1e-2, momentum=0.9, weight_decay=1e-6),
-        schedule: Schedule = Schedule(scaling="none"),
+        training: Training = Training(
+            partial(torch.optim.SGD, lr=1e-2, momentum=0.9, weight_decay=1e-6), Schedule(scaling="none")
+        ),
     ) -> None:
         width = width_of(backbone)
         dim = objective.intra.prototypes.shape[1]
-        super().__init__(backbone, projector(width, projector_hidden, dim), objective, optimizer, schedule)
+        super().__init__(backbone, projector(width, projector_hidden, dim), objective, training)
         self.fusion = Fusion(width, objective.slices)
         self.takes_views = (2 * objective.slices, 2 * objective.slices)
         if not masked:

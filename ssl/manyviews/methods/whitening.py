@@ -12,7 +12,7 @@ from manyviews import objectives
 from manyviews.backbones import views_of, width_of
 from manyviews.heads import projector
 from manyviews.methods.method import Batch, Method, Step
-from manyviews.optim import OptimizerFactory, Schedule
+from manyviews.optim import Schedule, Training
 
 
 class WMSE(Method):
@@ -22,9 +22,7 @@ class WMSE(Method):
         backbone: images to an Encoding, with an attribute `width`.
         size: rows that are whitened together, more than `projector_out`. partitions: how many ways to cut a batch.
         projector_hidden: width of the hidden layer. projector_out: of the embedding. Paper: 64, ImageNet 128.
-        optimizer: paper, CIFAR: Adam 3e-3, weight decay 1e-6.
-        schedule: paper: steps near the end; here cosine.
-        grad_cache: images the backbone sees at a time; 0: all. Exact.
+        training: paper, CIFAR: Adam 3e-3, weight decay 1e-6; steps near the end; here cosine.
     """
 
     def __init__(
@@ -34,12 +32,10 @@ class WMSE(Method):
         partitions: int = 1,
         projector_hidden: int = 1024,
         projector_out: int = 64,
-        optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=3e-3, weight_decay=1e-6),
-        schedule: Schedule = Schedule(scaling="none"),
-        grad_cache: int = 0,
+        training: Training = Training(partial(torch.optim.Adam, lr=3e-3, weight_decay=1e-6), Schedule(scaling="none")),
     ) -> None:
         head = projector(width_of(backbone), projector_hidden, projector_out)
-        super().__init__(backbone, head, objectives.WMSE(size, partitions), optimizer, schedule, grad_cache)
+        super().__init__(backbone, head, objectives.WMSE(size, partitions), training)
 
     @override
     def step(self, batch: Batch) -> Step:
