@@ -116,7 +116,7 @@ def test_a_signal_saves_at_a_batch_boundary_and_tells_by_the_exit_code(
     """To the process, or to its whole group, loaders included, as a terminal and batch systems send it."""
     process = start_and_signal(tmp_path, recipe(digits, data__workers=2 if group else 0), number, 20, group=group)
     assert process.returncode == code, process.stderr
-    assert f"saved; the same command with --run {tmp_path / 'run'} goes on" in process.stderr
+    assert f"saved; the same command (fit with --run {tmp_path / 'run'}) goes on" in process.stderr
     assert not (tmp_path / "run/finished.json").exists()
     assert run("fit", "--config", tmp_path / "recipe.yaml", "--run", tmp_path / "run").returncode == 0
     assert equal(weights(tmp_path / "run"), weights(undisturbed))

@@ -259,15 +259,15 @@ class ShardDataModule(pl.LightningDataModule):
             raise ValueError(
                 f"{world} ranks cannot share {lanes} lanes evenly ({lanes} / {world} = {lanes / world:.2f}). "
                 + (
-                    f"Set lanes to one of {fitting[:8]}, divisors of global_batch_size {batch} and multiples of {world}"
+                    f"Set data.lanes to one of {fitting[:8]}: divisors of {batch}, multiples of {world}"
                     if fitting
-                    else f"Set global_batch_size ({batch}) to a multiple of {world}"
+                    else f"Set data.global_batch_size ({batch}) to a multiple of {world}"
                 )
             )
         if samples // lanes < batch // lanes:
             raise ValueError(
-                f"{self.root} split {self.train_split!r} has {samples} samples, fewer than one global batch of {batch} "
-                f"({lanes} lanes x {batch // lanes}): set global_batch_size to {samples} or less"
+                f"{self.root} split {self.train_split!r} has {samples} samples, fewer than one global batch of {batch}"
+                f": give --data.global_batch_size {samples}, or less"
             )
 
     def train_dataloader(self) -> DataLoader[Sample]:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from manyviews.similarity import unit
+
 
 def projector(
     width: int,
@@ -46,6 +48,51 @@ def projector(
         parts += [nn.Linear(width, hidden, bias=not norm), *([nn.BatchNorm1d(hidden)] if norm else []), nn.ReLU()]
         width = hidden
     return nn.Sequential(*parts, nn.Linear(width, out, bias=last == "linear" and last_bias), *ends[last])
+
+
+class Prototypes(nn.Module):
+    """Inner products with K prototypes of length 1, or of a learned length that begins at 1.
+
+    Args:
+        width: of what is compared with them. count: K. gain: learn their length.
+    """
+
+    def __init__(self, width: int, count: int, gain: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(count, width))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # torch's own of a linear layer
+        self.gain = nn.Parameter(torch.ones(count, 1)) if gain else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, width) to (n, K)."""
+        prototypes = unit(self.weight)
+        return nn.functional.linear(x, prototypes if self.gain is None else self.gain * prototypes)
+
+
+class PrototypeHead(nn.Module):
+    """The head of DINO: an MLP, length 1, and prototypes.
+
+    Args:
+        width: of the features that come in. prototypes: K. hidden: width of the two hidden layers (GELU, no norm).
+        bottleneck: of what is compared with the prototypes.
+        gain: prototypes have a learned length (the authors' advice for ViT-S); else every logit is a cosine.
+    """
+
+    def __init__(
+        self, width: int, prototypes: int, hidden: int = 2048, bottleneck: int = 256, gain: bool = False
+    ) -> None:
+        super().__init__()
+        layers = [nn.Linear(width, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, bottleneck)]
+        for layer in layers:
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        self.mlp = nn.Sequential(layers[0], nn.GELU(), layers[1], nn.GELU(), layers[2])
+        self.prototypes = Prototypes(bottleneck, prototypes, gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, width) to (n, K)."""
+        logits: Tensor = self.prototypes(unit(self.mlp(x)))
+        return logits
 
 
 class MultiHead(nn.Module):

@@ -202,6 +202,10 @@ class Training:
             other the product.
         layer_decay: a layer of the backbone has this share of the rate of the next; what comes after its blocks has all
             of it (as in BEiT, MAE, DINOv2).
+        final_weight_decay: at the end of the run, reached along a half cosine from the optimiser's own (DINO: 0.04 to
+            0.4); None: it stays.
+        clip: of each tensor's gradient on its own the length is kept below this (DINO: 3); None: it is not. That of all
+            together is `trainer.gradient_clip_val`.
     """
 
     optimizer: OptimizerFactory
@@ -212,16 +216,34 @@ class Training:
     frozen: Mapping[str, int] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
     layer_decay: float = 1.0
+    final_weight_decay: float | None = None
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         for name, value, is_right, expected in (
             ("grad_cache", self.grad_cache, self.grad_cache >= 0, "0 or more"),
+            ("clip", self.clip, self.clip is None or self.clip > 0, "more than 0"),
             ("layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "a share, in (0, 1]"),
             *((f"frozen.{part}", epochs, epochs >= 1, "1 or more epochs") for part, epochs in self.frozen.items()),
             *((f"rates.{part}", share, share > 0, "a share, more than 0") for part, share in self.rates.items()),
         ):
             if not is_right:
                 raise ValueError(f"training.{name}: expected {expected}, got {value}")
+
+    @torch.no_grad()
+    def clipped(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Shortens the gradient of each tensor that is longer than `clip`."""
+        grads = [p.grad for p in parameters if p.grad is not None]
+        if self.clip is not None and grads:
+            factors = (self.clip / (norms(grads) + 1e-6)).clamp(max=1.0)
+            foreach_mul_(parts(grads), list(factors.unbind()))
+
+    def decay(self, optimizer: Optimizer, step: int, total: int) -> None:
+        """Sets the weight decay of a step of the run; what is spared it stays spared."""
+        for group in optimizer.param_groups if self.final_weight_decay is not None else ():
+            first = group.setdefault("first_weight_decay", group["weight_decay"])
+            if first:
+                group["weight_decay"] = Ramp(first, self.final_weight_decay).at(step, total)
 
     def shares(self, method: nn.Module, backbone: nn.Module) -> dict[int, float]:
         """The share of the rate of every parameter that has not all of it, by `id`.

@@ -28,8 +28,9 @@ from manyviews.cli.evaluate import foreign_config
 from manyviews.cli.export import export_backbone
 from manyviews.cli.fit import _steps_of, check_file
 from manyviews.evaluation import FewShotSVM, ZeroShot
+from manyviews.foreign import CONFIG_KEY
 from manyviews.runs import Ledger, newest_whole
-from manyviews.runs.folder import CONFIG_KEY, RunFolder
+from manyviews.runs.folder import RunFolder
 from manyviews.runs.storage import load
 from tests.recipe import recipe
 from tests.viewshards.test_hostile import GOOD, PNG, meshes, npy, npz, shards_of, tar_of

@@ -117,6 +117,11 @@ def amcl(heads, d, **options):
     return reference
 
 
+def centred(objective):
+    objective.centre.copy_(draw(len(objective.centre), seed=5))
+    return objective
+
+
 def swav(views, objective, **_):
     w = objective.prototypes  # float32 was not of length 1 to 1e-10
     prototypes = F.normalize(w, dim=1).detach() + w - w.detach()
@@ -448,6 +453,16 @@ CASES = [
         grouped=False,
         smooth=False,
         keeps="scale shuffle",
+    ),
+    Case(
+        "DINO",
+        lambda d: centred(o.DINO(d, 0.5, 0.3)),
+        lambda z, objective, targets, **_: ref.dino(z, targets, objective.centre, 0.5, 0.3),
+        context=targets(2),
+        views=4,
+        exactly_two=False,
+        grouped=False,
+        keeps="shuffle",
     ),
     Case(
         "DeepCluster",

@@ -549,3 +549,17 @@ def beclr(views, targets, items, cluster, prototypes, k, spread, tau, projection
     for i, j in others:
         far = far + torch.exp(s[i] @ s[j].T / tau).sum()
     return sum(losses) / len(losses) + spread * torch.log(far / (len(others) * s.shape[1] ** 2))
+
+
+def dino(views, targets, centre, student, teacher):
+    """Crop by crop, image by image, prototype by prototype."""
+    terms = []
+    for g, target in enumerate(targets):
+        for v, view in enumerate(views):
+            if v == g:
+                continue
+            for t, s in zip(target.detach(), view, strict=True):
+                weights = [math.exp((t[k] - centre[k]) / teacher) for k in range(len(t))]
+                total = torch.stack([(s[k] / student).exp() for k in range(len(s))]).sum()
+                terms.append(sum(-w / sum(weights) * (s[k] / student - total.log()) for k, w in enumerate(weights)))
+    return torch.stack(terms).mean()

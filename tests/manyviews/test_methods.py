@@ -1,6 +1,7 @@
 """Methods as Lightning trains them: exact accumulation, ranks, what is refused."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -161,6 +162,39 @@ def test_a_part_may_make_its_first_step_later():
 
     fit(method, 8, [Look()], max_epochs=2)
     assert [seen[step] for step in (1, 4, 5)] == [{"projector"}, {"projector"}, set()]
+
+
+def test_the_gradient_of_each_tensor_is_shortened_on_its_own():
+    """(3, 4) to length 3 and (0, 1) as it is; and in a run, where a clip of all together would shorten the second."""
+    long, short = (nn.Parameter(torch.zeros(2, dtype=torch.float64)) for _ in range(2))
+    long.grad, short.grad = (torch.tensor(g, dtype=torch.float64) for g in ([3.0, 4.0], [0.0, 1.0]))
+    fast(clip=3.0)["training"].clipped([long, short])
+    torch.testing.assert_close(long.grad, 0.59999988 * torch.tensor([3.0, 4.0]).double(), atol=1e-7, rtol=0)
+    assert short.grad.tolist() == [0.0, 1.0]
+    found = moved(simclr(**constant(clip=1.0)))
+    sizes = {name: p.numel() for name, p in simclr().named_parameters()}
+    for name, way in found.items():  # of ones, of length sqrt(n)
+        assert way == pytest.approx(1 / math.sqrt(sizes[name]), rel=1e-3), name
+
+
+def test_weight_decay_follows_the_run_and_spares_what_is_spared(tmp_path):
+    """0.04 to 0.4 over a hundred steps; a run that goes on in the middle has the same."""
+    how = fast(partial(torch.optim.SGD, lr=0.0, weight_decay=0.04), final_weight_decay=0.4)
+    seen = {}
+
+    class Look(pl.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            seen[trainer.global_step] = sorted(group["weight_decay"] for group in optimizer.param_groups)
+            if trainer.global_step == 50:
+                trainer.save_checkpoint(tmp_path / "half")
+
+    fit(simclr(**how), 100, [Look()], Batches(100))
+    whole = dict(seen)
+    for step, value in ((0, 0.04), (25, 0.09272078), (50, 0.22), (75, 0.34727922)):
+        assert whole[step] == pytest.approx([0.0, value], abs=1e-8)
+    seen.clear()
+    fit(simclr(**how), 100, [Look()], Batches(50), ckpt=tmp_path / "half")
+    assert seen and all(whole[step] == values for step, values in seen.items())
 
 
 def test_what_training_names_must_be_there_and_make_sense():

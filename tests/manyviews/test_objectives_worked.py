@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from manyviews import objectives as o
 from manyviews.distributed import simulate
+from manyviews.heads import PrototypeHead, Prototypes
 from manyviews.monitoring import diagnostics
 from manyviews.objectives.amcl import omega
 from manyviews.objectives.barlow import cross_correlation
@@ -928,3 +929,76 @@ def test_a_singular_batch_gives_nan_for_the_guard_and_does_not_raise():
     flat = torch.cat([draw(9, 2), torch.zeros(9, 1, **double)], 1)
     assert o.WMSE()([flat, flat]).isnan()
     assert o.WMSE(eps=1e-3)([flat, flat]).isfinite()
+
+
+# DINO: two images, three prototypes; two large crops of the teacher, these and a small one of the student.
+TEACHER = [rows([2, 0, 1], [0, 1, -1]), rows([1, 1, 0], [-1, 2, 0])]
+STUDENT = [rows([1, 0, 0], [0, 2, 1]), rows([0, 1, -1], [1, 0, 2]), rows([1, 1, 1], [2, 0, -1])]
+CENTRE = rows(0.5, 0, -0.5)
+
+
+@pytest.mark.parametrize(
+    ("centre", "temperatures", "large", "all_crops"),
+    [
+        (0 * CENTRE, (1, 0.5), 1.32028060, 1.45154755),
+        (CENTRE, (1, 0.5), 1.48479317, 1.55955747),
+        (CENTRE, (0.1, 0.04), 11.25004743, 10.89967679),
+    ],
+)
+def test_dino(centre, temperatures, large, all_crops):
+    for count, value in ((2, large), (3, all_crops)):
+        objective = o.DINO(3, *temperatures).double()
+        objective.centre.copy_(centre)
+        assert objective(STUDENT[:count], targets=TEACHER).item() == approx(value)
+        torch.testing.assert_close(objective.centre, 0.9 * centre + 0.1 * rows(0.5, 1, 0))
+
+
+def test_dino_reads_its_teacher_and_gives_it_no_gradient():
+    objective = o.DINO(3, 1, 0.5).double()
+    objective.centre.copy_(CENTRE)
+    student, teacher = ([view.clone().requires_grad_() for view in side] for side in (STUDENT, TEACHER))
+    loss = objective(student, targets=teacher)
+    loss.backward()
+    expected = {
+        0: rows([0.04552192, -0.04552192, 0], [0.01114534, -0.03581331, 0.02466797]),
+        2: rows([-0.00414131, 0.00828261, -0.00414131], [0.20518039, -0.20410000, -0.00108039]),
+    }
+    for crop, slope in expected.items():
+        torch.testing.assert_close(student[crop].grad, slope, atol=1e-8, rtol=0)
+    assert all(view.grad is None for view in teacher)
+    read = objective.diagnostics
+    assert read["teacher_entropy"].item() == approx(0.58255233)
+    assert read["divergence"].item() == approx(loss.item() - 0.58255233)
+    assert read["centre_norm"].item() == approx(math.sqrt(0.5))
+
+
+def test_dino_does_not_heed_what_is_common_to_all_prototypes_or_all_rows():
+    def value(centre, student, teacher):
+        objective = o.DINO(3, 1, 0.5).double()
+        objective.centre.copy_(centre)
+        return objective(student, targets=teacher).item()
+
+    plain, common = value(CENTRE, STUDENT, TEACHER), rows(3, -1, 2)
+    assert value(CENTRE, [s + 7 for s in STUDENT], [t - 5 for t in TEACHER]) == approx(plain, 1e-12)
+    assert value(CENTRE + common, STUDENT, [t + common for t in TEACHER]) == approx(plain, 1e-12)
+
+
+def test_the_teacher_of_dino_is_sharpened_along_a_line():
+    """From 0.04 to 0.07 in thirty epochs: the first has the one, the thirtieth and all later ones the other."""
+    objective = o.DINO(3, 0.1, 0.07, 0.04, 30)
+    found = [objective._sharpness(epoch) for epoch in (0, 10, 29, 30, None)]
+    assert found == pytest.approx([0.04, 0.04 + 0.03 * 10 / 29, 0.07, 0.07, 0.07])
+
+
+def test_the_head_of_dino():
+    """Prototypes (3, 4), (0, 2), (1, 0) and what is compared with them, (2, 1), count by their directions."""
+    prototypes = Prototypes(2, 3).double()
+    prototypes.weight.data = rows([3, 4], [0, 2], [1, 0])
+    torch.testing.assert_close(prototypes(F.normalize(rows([2, 1]))), rows([0.89442719, 0.44721360, 0.89442719]))
+    head = PrototypeHead(6, 5, 8, 4, gain=True).double()
+    head.prototypes.gain.data.fill_(2.0)
+    logits = head(draw(3, 6))
+    logits.square().sum().backward()
+    assert logits.abs().max() <= 2 and head.prototypes.gain.grad is not None
+    along = (head.prototypes.weight.grad * head.prototypes.weight).sum(1)
+    torch.testing.assert_close(along, torch.zeros(5, **double), atol=1e-14, rtol=0)  # across their directions only

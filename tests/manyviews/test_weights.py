@@ -15,6 +15,7 @@ from torch import nn
 from manyviews.backbones import ConvNet, PointTransformer, TimmBackbone, load_weights, not_read
 from manyviews.backbones.published import of_transformers
 from manyviews.foreign import CONFIG_KEY
+from manyviews.runs.parent import start_from
 from tests.manyviews.test_image_methods import make
 
 
@@ -415,6 +416,28 @@ def test_of_a_run_with_a_teacher_the_trained_network_is_taken(name, tmp_path):
     assert account.source == "state_dict.backbone" and "state_dict.teacher.*" in account.dropped
     for key, value in method.backbone.state_dict().items():
         assert torch.equal(backbone.state_dict()[key], value)
+
+
+def test_of_dino_the_teacher_is_taken(tmp_path):
+    """By a backbone, by another run, and by evaluation."""
+    method, images = spread(make("DINO")).eval(), torch.rand(4, 3, 8, 8)
+    content = {"state_dict": method.state_dict(), CONFIG_KEY: {"model": {}}, "global_step": 1}
+    method.on_save_checkpoint(content)
+    torch.save(content, tmp_path / "a.ckpt")
+    teacher = method.teacher.get_submodule("backbone")
+    backbone = copy.deepcopy(make("DINO").backbone).eval()
+    assert load_weights(backbone, str(tmp_path / "a.ckpt")).source == "state_dict.teacher.backbone"
+    other = make("SimCLR").eval()
+    start_from(other, tmp_path / "a.ckpt")
+    expected = teacher(images).pooled
+    assert not torch.allclose(expected, method.backbone(images).pooled)
+    for found in (backbone(images), other.backbone(images), method.embed({"image": [images]})[0]):
+        torch.testing.assert_close(found.pooled, expected)
+    again = make("DINO").eval()
+    start_from(again, tmp_path / "a.ckpt")  # which has a teacher of its own
+    for key in ("backbone", "teacher.backbone"):
+        found, wanted = again.get_submodule(key), method.get_submodule(key)
+        torch.testing.assert_close(found(images).pooled, wanted(images).pooled)
 
 
 def test_vits_take_pictures_of_any_size_that_the_patch_divides():

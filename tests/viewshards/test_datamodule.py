@@ -175,9 +175,11 @@ def test_arithmetic_is_explained(digits):
 
     with pytest.raises(ValueError, match=r"3 ranks cannot share 64 lanes evenly \(64 / 3 = 21.33\).*multiple of 3"):
         setup(3)
-    with pytest.raises(ValueError, match=r"3 ranks.*Set lanes to one of \[3, 6, 12, 24, 48, 96\]"):
+    with pytest.raises(ValueError, match=r"3 ranks.*Set data.lanes to one of \[3, 6, 12, 24, 48, 96\]"):
         setup(3, global_batch_size=96, lanes=32)
-    with pytest.raises(ValueError, match="1437 samples, fewer than one global batch of 2048"):
+    with pytest.raises(
+        ValueError, match="1437 samples, fewer than one global batch of 2048: give --data.global_batch_size 1437"
+    ):
         setup(1, global_batch_size=2048)
     with pytest.raises(ValueError, match=r"must be a multiple of lanes \(48\)"):
         module(digits, lanes=48)

@@ -36,8 +36,8 @@ PREFERRED = (
     "base_encoder", "encoder_q", "teacher_backbone", "encoder", "MAE_encoder", "student_backbone", "student", "trunk",
 )  # fmt: skip
 """Parts of names, in the order in which a network under them is taken where several fit equally well."""
-TEACHERS = "state_dict.teacher."
-"""Beginning of names in a checkpoint of ours of what follows its methods' own networks."""
+BACKBONE, TEACHER = "state_dict.backbone.", "state_dict.teacher."
+"""Beginnings of names in a checkpoint of ours: one of the two is what its method has evaluated."""
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What DataParallel, DDP, torch.compile, FSDP and activation checkpointing put into names."""
 LEFT_OUT = re.compile(
@@ -111,9 +111,10 @@ def load_weights(backbone: nn.Module, path: str | None) -> Account | None:
         return None
     file = Path(path).expanduser()
     everything, about = read(file)
-    candidates = {name: value for name, value in everything.items() if not name.startswith(TEACHERS)}
     names = set(getattr(backbone, "published_names", None) or backbone.state_dict())
-    source, state = chosen(candidates if about.get("ours") else everything, names, str(file))
+    aside = about["aside"]
+    meant = {name: value for name, value in everything.items() if not aside or not name.startswith(aside)}
+    source, state = chosen(meant, names, str(file))
     kept = {name: value for name, value in state.items() if name in names or not LEFT_OUT.match(name)}
     _check_values(kept, file)
     converted = getattr(backbone, "converted", None)
@@ -141,11 +142,12 @@ def read(path: Path) -> tuple[State, dict[str, Any]]:
     about: dict[str, Any] = {}
     if path.is_dir() and (path / "config.json").is_file():
         about = foreign.read_json(path / "config.json", dict[str, foreign.Unchecked])
+    about["aside"] = ""
     state: State = {}
     for file in _files(path) if path.is_dir() else [path]:
         content = _content(file)
         if isinstance(content, Mapping) and foreign.CONFIG_KEY in content:
-            about["ours"] = True
+            about["aside"] = TEACHER if content.get("evaluated", "backbone") == "backbone" else BACKBONE
         state |= {WRAPPERS.sub("", name): value for name, value in _flat(content)}
     if not state:
         raise ValueError(f"{path}: holds no tensors by name")

@@ -363,7 +363,8 @@ def export(arguments: argparse.Namespace) -> None:
     images = views_of(trained.data.on_after_batch_transfer(batch, 0))[0]
     if not arguments.open_clip:
         seen = trained.data.preprocessing()
-        lines = export_backbone(trained.method.backbone, trained.config["model"], images, Path(arguments.out), seen)
+        backbone = trained.method.get_submodule(trained.method.evaluated)
+        lines = export_backbone(backbone, trained.config["model"], images, Path(arguments.out), seen)
     elif isinstance(trained.method, ImageText):
         lines = export_open_clip(trained.method, trained.data, images, Path(arguments.out))
     else:

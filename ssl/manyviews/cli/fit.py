@@ -416,7 +416,7 @@ def _stopped(cli: FitCLI, stop: Stopped) -> int:
     requeue = asked and now is not None and cli.trainer.global_step > now.first_step
     if cli.trainer.is_global_zero:
         saved = "saved" if stop.saved else "NOT saved"
-        then = f"the same command with --run {cli.folder.path} goes on"
+        then = f"the same command (fit with --run {cli.folder.path}) goes on"
         if requeue:
             then = "the job asks to be queued again"
         elif asked:

@@ -146,9 +146,10 @@ def calibrated(method: Method, data: Any) -> Method:
 
     Without it their running statistics would be those of no data at all, and random features worse than they are.
     """
-    if any(isinstance(module, BatchNorm) for module in method.backbone.modules()):
+    backbone = method.get_submodule(method.evaluated)
+    if any(isinstance(module, BatchNorm) for module in backbone.modules()):
         for batch in prepared(method, data, "train", LOCAL):
-            method.backbone.train()
+            backbone.train()
             method.embed(batch)
     return method.eval()
 

@@ -42,14 +42,15 @@ class Cost(JointProtocol):
     def measure(self, module: Any, data: Any) -> Result:
         batches = prepared(module, data, "val", LOCAL)
         view = views_of(next(batches))[0][: self.samples]
+        backbone = module.get_submodule(module.evaluated)
         # As plain products, so that those of attention are told from the others; the counter's hooks want gradients.
         with torch.enable_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            found = Encoding.of(module.backbone(view))
+            found = Encoding.of(backbone(view))
         counts = counter.get_flop_counts()["Global"]
         seconds = []
         for _ in range(self.repeats):
             started = time.perf_counter()
-            module.backbone(view)
+            backbone(view)
             if view.is_cuda:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)

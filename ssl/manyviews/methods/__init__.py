@@ -12,6 +12,7 @@ from manyviews.methods.cmim import CMIM
 from manyviews.methods.cosmo import COSMO
 from manyviews.methods.dcl import DCL
 from manyviews.methods.decoding import Decoding
+from manyviews.methods.dino import DINO
 from manyviews.methods.fdt import FDT
 from manyviews.methods.filip import FILIP, Wukong
 from manyviews.methods.hallucinator import Hallucinator
@@ -51,6 +52,7 @@ __all__ = [
     "COSMO",
     "CPL",
     "DCL",
+    "DINO",
     "FDT",
     "FILIP",
     "MCIP",

@@ -67,6 +67,8 @@ class Method(pl.LightningModule):
     """Parts that keep the peak rate throughout, by name."""
     takes_chunks: ClassVar[bool] = True
     """Whether `training.grad_cache` can be used."""
+    evaluated: ClassVar[str] = "backbone"
+    """The part whose features are evaluated, exported, and taken by other runs."""
     takes_views: Count = (1, math.inf)
     """Views of a sample that `step` takes, least and most."""
     takes_texts: Count = (0, 0)
@@ -124,7 +126,12 @@ class Method(pl.LightningModule):
 
     def embed(self, batch: Batch) -> list[Encoding]:
         """Backbone features of each view of a batch: what evaluation sees."""
-        return [Encoding.of(self.backbone(view)) for view in views_of(batch)]
+        encoder = self.get_submodule(self.evaluated)
+        return [Encoding.of(encoder(view)) for view in views_of(batch)]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Which part is evaluated, for those who take the weights without the method."""
+        checkpoint["evaluated"] = self.evaluated
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss of a batch, and detached what monitoring looks at: features and projections of view 0, 1, ..."""
@@ -324,7 +331,8 @@ class Method(pl.LightningModule):
         shard(self, self.device_mesh["data_parallel"])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Takes the gradient from parts that make no step yet, decay and momentum included."""
+        """Shortens gradients, and takes them from parts that make no step yet, decay and momentum included."""
+        self.how.clipped(self.parameters())
         for name, epochs in self.how.frozen.items():
             if self.current_epoch < epochs:
                 for p in self.get_submodule(name).parameters():
@@ -336,6 +344,7 @@ class Method(pl.LightningModule):
         MoCo moves its teacher before the next keys are made, BYOL after the step: the same, since it starts equal.
         """
         step = self.global_step
+        self.how.decay(self.trainer.optimizers[0], step, self.total_steps)
         super().optimizer_step(*args, **kwargs)
         if self.stepped():
             self.objective.constrain()

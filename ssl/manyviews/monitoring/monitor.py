@@ -121,7 +121,9 @@ class Monitor(pl.Callback):
         if not sys.stderr.isatty():  # batch jobs: a line in place of a bar
             step, epoch, loss = trainer.global_step, trainer.current_epoch, metrics["train/loss"]
             speed = metrics.get("speed/images_per_second", float("nan"))
-            line = f"step {step:>7}  epoch {epoch:>4}  loss {loss:8.4f} {speed:8.0f} img/s"
+            total = getattr(module, "total_steps", 0)
+            said = f"{step}/{total}" if total > 1 else str(step)
+            line = f"step {said:>11}  epoch {epoch:>4}  loss {loss:8.4f} {speed:8.0f} samples/s"
             print(line, file=sys.stderr, flush=True)
 
     def _speed(self, trainer: pl.Trainer) -> dict[str, float]:

@@ -13,6 +13,7 @@ from manyviews.objectives.cpl import CPL
 from manyviews.objectives.crossentropy import CrossEntropy
 from manyviews.objectives.dcl import DCL
 from manyviews.objectives.deepcluster import DeepCluster
+from manyviews.objectives.dino import DINO
 from manyviews.objectives.fdt import FDT
 from manyviews.objectives.filip import FILIP
 from manyviews.objectives.hallucinator import Hallucinator
@@ -55,6 +56,7 @@ __all__ = [
     "CMIM",
     "CPL",
     "DCL",
+    "DINO",
     "FDT",
     "FILIP",
     "MCIP",

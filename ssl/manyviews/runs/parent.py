@@ -18,7 +18,8 @@ def start_from(method: pl.LightningModule, path: Path) -> dict[str, Any]:
     """Loads the weights of a run (its newest checkpoint) or of a checkpoint into a fresh method.
 
     Parameters and running statistics of the same name and shape are taken; what an objective remembers of samples
-    (queues, memories, counters) begins anew, and so do optimiser and schedule. The backbone has to be the same.
+    (queues, memories, counters) begins anew, and so do optimiser and schedule. The backbone has to be the same; of a
+    method whose teacher is evaluated (DINO) another method takes the teacher's.
 
     Returns:
         What is kept of the parent: run, checkpoint, step, SHA-256.
@@ -42,6 +43,13 @@ def start_from(method: pl.LightningModule, path: Path) -> dict[str, Any]:
             f"{checkpoint}: no checkpoint of a run; published weights are given as model.backbone.checkpoint"
         )
     own = method.state_dict()
+    evaluated = content.get("evaluated")
+    if isinstance(evaluated, str) and evaluated != "backbone" and getattr(method, "evaluated", "backbone") != evaluated:
+        rest = {name: value for name, value in given.items() if not name.startswith("backbone.")}
+        given = {
+            f"backbone.{name.removeprefix(f'{evaluated}.')}" if name.startswith(f"{evaluated}.") else name: value
+            for name, value in rest.items()
+        }
     remembered = {
         f"{name}.{buffer}"
         for name, part in method.named_modules()
