@@ -202,6 +202,7 @@ def test_what_training_names_must_be_there_and_make_sense():
         ({"frozen": {"projectr": 1}}, r"training.frozen: no part 'projectr'; parts are backbone, projector"),
         ({"rates": {"body": 0.1}}, r"training.rates: no part 'body'"),
         ({"locked": ["body"]}, r"training.locked: no part 'body'"),
+        ({"locked": ["projector"], "rates": {"projector": 0.1}}, r"training.rates: nothing in 'projector' is trained"),
     ):
         with pytest.raises(ValueError, match=message):
             fit(simclr(**fast(SGD, **how)), 1)

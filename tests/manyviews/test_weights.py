@@ -418,7 +418,7 @@ def test_of_a_run_with_a_teacher_the_trained_network_is_taken(name, tmp_path):
         assert torch.equal(backbone.state_dict()[key], value)
 
 
-def test_of_dino_the_teacher_is_taken(tmp_path):
+def test_of_dino_the_teacher_is_taken(tmp_path, caplog):
     """By a backbone, by another run, and by evaluation."""
     method, images = spread(make("DINO")).eval(), torch.rand(4, 3, 8, 8)
     content = {"state_dict": method.state_dict(), CONFIG_KEY: {"model": {}}, "global_step": 1}
@@ -429,6 +429,7 @@ def test_of_dino_the_teacher_is_taken(tmp_path):
     assert load_weights(backbone, str(tmp_path / "a.ckpt")).source == "state_dict.teacher.backbone"
     other = make("SimCLR").eval()
     start_from(other, tmp_path / "a.ckpt")
+    assert "as its backbone teacher.backbone, and not the one that was trained" in caplog.text
     expected = teacher(images).pooled
     assert not torch.allclose(expected, method.backbone(images).pooled)
     for found in (backbone(images), other.backbone(images), method.embed({"image": [images]})[0]):

@@ -244,7 +244,7 @@ class Method(pl.LightningModule):
         That is the same on all ranks by itself. A queue of 65,536 keys has 33 MB, the memory of a large set a gigabyte.
 
         Raises:
-            ValueError: for a part that is not there.
+            ValueError: for a part that is not there, or that nothing trains.
         """
         for option, named in (("locked", self.locked), ("frozen", self.how.frozen), ("rates", self.how.rates)):
             for name in named:
@@ -252,6 +252,10 @@ class Method(pl.LightningModule):
                     parts = ", ".join(child for child, _ in self.named_children())
                     raise ValueError(f"training.{option}: no part {name!r}; parts are {parts}, and what lies in them")
         self.lock()
+        for option, waits in (("frozen", self.how.frozen), ("rates", self.how.rates)):
+            for name in waits:
+                if not any(p.requires_grad for p in self.get_submodule(name).parameters()):
+                    raise ValueError(f"training.{option}: nothing in {name!r} is trained")
         names = [
             f"objective.{name}.{buffer}".replace("..", ".")
             for name, module in self.objective.named_modules()

@@ -43,13 +43,14 @@ def start_from(method: pl.LightningModule, path: Path) -> dict[str, Any]:
             f"{checkpoint}: no checkpoint of a run; published weights are given as model.backbone.checkpoint"
         )
     own = method.state_dict()
-    evaluated = content.get("evaluated")
+    evaluated, said = content.get("evaluated"), list[str]()
     if isinstance(evaluated, str) and evaluated != "backbone" and getattr(method, "evaluated", "backbone") != evaluated:
         rest = {name: value for name, value in given.items() if not name.startswith("backbone.")}
         given = {
             f"backbone.{name.removeprefix(f'{evaluated}.')}" if name.startswith(f"{evaluated}.") else name: value
             for name, value in rest.items()
         }
+        said = [f"as its backbone {evaluated}, and not the one that was trained"]
     remembered = {
         f"{name}.{buffer}"
         for name, part in method.named_modules()
@@ -65,7 +66,7 @@ def start_from(method: pl.LightningModule, path: Path) -> dict[str, Any]:
     if other := sorted(name for name in new | unused if name.startswith("backbone.")):
         raise ValueError(f"{checkpoint}: its backbone is another one; these differ: {', '.join(other[:4])}")
     method.load_state_dict({**own, **taken})
-    said = [f"begins with {len(taken)} tensors of step {content['global_step']} of {checkpoint}"]
+    said.insert(0, f"begins with {len(taken)} tensors of step {content['global_step']} of {checkpoint}")
     said += [f"{what}: {', '.join(_tops(names))}" for what, names in (("new", new), ("not used", unused)) if names]
     logger.warning("; ".join(said))
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
