@@ -1,4 +1,4 @@
-"""CLIP, SigLIP and ALIGN: the cards' numbers, open_clip's own losses, the ring, the logit scale."""
+"""CLIP, SigLIP and ALIGN: worked numbers, open_clip's own losses, the ring, the logit scale."""
 
 import math
 from functools import partial

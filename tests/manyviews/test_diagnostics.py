@@ -1,4 +1,4 @@
-"""Readings of a representation: the cards' numbers and their limits."""
+"""Readings of a representation: worked numbers and their limits."""
 
 import pytest
 import torch

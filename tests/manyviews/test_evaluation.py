@@ -1,4 +1,4 @@
-"""The protocols: the cards' numbers, dense references, and that nothing leaks or changes."""
+"""The protocols: worked numbers, dense references, and that nothing leaks or changes."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Zero-shot, retrieval, composition, transfer in the joint space: the cards' numbers, dense references, ties, ranks."""
+"""Zero-shot, retrieval, composition, transfer in the joint space: worked numbers, dense references, ties, ranks."""
 
 import json
 import math
@@ -168,7 +168,7 @@ def test_banks(tmp_path):
 
 
 def test_several_captions_of_an_image():
-    """The card's toy: images at 0 and 60, captions at 5 and 40 of the first, 55 and 20 of the second."""
+    """Images at 0 and 60, captions at 5 and 40 of the first, 55 and 20 of the second."""
     data = Told(at(0, 60), captions=[[5.0, 40.0], [55.0, 20.0]])
     found = TextRetrieval((1, 2)).measure(Plane(), data)
     assert found.scores == {"i2t_r1": 1.0, "i2t_r2": 1.0, "t2i_r1": 0.5, "t2i_r2": 1.0}
@@ -455,7 +455,7 @@ def test_files_of_the_aro_benchmark(tmp_path):
 # Learning on texts, running on images.
 
 
-def test_noise_of_the_card():
+def test_noise_of_the_worked_example():
     g = torch.Generator().manual_seed(0)
     x = unit(torch.randn(4000, 768, generator=g))
     for sigma, cosine in ((0.04, 0.6698), (0.08, 0.4112), (0.12, 0.2880)):
@@ -525,7 +525,7 @@ def test_neighbours():
 
 
 def owners(q, t, k, m):
-    """The card's five steps, word by word."""
+    """The five steps, word by word."""
     n, free, cells, left = len(q), set(range(len(q))), [], []
     for i in range(n):
         if i not in free:

@@ -278,7 +278,7 @@ def test_temperature_must_be_positive(make):
         make(-1)
 
 
-# Identities of the papers and cards.
+# Identities of the papers.
 
 
 def test_ntxent_gradient_of_the_worked_example():

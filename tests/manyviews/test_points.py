@@ -1,4 +1,4 @@
-"""Point clouds: the cards' numbers, geometry against slow references, masks from outside, training, resume, ranks."""
+"""Point clouds: worked numbers, geometry against slow references, masks from outside, training, resume, ranks."""
 
 import json
 from itertools import pairwise
@@ -29,7 +29,7 @@ from tests.manyviews.test_image_methods import Reseed, state
 from tests.manyviews.test_methods import fit
 from tests.support.training import fast
 
-CARD = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [5, 0, 0], [5, 1, 0]])[None]
+FIVE = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [5, 0, 0], [5, 1, 0]])[None]
 
 
 def count(module):
@@ -39,7 +39,7 @@ def count(module):
 # Geometry.
 
 
-def test_chamfer_of_the_card():
+def test_chamfer_of_the_worked_example():
     a, b = torch.tensor([[[0.0, 0, 0], [1, 0, 0]]]), torch.tensor([[[0.0, 0, 0], [0, 2, 0], [3, 0, 0]]])
     assert chamfer(a, b).item() == pytest.approx(3.166667, abs=1e-6)
     assert chamfer(a, b, "l1").item() == pytest.approx(0.916667, abs=1e-5)
@@ -51,9 +51,9 @@ def test_chamfer_of_the_card():
     assert torch.isfinite(same.grad).all()
 
 
-def test_farthest_points_of_the_card():
-    assert farthest_points(CARD, 3).tolist() == [[0, 4, 1]]
-    assert farthest_points(CARD, 5).tolist() == [[0, 4, 1, 2, 3]]
+def test_farthest_points_of_the_worked_example():
+    assert farthest_points(FIVE, 3).tolist() == [[0, 4, 1]]
+    assert farthest_points(FIVE, 5).tolist() == [[0, 4, 1, 2, 3]]
 
 
 def test_farthest_points_spread():
@@ -65,10 +65,10 @@ def test_farthest_points_spread():
         assert all(a >= b - 1e-6 for a, b in pairwise(gaps))
 
 
-def test_nearest_points_of_the_card():
-    found = nearest_points(CARD[:, [0, 4]], CARD, 2)
+def test_nearest_points_of_the_worked_example():
+    found = nearest_points(FIVE[:, [0, 4]], FIVE, 2)
     assert found.tolist() == [[[0, 1], [4, 3]]]
-    patches = group(CARD, 2, 2)
+    patches = group(FIVE, 2, 2)
     assert patches.centres.tolist() == [[[0, 0, 0], [5, 1, 0]]]
     assert patches.relative.tolist() == [[[[0, 0, 0], [1, 0, 0]], [[0, 0, 0], [0, -1, 0]]]]
 
@@ -102,7 +102,7 @@ def test_a_shift_moves_centres_only():
     torch.testing.assert_close(there.centres, here.centres + shift)
 
 
-def test_sizes_of_the_card():
+def test_sizes_of_the_worked_example():
     assert count(MiniPointNet(384)) == 494_464 and count(position_mlp(384)) == 50_048
     assert count(blocks(384, 1, 6)) == 1_773_312
     encoder, decoder = PointTransformer(), PointDecoder(384, 6, 32)
@@ -126,7 +126,7 @@ def test_tokens_of_the_papers_layers():
     torch.testing.assert_close(net(torch.cat([relative, relative[:, :, :3]], 2)), expected)
 
 
-def test_scale_of_the_card():
+def test_scale_of_the_worked_example():
     """Unit sphere, 1,024 points, 64 patches of 32: radius about 0.353, all zeros 0.0626, another patch 0.0528."""
     g = torch.Generator().manual_seed(0)
     points = torch.nn.functional.normalize(torch.randn(4, 1024, 3, generator=g), dim=2)
@@ -243,7 +243,7 @@ def test_masks():
 
 
 def test_reconstruction_and_agreement_are_learnt():
-    """The card: below the level of predicting all zeros; and with a weight of 50 the branches agree."""
+    """Below the level of predicting all zeros; and with a weight of 50 the branches agree."""
     method, seen = make("PointCMAE"), []
 
     class Watch(pl.Callback):
@@ -372,7 +372,7 @@ def test_a_picture_of_what_was_found():
 # Evaluation.
 
 
-def test_the_support_vector_machine_of_the_card():
+def test_the_support_vector_machine_of_the_worked_example():
     """Separable in one dimension: w = 4C / (1 + 4C) and no bias, by symmetry."""
     x, y = torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1])
     for c, w in ((1.0, 0.8), (0.01, 0.0384615)):

@@ -1,4 +1,4 @@
-"""Shifted windows and random boxes: what the card derives."""
+"""Shifted windows and random boxes: by their derivation."""
 
 import pytest
 import torch

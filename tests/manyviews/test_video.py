@@ -1,4 +1,4 @@
-"""Video backbones: the cards' numbers and invariances, masks that hold, one frame and many, training and resume."""
+"""Video backbones: worked numbers and invariances, masks that hold, one frame and many, training and resume."""
 
 from functools import partial
 
@@ -52,7 +52,7 @@ def clips(n=2, frames=4, side=16, numbers=3, seed=0):
 # Trajectories.
 
 
-def test_the_masked_mean_of_the_card():
+def test_the_masked_mean_of_the_worked_example():
     maps = torch.arange(16.0).view(1, 1, 4, 4, 1)
     ids = torch.zeros(1, 1, 4, 4, dtype=torch.int64)
     ids[0, 0, 0, :2] = ids[0, 0, 1, 0] = 1
@@ -162,7 +162,7 @@ def test_views_of_clips_carry_their_tracks():
 # Space-time patches.
 
 
-def test_tokens_of_the_card():
+def test_tokens_of_the_worked_example():
     """16 frames of 224 px in tubes of 2 x 16 x 16: 1,568 tokens."""
     model = ViT3D(depth=0, dim=12, heads=2)
     assert model.tokens(torch.zeros(1, 16, 3, 224, 224)).flatten(1, 2).shape == (1, 1568, 12)
@@ -182,7 +182,7 @@ def test_an_inflated_model_gives_a_still_clip_the_images_tokens():
 
 
 @pytest.mark.parametrize(("start", "r", "layers", "left"), [(197, 8, 12, 101), (197, 13, 12, 41), (1569, 65, 12, 789), (1569, 65, 20, 269), (1569, 65, 23, 74), (1569, 65, 24, 38)])  # fmt: skip
-def test_merged_tokens_of_the_card(start, r, layers, left):
+def test_merged_tokens_of_the_worked_example(start, r, layers, left):
     x, sizes = torch.randn(1, start, 4), torch.ones(1, start)
     for _ in range(layers):
         x, sizes = merged(x, sizes, x, r)

@@ -294,7 +294,7 @@ def test_crossing_squares_keep_their_names():
 
 
 def test_things_of_the_generated_clips_are_found():
-    """The best overlap of a true trajectory over space and time; the card's extractor reaches 0.65 on such clips."""
+    """The best overlap of a true trajectory over space and time; 0.65 is reached on such clips."""
     source, scores = Moving(20, 0), []
     for i in range(20):
         files = source.files(i)

@@ -1,6 +1,6 @@
 """TrajViT (Zheng et al., "One Trajectory, One Token", ICCV 2025): tokens are things, followed through a clip.
 
-After the card's reading of the release: one pass through the blocks, a key mask that holds, one frequency ramp for each
+Where the release leaves a choice: one pass through the blocks, a key mask that holds, one frequency ramp for each
 coordinate. Trajectories come with the clip as a fourth channel; the model never makes them.
 """
 

@@ -23,9 +23,9 @@ class MGCA(Objective):
     .. math:: L = \lambda_1 L_{ITA} + \lambda_2 (L_{word} + L_{patch}) + \lambda_3 L_{CPA}
 
     ITA: both directions of InfoNCE with t = 0.07, summed. Word side of CTA: a word attends to the patches of its image
-    (t = 0.1) and shall be told from the report's other words by what it saw, and the reverse; weights of words sum to
+    (t = 0.1) and should be told from the report's other words by what it saw, and the reverse; weights of words sum to
     1. Patch side likewise. CPA: the balanced prototype assignment of one modality is predicted from the other (t 0.2).
-    As the card recommends, padding takes no part, attended tokens are brought to length 1 again, and instances are
+    Here padding takes no part, attended tokens are brought to length 1 again, and instances are
     contrasted over all ranks.
 
     Args:
