@@ -42,6 +42,9 @@ def train(tmp_path, config, *arguments, name="run"):
             ("limit_test_batches", "3"), ("limit_predict_batches", "3"), ("inference_mode", "false"),
             ("val_check_interval", "1"),
         )),
+        *((["--trainer.precision", value], f"trainer.precision {value}: weights and batches are float32") for value in (
+            "64-true", "bf16-true",
+        )),
         (["--trainer.min_epochs", "50", "--trainer.max_epochs", "2"], "trainer.min_epochs 50 is more than max_epochs 2"),
         (["--trainer.gradient_clip_algorithm", "value"], "trainer.gradient_clip_val: give it too"),
         (["--trainer.min_steps", "50", "--trainer.max_steps", "2"], "trainer.min_steps 50 is more than max_steps 2"),

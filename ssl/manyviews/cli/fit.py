@@ -170,6 +170,11 @@ class FitCLI(LightningCLI):
             value, usual = given.get(name), USUAL.get(name)
             if value is not None and (type(value), value) != (type(usual), usual):
                 raise ValueError(f"trainer.{name} is not used here: {instead}")
+        if str(given.get("precision")) in ("64", "64-true", "16-true", "bf16-true", "transformer-engine"):
+            raise ValueError(
+                f"trainer.precision {given.get('precision')}: weights and batches are float32 here; give bf16-mixed, "
+                "16-mixed or 32-true"
+            )
         if given.get("gradient_clip_algorithm") is not None and given.get("gradient_clip_val") is None:
             raise ValueError("trainer.gradient_clip_algorithm clips at trainer.gradient_clip_val: give it too")
         if trainer.min_steps is not None and 0 < trainer.max_steps < trainer.min_steps:
