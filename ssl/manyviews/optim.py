@@ -22,7 +22,7 @@ OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 class LARS(Optimizer):
     """SGD with momentum whose step is scaled, tensor by tensor, by |w| / |g| (You et al., 2017; as in SimCLR).
 
-    Groups with `adapt=False` (biases and norms, see `decay_groups`) take a plain momentum step.
+    Groups with `adapt=False` (biases and norms, see `groups_of`) take a plain momentum step.
 
     Args:
         params: parameters or groups.
@@ -197,7 +197,7 @@ class Training:
             SogCLR, Hydra, AMCL, and solo-learn's of every method). None: as the method says.
         locked: parts that stay as they are, such as [backbone] (LiT) or [text_backbone.model.transformer]: no gradient,
             eval mode, out of the optimiser. None: as the method says.
-        frozen: parts that make no step in the first so many epochs, such as {projector.last: 1}.
+        frozen: parts that make no step in the first so many epochs, such as {projector.prototypes: 1}.
         rates: of parts that have a share of the rate, such as {backbone.model.patch_embed: 0.2}; of parts inside each
             other the product.
         layer_decay: a layer of the backbone has this share of the rate of the next; what comes after its blocks has all
@@ -222,6 +222,7 @@ class Training:
     def __post_init__(self) -> None:
         for name, value, is_right, expected in (
             ("grad_cache", self.grad_cache, self.grad_cache >= 0, "0 or more"),
+            ("final_weight_decay", self.final_weight_decay, (self.final_weight_decay or 0) >= 0, "0 or more"),
             ("clip", self.clip, self.clip is None or self.clip > 0, "more than 0"),
             ("layer_decay", self.layer_decay, 0 < self.layer_decay <= 1, "a share, in (0, 1]"),
             *((f"frozen.{part}", epochs, epochs >= 1, "1 or more epochs") for part, epochs in self.frozen.items()),
@@ -257,7 +258,8 @@ class Training:
                 found[id(p)] = found.get(id(p), 1.0) * share
         if self.layer_decay == 1:
             return found
-        layers: dict[str, int] | None = getattr(backbone, "layers", dict)()
+        told = getattr(backbone, "layers", None)  # by many a user's own class a list of modules
+        layers: dict[str, int] = told() if callable(told) and not isinstance(told, nn.Module) else {}
         if not layers:
             raise ValueError(
                 f"training.layer_decay: {type(backbone).__name__} does not say which layers it has: give training.rates"

@@ -286,6 +286,13 @@ def test_more_views_than_two_are_refused_where_two_are_meant(name):
         make(name).training_step(Batches(views=4)[0], 0)
 
 
+def test_dino_shows_its_teacher_as_many_crops_as_it_says():
+    with pytest.raises(ValueError, match="DINO takes 3 or more views of a sample, got 2"):
+        m.DINO(ConvNet((8,)), o.DINO(8), large=3, hidden=8, bottleneck=4).training_step(Batches()[0], 0)
+    with pytest.raises(ValueError, match="large: the teacher sees 1 crop or more, got 0"):
+        m.DINO(ConvNet((8,)), o.DINO(8), large=0)
+
+
 def test_hosts_must_fit():
     with pytest.raises(ValueError, match="needs both"):
         m.AMCL(ConvNet((8,)), o.AMCL(queue_size=8))

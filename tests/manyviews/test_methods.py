@@ -144,8 +144,11 @@ def test_a_layer_has_a_share_of_the_rate_of_the_next():
         ways = [way for name, way in found.items() if name.startswith(f"backbone.model.{part}")]
         assert ways and all(way == pytest.approx(share, rel=1e-4) for way in ways), part
     assert all(way == pytest.approx(1.0, rel=1e-4) for name, way in found.items() if name.startswith("projector"))
-    with pytest.raises(ValueError, match="layer_decay: Backbone does not say which layers it has: give training.rates"):
-        fit(simclr(**constant(layer_decay=0.5)))
+    for layers in (None, nn.ModuleList()):  # the second by the name that many a network has for something else
+        method = simclr(**constant(layer_decay=0.5))
+        method.backbone.layers = layers
+        with pytest.raises(ValueError, match="layer_decay: Backbone does not say which layers it has: give training"):
+            fit(method)
 
 
 def test_a_part_may_make_its_first_step_later():
@@ -178,7 +181,7 @@ def test_the_gradient_of_each_tensor_is_shortened_on_its_own():
 
 
 def test_weight_decay_follows_the_run_and_spares_what_is_spared(tmp_path):
-    """0.04 to 0.4 over a hundred steps; a run that goes on in the middle has the same."""
+    """From 0.04 to 0.4 over a hundred steps, and the same in a run that is resumed after the fiftieth."""
     how = fast(partial(torch.optim.SGD, lr=0.0, weight_decay=0.04), final_weight_decay=0.4)
     seen = {}
 
@@ -203,6 +206,8 @@ def test_what_training_names_must_be_there_and_make_sense():
         ({"rates": {"body": 0.1}}, r"training.rates: no part 'body'"),
         ({"locked": ["body"]}, r"training.locked: no part 'body'"),
         ({"locked": ["projector"], "rates": {"projector": 0.1}}, r"training.rates: nothing in 'projector' is trained"),
+        ({"locked": ["backbone"], "layer_decay": 0.5}, r"training.layer_decay: nothing in 'backbone' is trained"),
+        ({"final_weight_decay": 0.4}, "final_weight_decay: the optimiser has no weight_decay to begin from"),
     ):
         with pytest.raises(ValueError, match=message):
             fit(simclr(**fast(SGD, **how)), 1)
@@ -210,6 +215,7 @@ def test_what_training_names_must_be_there_and_make_sense():
         ({"frozen": {"projector": 0}}, "training.frozen.projector: expected 1 or more epochs, got 0"),
         ({"rates": {"projector": 0.0}}, "training.rates.projector: expected a share, more than 0, got 0.0"),
         ({"layer_decay": 1.5}, r"training.layer_decay: expected a share, in \(0, 1\], got 1.5"),
+        ({"final_weight_decay": -1.0}, "training.final_weight_decay: expected 0 or more, got -1.0"),
         ({"grad_cache": -1}, "training.grad_cache: expected 0 or more, got -1"),
     ):
         with pytest.raises(ValueError, match=message):

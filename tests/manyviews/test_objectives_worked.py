@@ -988,6 +988,10 @@ def test_the_teacher_of_dino_is_sharpened_along_a_line():
     objective = o.DINO(3, 0.1, 0.07, 0.04, 30)
     found = [objective._sharpness(epoch) for epoch in (0, 10, 29, 30, None)]
     assert found == pytest.approx([0.04, 0.04 + 0.03 * 10 / 29, 0.07, 0.07, 0.07])
+    once = o.DINO(3, 0.1, 0.07, 0.04, 1)
+    assert [once._sharpness(epoch) for epoch in (0, 1)] == [0.04, 0.07]
+    with pytest.raises(ValueError, match="warmup_temperature 0.02 is of warmup_epochs, got 0"):
+        o.DINO(3, warmup_temperature=0.02)
 
 
 def test_the_head_of_dino():

@@ -18,7 +18,7 @@ from manyviews.optim import Schedule, Training
 
 
 class CLIP(ImageText):
-    """CLIP (Radford et al., ICML 2021), and LiT (Zhai et al., CVPR 2022) with `locked: [backbone]`.
+    """CLIP (Radford et al., ICML 2021), and LiT (Zhai et al., CVPR 2022) with `training.locked: [backbone]`.
 
     Args:
         backbone: image tower. text_backbone: text tower.

@@ -53,10 +53,12 @@ class DINO(Asymmetric):
         momentum: float = 0.996,
         training: Training = RECIPE,
     ) -> None:
+        if large < 1:
+            raise ValueError(f"large: the teacher sees 1 crop or more, got {large}")
         objective = objective or objectives.DINO()
         head = PrototypeHead(width_of(backbone), len(objective.centre), hidden, bottleneck, gain)
         super().__init__(backbone, head, objective, training, momentum=momentum, final_momentum=1.0)
-        self.large = large
+        self.large, self.takes_views = large, (max(2, large), math.inf)
 
     @override
     def step(self, batch: Batch) -> Step:

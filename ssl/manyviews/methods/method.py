@@ -252,7 +252,8 @@ class Method(pl.LightningModule):
                     parts = ", ".join(child for child, _ in self.named_children())
                     raise ValueError(f"training.{option}: no part {name!r}; parts are {parts}, and what lies in them")
         self.lock()
-        for option, waits in (("frozen", self.how.frozen), ("rates", self.how.rates)):
+        deep = ("backbone",) if self.how.layer_decay != 1 else ()
+        for option, waits in (("frozen", self.how.frozen), ("rates", self.how.rates), ("layer_decay", deep)):
             for name in waits:
                 if not any(p.requires_grad for p in self.get_submodule(name).parameters()):
                     raise ValueError(f"training.{option}: nothing in {name!r} is trained")
@@ -375,6 +376,8 @@ class Method(pl.LightningModule):
         unscheduled = [name for name in self.unscheduled if self.part(name) is not None]
         shares = self.how.shares(self, self.backbone)
         optimizer = self.how.optimizer(groups_of(self, unscheduled, schedule.decay_all, shares))
+        if self.how.final_weight_decay and not any(group.get("weight_decay") for group in optimizer.param_groups):
+            raise ValueError("training.final_weight_decay: the optimiser has no weight_decay to begin from")
         for group in optimizer.param_groups:
             group["lr"] *= group.get("share", 1.0)
         if schedule.scaling != "none":

@@ -49,7 +49,7 @@ class MCIP(ImageText):
 
     The captions of a sample are its text views; views beyond the number of captions repeat them. With
     `objective.caption_weight` 0 it is the first stage of the two-stage recipe; the second, which aligns the text tower
-    anew, is `CLIP` with `locked: [backbone, projector]`.
+    anew, is `CLIP` with `training.locked: [backbone, projector]`.
 
     Args:
         backbone: image tower, pretrained. text_backbone: text tower, pretrained.

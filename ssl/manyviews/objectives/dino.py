@@ -27,8 +27,8 @@ class DINO(Objective):
         prototypes: K, the width of what is compared. Paper: 65536.
         temperature: of the student, > 0.
         teacher_temperature: of the teacher, > 0; paper 0.04, with a warm-up 0.07.
-        warmup_temperature: of the teacher in the first epoch. warmup_epochs: in which it rises to
-            `teacher_temperature`, along a line; 0: it has it from the start. Paper: 0.04, 30 (code: 0).
+        warmup_epochs: in which the teacher's temperature rises, along a line; 0: it is the same from the start.
+            Paper: 30 (code: 0). warmup_temperature: that of the first of them; default 0.04.
         centre_momentum: share of itself that the centre keeps in a step.
 
     `diagnostics`: `teacher_entropy`, from 0 (one prototype) to log K (all alike): at either end nothing is learnt;
@@ -43,14 +43,17 @@ class DINO(Objective):
         prototypes: int = 65536,
         temperature: float = 0.1,
         teacher_temperature: float = 0.04,
-        warmup_temperature: float = 0.04,
+        warmup_temperature: float | None = None,
         warmup_epochs: int = 0,
         centre_momentum: float = 0.9,
     ) -> None:
         super().__init__()
         self.temperature = positive("temperature", temperature)
         self.teacher_temperature = positive("teacher_temperature", teacher_temperature)
-        self.warmup_temperature, self.warmup_epochs = positive("warmup_temperature", warmup_temperature), warmup_epochs
+        if warmup_epochs < 0 or (warmup_temperature is not None and not warmup_epochs):
+            raise ValueError(f"warmup_temperature {warmup_temperature} is of warmup_epochs, got {warmup_epochs}")
+        first = 0.04 if warmup_temperature is None else warmup_temperature
+        self.warmup_temperature, self.warmup_epochs = positive("warmup_temperature", first), warmup_epochs
         if not 0 <= centre_momentum <= 1:
             raise ValueError(f"centre_momentum must be in [0, 1], got {centre_momentum}")
         self.centre_momentum = centre_momentum
@@ -76,9 +79,9 @@ class DINO(Objective):
 
     def _sharpness(self, epoch: int | None) -> float:
         """The teacher's temperature."""
-        if epoch is None or epoch >= self.warmup_epochs - 1:
+        if epoch is None or epoch >= self.warmup_epochs:
             return self.teacher_temperature
-        share = epoch / (self.warmup_epochs - 1)
+        share = epoch / max(1, self.warmup_epochs - 1)
         return self.warmup_temperature + share * (self.teacher_temperature - self.warmup_temperature)
 
     @torch.no_grad()
